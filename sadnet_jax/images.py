@@ -1,0 +1,94 @@
+"""Image files as arrays and back, with Pillow."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff')
+# ITU-R BT.601 luma, the weights of MATLAB's rgb2gray.
+_LUMA = np.array([0.298936021293775, 0.587043074451121, 0.114020904255103])
+
+
+def find_images(folder: str | Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
+  """All image files below a folder, sorted by path.
+
+  Args:
+    folder: Searched with its subfolders.
+    suffixes: Lower-case endings that count, with the dot; case is ignored.
+
+  Returns:
+    Paths, at least one.
+
+  Raises:
+    ValueError: No such folder, or no image in it.
+  """
+  folder = Path(folder)
+  if not folder.is_dir():
+    raise ValueError(f'{folder}: got no such folder, want a folder of images')
+  found = sorted(p for p in folder.rglob('*') if p.suffix.lower() in suffixes and p.is_file())
+  if not found:
+    raise ValueError(f'{folder}: got no image in it, want at least one file ending in {", ".join(suffixes)}')
+  return found
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+  """(height, width) in pixels, from the file's header only.
+
+  Raises:
+    ValueError: The file is no readable image.
+  """
+  with _open(path) as image:
+    return image.height, image.width
+
+
+def read_image(path: str | Path, channels: int) -> np.ndarray:
+  """Reads an 8-bit image.
+
+  Args:
+    path: The file.
+    channels: 3 for RGB, or 1 for grey; colour becomes grey by MATLAB's rgb2gray,
+      rounded to 8 bits.
+
+  Returns:
+    uint8 [H, W, channels].
+
+  Raises:
+    ValueError: The file is no readable image, is not 8-bit grey or RGB, or is
+      grey where colour is wanted.
+  """
+  with _open(path) as image:
+    if image.mode not in ('L', 'RGB'):
+      raise ValueError(f'{path}: got an image of mode {image.mode}, want 8-bit grey (L) or RGB')
+    if image.mode == 'L' and channels == 3:
+      raise ValueError(
+        f'{path}: got a grey image, want colour; for grey images use a config with model.channels = 1'
+      )
+    try:
+      pixels = np.asarray(image)
+    except (OSError, SyntaxError) as error:
+      raise ValueError(f'{path}: got a damaged image file ({error}), want a complete one') from error
+  if pixels.ndim == 2:
+    return pixels[:, :, None]
+  return rgb_to_gray(pixels) if channels == 1 else pixels
+
+
+def rgb_to_gray(rgb: np.ndarray) -> np.ndarray:
+  """uint8 [..., 3] -> uint8 [..., 1] as MATLAB's rgb2gray."""
+  return np.floor(rgb @ _LUMA[:, None] + 0.5).astype(np.uint8)
+
+
+def write_png(path: str | Path, image: np.ndarray) -> None:
+  """Writes [H, W, 1 or 3], clipped to [0, 1] and rounded to 8 bits; makes folders."""
+  path = Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  pixels = np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
+  Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(path)
+
+
+def _open(path):
+  try:
+    return Image.open(path)
+  except (OSError, UnidentifiedImageError) as error:
+    raise ValueError(f'{path}: got no readable image ({error}), want an image file') from error

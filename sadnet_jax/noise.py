@@ -1,0 +1,56 @@
+"""Additive white Gaussian noise: on the device for training, in NumPy for benchmarks."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Protocol = Literal['unclipped', 'clipped8']
+PROTOCOLS: tuple[Protocol, ...] = ('unclipped', 'clipped8')
+
+
+def add_training_noise(keys: jax.Array, clean: jax.Array, sigma_255: float, clip: bool) -> jax.Array:
+  """Adds white Gaussian noise to a batch, each image from its own key.
+
+  Args:
+    keys: One random key an image, [N].
+    clean: [N, H, W, C] in [0, 1].
+    sigma_255: Standard deviation on the scale of 8-bit images, 0 to 255.
+    clip: Clamp the result to [0, 1], as the authors' training does.
+
+  Returns:
+    [N, H, W, C], noisy.
+  """
+  standard = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:], clean.dtype))(keys)
+  noisy = clean + standard * (sigma_255 / 255)
+  return jnp.clip(noisy, 0, 1) if clip else noisy
+
+
+def add_benchmark_noise(clean: np.ndarray, sigma_255: float, protocol: Protocol, seed: int = 0) -> np.ndarray:
+  """The noisy version of a test image under a named protocol.
+
+  The generator starts from ``seed`` for every image, so an image's noise does not
+  depend on the set it is in: NumPy's ``seed(0)``, then ``normal(0, sigma / 255,
+  shape)``, as in KAIR and the benchmarks that follow it.
+
+  Args:
+    clean: [H, W, C] in [0, 1].
+    sigma_255: Standard deviation on the scale of 8-bit images, 0 to 255.
+    protocol: 'unclipped': the noisy image keeps its float values (DnCNN, FFDNet,
+      DRUNet, SwinIR, Restormer). 'clipped8': clipped to [0, 1] and rounded to
+      8 bits, as if read from an image file (RNAN, RIDNet, SADNet's own test).
+    seed: Seed of NumPy's legacy generator.
+
+  Returns:
+    float32 [H, W, C].
+
+  Raises:
+    ValueError: Unknown protocol.
+  """
+  if protocol not in PROTOCOLS:
+    raise ValueError(f'protocol: got {protocol!r}, want one of {PROTOCOLS}')
+  noisy = clean + np.random.RandomState(seed).normal(0, sigma_255 / 255, clean.shape)
+  if protocol == 'clipped8':
+    noisy = np.round(np.clip(noisy, 0, 1) * 255) / 255
+  return noisy.astype(np.float32)

@@ -1,0 +1,73 @@
+"""What a training run reports: a metrics file, TensorBoard, and lines on the terminal."""
+
+from collections.abc import Mapping
+import json
+import os
+from pathlib import Path
+import time
+
+from tensorboardX import SummaryWriter
+
+METRICS_FILE = 'metrics.jsonl'
+
+
+class RunLog:
+  """Writes the metrics of a run, and continues where a restored run stands.
+
+  ``metrics.jsonl`` has one JSON object a line: the step, and every metric. Lines
+  beyond the restored step belong to work that was lost; they are dropped when the
+  log is opened, since that work is about to be done again.
+  """
+
+  def __init__(self, workdir: str | Path, step: int, total_steps: int, images_per_step: int):
+    """Opens the log of the run in ``workdir``, which stands at ``step``."""
+    workdir = Path(workdir)
+    self._path = workdir / METRICS_FILE
+    _drop_lines_after(self._path, step)
+    # Not continued in the restored run's file: TensorBoard merges files, and
+    # purge_step hides what the lost work had written.
+    self._tensorboard = SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1)
+    self._total_steps = total_steps
+    self._images_per_step = images_per_step
+    self._step, self._time = step, time.monotonic()
+
+  def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Adds one line everywhere; the rate is over the steps since the last one."""
+    now = time.monotonic()
+    seconds_per_step = (now - self._time) / (step - self._step)
+    self._step, self._time = step, now
+    metrics = {**metrics, 'images_per_second': self._images_per_step / seconds_per_step}
+    with self._path.open('a') as file:
+      file.write(json.dumps({'step': step, **metrics}) + '\n')
+    for name, value in metrics.items():
+      self._tensorboard.add_scalar(name, value, step)
+    left = _hours_minutes_seconds((self._total_steps - step) * seconds_per_step)
+    print(
+      f'step {step}/{self._total_steps}  loss {metrics["loss"]:.6f}  '
+      f'learning rate {metrics["learning_rate"]:.2e}  '
+      f'{metrics["images_per_second"]:.1f} images/s  {left} left',
+      flush=True,
+    )
+
+  def close(self) -> None:
+    """Writes out what TensorBoard's writer still holds."""
+    self._tensorboard.close()
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+  if not path.exists():
+    return
+  kept = []
+  for line in path.read_text().splitlines(keepends=True):
+    # A run that was killed while it wrote leaves an unfinished last line.
+    if line.endswith('\n') and json.loads(line)['step'] <= step:
+      kept.append(line)
+  replacement = path.with_suffix('.tmp')
+  replacement.write_text(''.join(kept))
+  os.replace(replacement, path)
+
+
+def _hours_minutes_seconds(seconds: float) -> str:
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f'{hours}:{minutes:02}:{seconds:02}'

@@ -1,0 +1,256 @@
+"""Training: the step, its parallel version, and the loop.
+
+The state after step k is a function of (config, seed, k): the data of a step come
+from (seed, k) (`input_pipeline`), its noise from ``fold_in(key, k)`` and the
+sample's place in the global batch. There is no random state to store, and the
+number of devices does not change what is computed, only where.
+"""
+
+from collections.abc import Callable, Sequence
+import os
+from pathlib import Path
+from typing import Any
+
+from flax.training.train_state import TrainState
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from sadnet_jax import checkpoints, input_pipeline
+from sadnet_jax.images import find_images
+from sadnet_jax.losses import LOSSES
+from sadnet_jax.model import SADNet, mean_abs_offsets
+from sadnet_jax.noise import add_training_noise
+from sadnet_jax.optimizer import make_optimizer, make_schedule
+from sadnet_jax.run_log import RunLog
+
+Metrics = dict[str, jax.Array]
+
+
+def model_from_config(fields: ml_collections.ConfigDict) -> SADNet:
+  """Builds the network from ``config.model``."""
+  values = dict(fields)
+  if values['dtype'] not in ('float32', 'bfloat16'):
+    raise ValueError(f"model.dtype: got {values['dtype']!r}, want 'float32' or 'bfloat16'")
+  return SADNet(**{**values, 'dtype': jnp.dtype(values['dtype']), 'dilations': tuple(values['dilations'])})
+
+
+def schedule_from_config(config: ml_collections.ConfigDict) -> optax.Schedule:
+  """Builds the learning-rate schedule from ``config.optimizer`` and ``config.steps``."""
+  fields = config.optimizer
+  return make_schedule(
+    name=fields.schedule,
+    learning_rate=fields.learning_rate,
+    halve_every=fields.halve_every,
+    warmup_steps=fields.warmup_steps,
+    total_steps=config.steps,
+  )
+
+
+def create_train_state(config: ml_collections.ConfigDict) -> TrainState:
+  """The state before the first step: a function of the config and its seed."""
+  model = model_from_config(config.model)
+  fields = config.optimizer
+  optimizer = make_optimizer(
+    schedule_from_config(config),
+    name=fields.name,
+    b1=fields.b1,
+    b2=fields.b2,
+    eps=fields.eps,
+    bias_rate=fields.bias_rate,
+    clip_norm=fields.clip_norm,
+  )
+  # Weights do not depend on the size of the image they are initialised with.
+  image = jnp.zeros((1, 8, 8, config.model.channels))
+  params = jax.jit(model.init)(jax.random.key(config.seed), image)['params']
+  return TrainState.create(apply_fn=model.apply, params=params, tx=optimizer)
+
+
+def train_step(
+  state: TrainState,
+  clean_255: jax.Array,
+  *,
+  key: jax.Array,
+  sigma_255: float,
+  clip: bool,
+  loss: Callable[[jax.Array, jax.Array], jax.Array],
+  axis_name: str | None = None,
+) -> tuple[TrainState, Metrics]:
+  """One update on a batch of clean patches.
+
+  Args:
+    state: The state; its step selects the noise.
+    clean_255: uint8 [N, P, P, C]; this device's share of the batch.
+    key: Random key of the whole run.
+    sigma_255: Standard deviation of the noise on the scale of 8-bit images.
+    clip: Clamp noisy images to [0, 1].
+    loss: (denoised, clean) -> scalar.
+    axis_name: Name of the device axis to average over, or None for one device.
+
+  Returns:
+    The next state, and scalars: ``loss``, ``gradient_norm``, and ``offset/scale1``
+    to ``offset/scale4`` (mean absolute offset in pixels of that scale).
+  """
+  share = clean_255.shape[0]
+  first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * share
+  step_key = jax.random.fold_in(key, state.step)
+  keys = jax.vmap(lambda i: jax.random.fold_in(step_key, i))(first + jnp.arange(share))
+  clean = clean_255.astype(jnp.float32) / 255
+  noisy = add_training_noise(keys, clean, sigma_255, clip)
+
+  def loss_of(params):
+    denoised, variables = state.apply_fn({'params': params}, noisy, mutable=['intermediates'])
+    return loss(denoised, clean), mean_abs_offsets(variables.get('intermediates', {}))
+
+  (value, offsets), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+  if axis_name is not None:
+    value, offsets, gradients = jax.lax.pmean((value, offsets, gradients), axis_name)
+  metrics = {'loss': value, 'gradient_norm': optax.global_norm(gradients)}
+  metrics |= {f'offset/{scale}': mean for scale, mean in offsets.items()}
+  return state.apply_gradients(grads=gradients), metrics
+
+
+def make_parallel_step(
+  config: ml_collections.ConfigDict, devices: Sequence[jax.Device]
+) -> Callable[[TrainState, np.ndarray], tuple[TrainState, Metrics]]:
+  """`train_step` under ``jax.pmap``: state on every device, batch split among them.
+
+  Args:
+    config: The run's config.
+    devices: Devices of this process to use.
+
+  Returns:
+    (state, uint8 [N, P, P, C]) -> (state, metrics). The state has no device axis;
+    its buffers are donated, so the one passed in cannot be used again.
+  """
+  key = jax.random.key(config.seed + 1)  # The weights were drawn from the seed itself.
+
+  def step(state, clean_255):
+    return train_step(
+      state,
+      clean_255,
+      key=key,
+      sigma_255=config.noise.sigma_255,
+      clip=config.noise.clip,
+      loss=LOSSES[config.loss],
+      axis_name='devices',
+    )
+
+  # in_axes / out_axes None: the same on all devices, without an axis of its own.
+  parallel = jax.pmap(
+    step, axis_name='devices', in_axes=(None, 0), out_axes=None, devices=list(devices), donate_argnums=(0,)
+  )
+
+  def split_and_step(state, clean_255):
+    shares = clean_255.reshape(len(devices), -1, *clean_255.shape[1:])
+    return parallel(state, shares)
+
+  return split_and_step
+
+
+def check_config(config: ml_collections.ConfigDict, device_count: int) -> None:
+  """Raises ValueError for the first field no run can work with, before anything is compiled."""
+  at_least = {
+    'batch_size': (config.batch_size, 1),
+    'steps': (config.steps, 1),
+    'log_every': (config.log_every, 1),
+    'checkpoint_every': (config.checkpoint_every, 1),
+    'keep_checkpoints': (config.keep_checkpoints, 1),
+    'data.patch_px': (config.data.patch_px, 1),
+    'noise.sigma_255': (config.noise.sigma_255, 0),
+    'seed': (config.seed, 0),
+  }
+  for name, (value, least) in at_least.items():
+    if value < least:
+      raise ValueError(f'config.{name}: got {value}, want at least {least}')
+  if config.batch_size % device_count:
+    raise ValueError(
+      f'config.batch_size: got {config.batch_size}, want a multiple of the {device_count} devices'
+    )
+  if config.model.channels not in (1, 3):
+    raise ValueError(f'config.model.channels: got {config.model.channels}, want 3 (colour) or 1 (grey)')
+  if config.loss not in LOSSES:
+    raise ValueError(f'config.loss: got {config.loss!r}, want one of {sorted(LOSSES)}')
+  model_from_config(config.model)
+  schedule_from_config(config)
+
+
+def find_train_dir(train_dir: str) -> Path:
+  """The folder of training images: as given, or below the one SADNET_DATA names.
+
+  Raises:
+    ValueError: Neither exists; both are named.
+  """
+  tried = [Path(train_dir)]
+  if root := os.environ.get('SADNET_DATA'):
+    tried.append(Path(root) / train_dir)
+  for folder in tried:
+    if folder.is_dir():
+      return folder
+  raise ValueError(
+    f'config.data.train_dir: got no folder at {" or ".join(str(p) for p in tried)}, want a folder of clean images '
+    '(give its path, or set SADNET_DATA to the folder it is relative to)'
+  )
+
+
+def train_and_evaluate(
+  config: ml_collections.ConfigDict, workdir: str | Path, devices: Sequence[jax.Device] | None = None
+) -> TrainState:
+  """Trains to ``config.steps``, from the newest checkpoint in ``workdir`` if there is one.
+
+  Args:
+    config: See ``configs/default.py``.
+    workdir: Folder of the run: ``checkpoints/``, ``metrics.jsonl``, ``tensorboard/``.
+    devices: Devices to train on; by default all of this process.
+
+  Returns:
+    The final state.
+
+  Raises:
+    ValueError: A field of the config cannot work; the training folder is missing,
+      empty, or holds a damaged image or one smaller than a patch.
+  """
+  devices = jax.local_devices() if devices is None else devices
+  check_config(config, len(devices))
+  paths = find_images(find_train_dir(config.data.train_dir), input_pipeline.SUFFIXES)
+  input_pipeline.check_sizes(paths, config.data.patch_px)
+  workdir = Path(workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
+
+  state = create_train_state(config)
+  with checkpoints.open_for_training(workdir, config.keep_checkpoints) as manager:
+    state = checkpoints.restore_latest(manager, state)
+    first = int(state.step)
+    if first >= config.steps:
+      print(f'{workdir}: nothing to do, the run is at step {first} of {config.steps}')
+      return state
+    print(f'{workdir}: {len(paths)} images, {len(devices)} devices, from step {first}', flush=True)
+    return _train(config, workdir, paths, devices, state, manager)
+
+
+def _train(config, workdir, paths, devices, state, manager):
+  first = int(state.step)
+  batches = input_pipeline.clean_patches(
+    paths,
+    channels=config.model.channels,
+    patch_px=config.data.patch_px,
+    batch_size=config.batch_size,
+    seed=config.seed,
+    first_step=first,
+    last_step=config.steps,
+  )
+  parallel_step = make_parallel_step(config, devices)
+  schedule = schedule_from_config(config)
+  log = RunLog(workdir, first, config.steps, config.batch_size)
+  for step, batch in enumerate(batches, start=first + 1):
+    state, metrics = parallel_step(state, batch)
+    if step % config.log_every == 0 or step == config.steps:
+      values: dict[str, Any] = {name: float(value) for name, value in metrics.items()}
+      # The rate this step used: optax counts from zero.
+      log.write(step, values | {'learning_rate': float(schedule(step - 1))})
+    if step % config.checkpoint_every == 0 or step == config.steps:
+      checkpoints.save(manager, state, config.to_dict())
+  log.close()
+  return state
