@@ -5,14 +5,18 @@ network's weights), ``optimizer`` (the optimiser's state) and ``config`` (JSON).
 The step is the number of optimiser updates done.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
 from flax.training.train_state import TrainState
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
+
+from sadnet_jax.model import SADNet
 
 FOLDER = 'checkpoints'
 
@@ -43,48 +47,97 @@ def save(manager: ocp.CheckpointManager, state: TrainState, config: dict[str, An
   )
 
 
-def restore_latest(manager: ocp.CheckpointManager, state: TrainState) -> TrainState:
-  """The newest checkpoint in the form of ``state``; ``state`` itself if there is none."""
+def restore_latest(manager: ocp.CheckpointManager, state: TrainState, config: dict[str, Any]) -> TrainState:
+  """The newest checkpoint in the form of ``state``; ``state`` itself if there is none.
+
+  Raises:
+    ValueError: The checkpoint is of another network or optimiser than the config.
+  """
   step = manager.latest_step()
   if step is None:
     return state
-  like = jax.tree.map(ocp.utils.to_shape_dtype_struct, (state.params, state.opt_state))
-  restored = manager.restore(
+  saved = _restore(manager, step, config=ocp.args.JsonRestore())['config']
+  check_same_network(saved['model'], config['model'])
+  if saved['optimizer']['name'] != config['optimizer']['name']:
+    raise ValueError(
+      f'optimizer.name: checkpoint {saved["optimizer"]["name"]!r}, config {config["optimizer"]["name"]!r}, '
+      'want the same to continue a run'
+    )
+  restored = _restore(
+    manager,
     step,
-    args=ocp.args.Composite(
-      params=ocp.args.StandardRestore(like[0]), optimizer=ocp.args.StandardRestore(like[1])
-    ),
+    params=ocp.args.StandardRestore(_shapes(state.params)),
+    optimizer=ocp.args.StandardRestore(_shapes(state.opt_state)),
   )
   return state.replace(step=step, params=restored['params'], opt_state=restored['optimizer'])
 
 
-def restore_params(run: str | Path) -> tuple[int, dict[str, Any], dict[str, Any]]:
+def split_path(path: str | Path) -> tuple[Path, int | None]:
+  """The folder of a run, and the step where the path is of one of its checkpoints."""
+  path = Path(path).absolute()
+  if path.parent.name == FOLDER and path.name.isdigit():
+    return path.parent.parent, int(path.name)
+  return path, None
+
+
+def restore_params(run: str | Path, model: SADNet, config: dict[str, Any]) -> tuple[int, dict[str, Any]]:
   """The weights of a run's newest checkpoint, for evaluation.
 
   Args:
     run: The run's folder (that holds ``checkpoints``), or one checkpoint's
       (``RUN/checkpoints/5000``).
+    model: The network the weights are for.
+    config: The config the network was built from.
 
   Returns:
-    Step, parameters as NumPy arrays, and the config the run was started with.
+    Step and parameters.
 
   Raises:
-    ValueError: There is no checkpoint.
+    ValueError: There is no checkpoint, or it is of another network.
   """
-  folder = Path(run).absolute()
-  wanted = None
-  if folder.parent.name == FOLDER and folder.name.isdigit():
-    wanted, folder = int(folder.name), folder.parent.parent
+  folder, wanted = split_path(run)
   if not (folder / FOLDER).is_dir():
     raise ValueError(f"{run}: got no folder '{FOLDER}' in it, want the folder of a training run")
-  options = ocp.CheckpointManagerOptions(read_only=True)
-  with ocp.CheckpointManager(folder / FOLDER, options=options) as manager:
-    step = manager.latest_step() if wanted is None else wanted
-    if step is None or step not in manager.all_steps():
-      raise ValueError(
-        f'{run}: got checkpoints of steps {list(manager.all_steps())}, want {wanted or "at least one"}'
-      )
-    restored = manager.restore(
-      step, args=ocp.args.Composite(params=ocp.args.PyTreeRestore(), config=ocp.args.JsonRestore())
-    )
-  return step, restored['params'], restored['config']
+  with ocp.CheckpointManager(folder / FOLDER, options=ocp.CheckpointManagerOptions(create=False)) as manager:
+    steps = sorted(manager.all_steps())
+    step = wanted if wanted is not None else max(steps, default=None)
+    if step not in steps:
+      raise ValueError(f'{run}: got checkpoints of steps {steps}, want {wanted or "at least one"}')
+    saved = _restore(manager, step, config=ocp.args.JsonRestore())['config']
+    check_same_network(saved['model'], config['model'])
+    image = jax.ShapeDtypeStruct((1, 8, 8, model.channels), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), image)['params']
+    return step, _restore(manager, step, params=ocp.args.StandardRestore(_shapes(params)))['params']
+
+
+def _restore(manager, step, **items):
+  return manager.restore(step, args=ocp.args.Composite(**items))
+
+
+def _shapes(tree):
+  """What to restore, and where to: shapes and dtypes on this machine's first device."""
+  place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), tree)
+
+
+def check_same_network(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+  """Compares ``config.model`` of a checkpoint with that of the config in use.
+
+  The computation dtype and the initialisation may differ: neither changes what
+  the weights mean.
+
+  Args:
+    saved: Fields of the network in the checkpoint.
+    wanted: Fields of the network to build.
+
+  Raises:
+    ValueError: They differ; each field is named with both values.
+  """
+  differing = [
+    f'model.{name}: checkpoint {saved.get(name)!r}, config {wanted.get(name)!r}'
+    for name in sorted({*saved, *wanted} - {'dtype', 'offset_init'})
+    # JSON has lists where the config has tuples.
+    if json.dumps(saved.get(name)) != json.dumps(wanted.get(name))
+  ]
+  if differing:
+    raise ValueError(f'the checkpoint is of another network than the config: {"; ".join(differing)}')

@@ -1,6 +1,7 @@
 """Image files as arrays and back, with Pillow."""
 
 from collections.abc import Sequence
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,31 @@ from PIL import Image, UnidentifiedImageError
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff')
 # ITU-R BT.601 luma, the weights of MATLAB's rgb2gray.
 _LUMA = np.array([0.298936021293775, 0.587043074451121, 0.114020904255103])
+
+
+def find_data_dir(path: str | Path, source: str) -> Path:
+  """A folder of data: as given, or below the folder that SADNET_DATA names.
+
+  Args:
+    path: What the user gave.
+    source: The flag or field it was given by, for the message.
+
+  Returns:
+    A folder that exists.
+
+  Raises:
+    ValueError: Neither exists; both are named.
+  """
+  tried = [Path(path)]
+  if root := os.environ.get('SADNET_DATA'):
+    tried.append(Path(root) / path)
+  for folder in tried:
+    if folder.is_dir():
+      return folder
+  raise ValueError(
+    f'{source}: got no folder at {" or ".join(str(p) for p in tried)}, want a folder of images '
+    '(give its path, or set SADNET_DATA to the folder it is relative to)'
+  )
 
 
 def find_images(folder: str | Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:

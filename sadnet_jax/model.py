@@ -46,7 +46,7 @@ def upsample_2x(x: jax.Array) -> jax.Array:
     # Output 2i lies a quarter pixel before input i, output 2i + 1 a quarter after.
     even = 0.75 * x + 0.25 * jnp.concatenate([first, before], axis)
     odd = 0.75 * x + 0.25 * jnp.concatenate([after, last], axis)
-    shape = x.shape[:axis] + (2 * size,) + x.shape[axis + 1 :]
+    shape = (*x.shape[:axis], 2 * size, *x.shape[axis + 1 :])
     x = jnp.stack([even, odd], axis + 1).reshape(shape)
   return x
 

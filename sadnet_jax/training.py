@@ -7,7 +7,6 @@ number of devices does not change what is computed, only where.
 """
 
 from collections.abc import Callable, Sequence
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 import optax
 
 from sadnet_jax import checkpoints, input_pipeline
-from sadnet_jax.images import find_images
+from sadnet_jax.images import find_data_dir, find_images
 from sadnet_jax.losses import LOSSES
 from sadnet_jax.model import SADNet, mean_abs_offsets
 from sadnet_jax.noise import add_training_noise
@@ -177,24 +176,6 @@ def check_config(config: ml_collections.ConfigDict, device_count: int) -> None:
   schedule_from_config(config)
 
 
-def find_train_dir(train_dir: str) -> Path:
-  """The folder of training images: as given, or below the one SADNET_DATA names.
-
-  Raises:
-    ValueError: Neither exists; both are named.
-  """
-  tried = [Path(train_dir)]
-  if root := os.environ.get('SADNET_DATA'):
-    tried.append(Path(root) / train_dir)
-  for folder in tried:
-    if folder.is_dir():
-      return folder
-  raise ValueError(
-    f'config.data.train_dir: got no folder at {" or ".join(str(p) for p in tried)}, want a folder of clean images '
-    '(give its path, or set SADNET_DATA to the folder it is relative to)'
-  )
-
-
 def train_and_evaluate(
   config: ml_collections.ConfigDict, workdir: str | Path, devices: Sequence[jax.Device] | None = None
 ) -> TrainState:
@@ -214,14 +195,14 @@ def train_and_evaluate(
   """
   devices = jax.local_devices() if devices is None else devices
   check_config(config, len(devices))
-  paths = find_images(find_train_dir(config.data.train_dir), input_pipeline.SUFFIXES)
+  paths = find_images(find_data_dir(config.data.train_dir, 'config.data.train_dir'), input_pipeline.SUFFIXES)
   input_pipeline.check_sizes(paths, config.data.patch_px)
   workdir = Path(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
 
   state = create_train_state(config)
   with checkpoints.open_for_training(workdir, config.keep_checkpoints) as manager:
-    state = checkpoints.restore_latest(manager, state)
+    state = checkpoints.restore_latest(manager, state, config.to_dict())
     first = int(state.step)
     if first >= config.steps:
       print(f'{workdir}: nothing to do, the run is at step {first} of {config.steps}')

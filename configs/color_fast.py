@@ -1,0 +1,33 @@
+"""Colour images, additive white Gaussian noise: a recipe for short trainings.
+
+  python train.py --config=configs/color_fast.py:50 --config.data.train_dir=FOLDER
+
+The paper's network, but not its recipe: Muon instead of Adam, which converges
+several times faster here, a cosine schedule, L1 loss, smaller batches of smaller
+patches, and noise that is not clipped (the protocol that most published tables
+use). The argument is sigma_255.
+
+Ours: not measured.
+"""
+
+import ml_collections
+
+from configs import default
+
+
+def get_config(sigma_255: str = '50') -> ml_collections.ConfigDict:
+  """The paper's network with a recipe for hours rather than days."""
+  config = default.get_config()
+  config.noise.sigma_255 = float(sigma_255)
+  config.noise.clip = False
+  config.data.patch_px = 64
+  config.batch_size = 8
+  config.steps = 12_000
+  config.loss = 'l1'
+  config.optimizer.name = 'muon'
+  config.optimizer.learning_rate = 2.5e-3
+  config.optimizer.schedule = 'cosine'
+  config.optimizer.warmup_steps = 100
+  config.optimizer.clip_norm = 0.2
+  config.checkpoint_every = 500
+  return config

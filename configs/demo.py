@@ -1,0 +1,26 @@
+"""A small SADNet that learns in minutes on a CPU, for `make demo`.
+
+  python examples/demo.py
+
+Half the paper's width with the recipe of color_fast.py, for a few hundred steps.
+Data: photographs that ship with scikit-image, which examples/demo.py puts in
+place. README.md has the result.
+"""
+
+import ml_collections
+
+from configs import color_fast
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """Width 16 instead of 32, sigma 50, 250 steps."""
+  config = color_fast.get_config('50')
+  config.model.width = 16
+  config.model.offset_width = 16
+  config.data.train_dir = 'demo_output/train'
+  config.steps = 250
+  config.optimizer.learning_rate = 3e-3
+  config.optimizer.warmup_steps = 25
+  config.log_every = 25
+  config.checkpoint_every = 125
+  return config

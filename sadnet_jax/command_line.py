@@ -1,0 +1,49 @@
+"""What the commands share: flags, quiet libraries, errors as one line."""
+
+from collections.abc import Callable
+import os
+from pathlib import Path
+import sys
+
+from absl import app, logging
+
+
+def run(command: Callable[[], None]) -> None:
+  """Parses the flags and runs a command; a ValueError ends it with one line.
+
+  Args:
+    command: The command; reads its flags itself.
+  """
+  name = Path(sys.argv[0]).name
+
+  def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+      raise app.UsageError(f'got unexpected arguments {argv[1:]}')
+    logging.set_verbosity(logging.WARNING)
+    try:
+      command()
+    except ValueError as error:
+      raise SystemExit(f'{name}: {error}') from error
+
+  # Read by TensorFlow when it is imported, which happens later, if at all. It only
+  # decodes and crops here; oneDNN would add nothing but messages.
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+  app.run(main, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  try:
+    return app.parse_flags_with_usage(argv)
+  except AttributeError as error:
+    # What ml_collections raises for a field the config does not have.
+    given = [a for a in argv if a.startswith('--config.')]
+    raise SystemExit(
+      f'{Path(argv[0]).name}: unknown field {error} among {given}: see configs/default.py for all fields'
+    ) from error
+
+
+def config_name(argument: str) -> str:
+  """'configs/color.py:50' -> 'color-50'."""
+  path, _, value = argument.partition(':')
+  return Path(path).stem + (f'-{value}' if value else '')
