@@ -7,23 +7,26 @@ and after, and writes the pictures and ``results.json``.
 """
 
 from pathlib import Path
-from typing import get_args
 
 from absl import flags
 from ml_collections import config_flags
 
 from sadnet_jax import checkpoints, command_line, evaluation
 from sadnet_jax.images import find_data_dir
-from sadnet_jax.noise import Protocol
+from sadnet_jax.noise import PROTOCOLS
 from sadnet_jax.training import model_from_config
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment, such as configs/color.py:50.')
-_CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'Folder of the run, or of one of its checkpoints.')
-_DATASET = flags.DEFINE_string('dataset', None, 'Folder of clean images; may be relative to SADNET_DATA.')
+_CHECKPOINT = flags.DEFINE_string(
+  'checkpoint', None, 'Folder of the run, or of one of its checkpoints.', required=True
+)
+_DATASET = flags.DEFINE_string(
+  'dataset', None, 'Folder of clean images; may be relative to SADNET_DATA.', required=True
+)
 _PROTOCOL = flags.DEFINE_enum(
   'protocol',
   None,
-  get_args(Protocol),
+  PROTOCOLS,
   'How noise is added; by default as the config trains: clipped8 if it clips, unclipped if not.',
 )
 _OUTPUT = flags.DEFINE_string(
@@ -32,7 +35,7 @@ _OUTPUT = flags.DEFINE_string(
 _OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Write into an output folder that has something in it.')
 
 
-def evaluate() -> None:
+def main() -> None:
   """Evaluates the run of the command line."""
   config, dataset = _CONFIG.value, find_data_dir(_DATASET.value, '--dataset')
   sigma_255 = config.noise.sigma_255
@@ -68,5 +71,5 @@ def evaluate() -> None:
 
 
 if __name__ == '__main__':
-  flags.mark_flags_as_required(['config', 'checkpoint', 'dataset'])
-  command_line.run(evaluate)
+  flags.mark_flag_as_required('config')
+  command_line.run(main)

@@ -10,19 +10,18 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from sadnet_jax import command_line
-from sadnet_jax.training import train_and_evaluate
+from sadnet_jax import command_line, training
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment, such as configs/color.py:50.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; by default runs/<name of the config>.')
 
 
-def train() -> None:
+def main() -> None:
   """Trains the experiment of the command line."""
   name = command_line.config_name(config_flags.get_config_filename(flags.FLAGS['config']))
-  train_and_evaluate(_CONFIG.value, _WORKDIR.value or Path('runs', name))
+  training.train(_CONFIG.value, _WORKDIR.value or Path('runs', name))
 
 
 if __name__ == '__main__':
   flags.mark_flag_as_required('config')
-  command_line.run(train)
+  command_line.run(main)

@@ -1,7 +1,8 @@
 """SADNet (Spatial-Adaptive Network for Single Image Denoising) in JAX and Flax."""
 
+from sadnet_jax.blocks import ContextBlock, OffsetBlock, ResBlock, RSABlock
 from sadnet_jax.deform_conv import DeformConv, deform_conv2d
-from sadnet_jax.model import ContextBlock, OffsetBlock, ResBlock, RSABlock, SADNet, mean_abs_offsets
+from sadnet_jax.model import SADNet, mean_abs_offsets
 
 __version__ = '0.1.0'
 

@@ -100,9 +100,9 @@ def restore_params(run: str | Path, model: SADNet, config: dict[str, Any]) -> tu
     raise ValueError(f"{run}: got no folder '{FOLDER}' in it, want the folder of a training run")
   with ocp.CheckpointManager(folder / FOLDER, options=ocp.CheckpointManagerOptions(create=False)) as manager:
     steps = sorted(manager.all_steps())
-    step = wanted if wanted is not None else max(steps, default=None)
-    if step not in steps:
+    if not steps or (wanted is not None and wanted not in steps):
       raise ValueError(f'{run}: got checkpoints of steps {steps}, want {wanted or "at least one"}')
+    step = steps[-1] if wanted is None else wanted
     saved = _restore(manager, step, config=ocp.args.JsonRestore())['config']
     check_same_network(saved['model'], config['model'])
     image = jax.ShapeDtypeStruct((1, 8, 8, model.channels), jnp.float32)

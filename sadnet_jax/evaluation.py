@@ -12,7 +12,7 @@ import numpy as np
 from sadnet_jax.images import find_images, read_image, write_png
 from sadnet_jax.metrics import psnr, round_to_8_bits
 from sadnet_jax.model import SADNet
-from sadnet_jax.noise import Protocol, add_benchmark_noise
+from sadnet_jax.noise import add_benchmark_noise
 
 RESULTS_FILE = 'results.json'
 
@@ -47,7 +47,7 @@ def evaluate_folder(
   *,
   channels: int,
   sigma_255: float,
-  protocol: Protocol,
+  protocol: str,
   output: str | Path,
 ) -> Iterator[ImageResult]:
   """Adds noise to each clean image, denoises, measures, and writes the pictures.

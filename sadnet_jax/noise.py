@@ -1,13 +1,10 @@
 """Additive white Gaussian noise: on the device for training, in NumPy for benchmarks."""
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Protocol = Literal['unclipped', 'clipped8']
-PROTOCOLS: tuple[Protocol, ...] = ('unclipped', 'clipped8')
+PROTOCOLS = ('unclipped', 'clipped8')
 
 
 def add_training_noise(keys: jax.Array, clean: jax.Array, sigma_255: float, clip: bool) -> jax.Array:
@@ -27,7 +24,7 @@ def add_training_noise(keys: jax.Array, clean: jax.Array, sigma_255: float, clip
   return jnp.clip(noisy, 0, 1) if clip else noisy
 
 
-def add_benchmark_noise(clean: np.ndarray, sigma_255: float, protocol: Protocol, seed: int = 0) -> np.ndarray:
+def add_benchmark_noise(clean: np.ndarray, sigma_255: float, protocol: str, seed: int = 0) -> np.ndarray:
   """The noisy version of a test image under a named protocol.
 
   The generator starts from ``seed`` for every image, so an image's noise does not

@@ -106,7 +106,7 @@ def train_step(
   (value, offsets), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
   if axis_name is not None:
     value, offsets, gradients = jax.lax.pmean((value, offsets, gradients), axis_name)
-  metrics = {'loss': value, 'gradient_norm': optax.global_norm(gradients)}
+  metrics = {'loss': value, 'gradient_norm': optax.tree.norm(gradients)}
   metrics |= {f'offset/{scale}': mean for scale, mean in offsets.items()}
   return state.apply_gradients(grads=gradients), metrics
 
@@ -176,7 +176,7 @@ def check_config(config: ml_collections.ConfigDict, device_count: int) -> None:
   schedule_from_config(config)
 
 
-def train_and_evaluate(
+def train(
   config: ml_collections.ConfigDict, workdir: str | Path, devices: Sequence[jax.Device] | None = None
 ) -> TrainState:
   """Trains to ``config.steps``, from the newest checkpoint in ``workdir`` if there is one.

@@ -15,12 +15,16 @@ def _pair(shape, seed=0):
 
 def test_psnr_equals_scikit_image_on_an_odd_size():
   image, reference = _pair((31, 37, 3))
-  assert psnr(image, reference) == pytest.approx(peak_signal_noise_ratio(reference, image, data_range=1), abs=1e-10)
+  assert psnr(image, reference) == pytest.approx(
+    peak_signal_noise_ratio(reference, image, data_range=1), abs=1e-10
+  )
 
 
 def test_psnr_of_a_batch_is_that_of_its_images():
   image, reference = _pair((3, 9, 7, 1))
-  np.testing.assert_allclose(psnr(image, reference), [psnr(i, r) for i, r in zip(image, reference, strict=True)])
+  np.testing.assert_allclose(
+    psnr(image, reference), [psnr(i, r) for i, r in zip(image, reference, strict=True)]
+  )
 
 
 def test_psnr_of_a_known_error():

@@ -1,0 +1,116 @@
+"""The commands as a user runs them, in processes of their own."""
+
+import json
+import os
+from pathlib import Path
+import subprocess
+import sys
+
+import numpy as np
+from PIL import Image
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _run(*arguments, cwd=ROOT, succeeds=True):
+  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
+  environment.pop('SADNET_DATA', None)
+  command = [sys.executable, *map(str, arguments)]
+  result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+  assert (result.returncode == 0) == succeeds, result.stdout + result.stderr
+  return result
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('images')
+  for i, size in enumerate([(19, 33), (40, 24)]):
+    y, x = np.mgrid[: size[0], : size[1]] / 8
+    pixels = np.uint8(127.5 + 127.5 * np.stack([np.sin(x + i), np.cos(y), np.sin(x * y)], axis=-1))
+    Image.fromarray(pixels).save(folder / f'{i}.png')
+  return folder
+
+
+def test_train_resume_and_evaluate(images, tmp_path):
+  """Both commands, run from another folder than the project's, as the README shows them."""
+  small = [
+    f'--config={ROOT}/configs/color.py:25',
+    '--config.model.width=8',
+    '--config.model.offset_width=8',
+  ]
+  train = [
+    ROOT / 'train.py',
+    *small,
+    f'--config.data.train_dir={images}',
+    '--config.data.patch_px=16',
+    '--config.batch_size=2',
+    '--config.log_every=1',
+  ]
+  first = _run(*train, '--config.steps=2', cwd=tmp_path)
+  run = tmp_path / 'runs' / 'color-25'
+  assert 'step 2/2  loss ' in first.stdout
+  assert list((run / 'tensorboard').glob('events*'))
+  second = _run(*train, '--config.steps=3', cwd=tmp_path)
+  assert '2 images, 1 devices, from step 2' in second.stdout
+  assert [json.loads(line)['step'] for line in (run / 'metrics.jsonl').open()] == [1, 2, 3]
+
+  evaluate = [ROOT / 'evaluate.py', *small, f'--checkpoint={run}', f'--dataset={images}']
+  result = _run(*evaluate, cwd=tmp_path)
+  output = run / 'evaluation' / f'{images.name}-sigma25-clipped8-step3'
+  results = json.loads((output / 'results.json').read_text())
+  assert [r['name'] for r in results['images']] == ['0.png', '1.png']
+  assert results['mean_psnr_noisy'] == pytest.approx(20.5, abs=1)
+  assert f'{results["mean_psnr_denoised"]:.3f}' in result.stdout
+  # The figure is that of the file written, not of what was rounded away.
+  denoised = np.asarray(Image.open(output / 'denoised' / '0.png'), np.float64)
+  clean = np.asarray(Image.open(images / '0.png'), np.float64)
+  written = -10 * np.log10(np.mean((denoised - clean) ** 2) / 255**2)
+  assert results['images'][0]['denoised_psnr'] == pytest.approx(written, abs=1e-4)
+  assert Image.open(output / 'comparison' / '0.png').size == (3 * 33, 19)
+
+  again = _run(*evaluate, cwd=tmp_path, succeeds=False)
+  assert 'got a folder with something in it, want an empty one, or pass --overwrite' in again.stderr
+  _run(*evaluate, '--overwrite', '--protocol=unclipped', f'--output={output}', cwd=tmp_path)
+  assert json.loads((output / 'results.json').read_text())['protocol'] == 'unclipped'
+
+
+def test_an_unknown_field_is_an_error_of_one_line(tmp_path):
+  result = _run(ROOT / 'train.py', f'--config={ROOT}/configs/color.py', '--config.stepz=3', succeeds=False)
+  assert "train.py: unknown field \"'stepz'\" among ['--config.stepz=3']" in result.stderr
+  assert 'Traceback' not in result.stderr
+
+
+def test_a_missing_data_folder_is_an_error_of_one_line(tmp_path):
+  result = _run(
+    ROOT / 'train.py',
+    f'--config={ROOT}/configs/color.py',
+    '--config.data.train_dir=nowhere',
+    cwd=tmp_path,
+    succeeds=False,
+  )
+  assert 'train.py: config.data.train_dir: got no folder at nowhere, want a folder of images' in result.stderr
+  assert 'Traceback' not in result.stderr
+
+
+def test_importing_the_package_imports_neither_tensorflow_nor_torch_nor_orbax():
+  code = 'import sys, sadnet_jax; print([m for m in ("tensorflow", "torch", "orbax") if m in sys.modules])'
+  assert _run('-c', code).stdout.strip() == '[]'
+
+
+def test_a_training_step_works_without_tensorflow():
+  code = '\n'.join(
+    [
+      'import sys',
+      "sys.modules['tensorflow'] = None  # Any import of it now fails.",
+      'import jax, numpy as np',
+      'from configs import demo',
+      'from sadnet_jax.training import create_train_state, make_parallel_step',
+      'config = demo.get_config()',
+      'config.model.width = config.model.offset_width = 8',
+      'step = make_parallel_step(config, jax.local_devices())',
+      'state, metrics = step(create_train_state(config), np.zeros((8, 16, 16, 3), np.uint8))',
+      "print(int(state.step), float(metrics['loss']) > 0)",
+    ]
+  )
+  assert _run('-c', code).stdout.split() == ['1', 'True']

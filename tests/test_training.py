@@ -1,0 +1,217 @@
+"""The training step and loop: learning, parallelism, resume, and what is refused."""
+
+import json
+
+import chex
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from PIL import Image
+import pytest
+
+from configs import color, default
+from sadnet_jax import checkpoints
+from sadnet_jax.model import SADNet
+from sadnet_jax.training import check_config, create_train_state, make_parallel_step, train
+
+
+@pytest.fixture(scope='module')
+def photographs(tmp_path_factory):
+  """A folder of small smooth colour images, one of them a JPEG in a subfolder."""
+  folder = tmp_path_factory.mktemp('photographs')
+  (folder / 'more').mkdir()
+  for i, (height, width) in enumerate([(40, 33), (24, 41), (37, 24)]):
+    y, x = np.mgrid[:height, :width] / 16
+    colours = [np.sin(x * (i + 1) + c) * np.cos(y + c) for c in range(3)]
+    pixels = np.uint8(127.5 + 127.5 * np.stack(colours, axis=-1))
+    Image.fromarray(pixels).save(folder / ('more/last.jpg' if i == 2 else f'{i}.png'))
+  return folder
+
+
+def _config(folder='unused', **changes) -> ml_collections.ConfigDict:
+  """A tiny network and a short run."""
+  config = default.get_config()
+  config.model.update(width=8, offset_width=8, dilations=(1, 2))
+  config.data.train_dir = str(folder)
+  config.data.patch_px = 16
+  config.batch_size = 8
+  config.steps = 6
+  config.log_every = 1
+  config.checkpoint_every = 2
+  config.optimizer.learning_rate = 1e-3
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+def _batch(config, seed=0):
+  shape = (config.batch_size, config.data.patch_px, config.data.patch_px, config.model.channels)
+  return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def _assert_equal(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_a_tiny_network_overfits_one_batch():
+  config = _config(**{'noise.sigma_255': 25.0, 'optimizer.learning_rate': 5e-3, 'loss': 'l1'})
+  step = make_parallel_step(config, jax.devices()[:1])
+  state, batch = create_train_state(config), _batch(config)
+  # Flat patches: from the noisy mean, the network must learn to average.
+  batch[:] = batch[:, :1, :1]
+  losses = []
+  for _ in range(60):
+    state, metrics = step(state, batch)
+    losses.append(float(metrics['loss']))
+  assert np.mean(losses[-5:]) < 0.4 * losses[0]
+
+
+@pytest.mark.parametrize('device_count', [2, 8])
+def test_many_devices_give_the_weights_of_one(device_count):
+  config = _config(**{'optimizer.eps': 1e-3})
+  states = []
+  for devices in (jax.devices()[:1], jax.devices()[:device_count]):
+    state, step = create_train_state(config), make_parallel_step(config, devices)
+    for seed in range(3):
+      state, metrics = step(state, _batch(config, seed))
+    states.append((state.params, metrics))
+  # Sums over the batch are taken in another order: equal up to rounding.
+  chex.assert_trees_all_close(*states, rtol=1e-4, atol=1e-6)
+  start = create_train_state(config).params
+  moved = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), start, states[0][0])
+  assert max(jax.tree.leaves(moved)) > 1e-4
+
+
+def test_noise_differs_between_steps_and_not_between_runs():
+  config = _config(**{'optimizer.learning_rate': 0.0})
+  step = make_parallel_step(config, jax.devices()[:2])
+  runs = []
+  for _ in range(2):
+    state, losses = create_train_state(config), []
+    for _ in range(2):
+      state, metrics = step(state, _batch(config))
+      losses.append(float(metrics['loss']))
+    runs.append(losses)
+  assert runs[0] == runs[1]
+  assert runs[0][0] != runs[0][1]
+
+
+def test_metrics_have_the_mean_offset_of_every_scale():
+  config = _config(**{'model.offset_init': 'xavier'})
+  _, metrics = make_parallel_step(config, jax.devices()[:2])(create_train_state(config), _batch(config))
+  assert {'loss', 'gradient_norm', *(f'offset/scale{s}' for s in (1, 2, 3, 4))} == set(metrics)
+  chex.assert_tree_all_finite(metrics)
+  assert all(metrics[f'offset/scale{s}'] > 0 for s in (1, 2, 3, 4))
+
+
+def test_a_network_without_rsab_trains():
+  config = _config(**{'model.use_rsab': False})
+  _, metrics = make_parallel_step(config, jax.devices()[:1])(create_train_state(config), _batch(config))
+  assert set(metrics) == {'loss', 'gradient_norm'}
+
+
+def test_stopped_and_resumed_equals_uninterrupted(photographs, tmp_path):
+  devices = jax.devices()[:2]
+  whole = train(_config(photographs), tmp_path / 'whole', devices)
+  # The first half, then the second in what could be another process.
+  train(_config(photographs, steps=3), tmp_path / 'halves', devices)
+  halves = train(_config(photographs), tmp_path / 'halves', devices)
+  assert int(halves.step) == 6
+  _assert_equal((whole.params, whole.opt_state), (halves.params, halves.opt_state))
+  lines = [
+    [json.loads(line) for line in (tmp_path / run / 'metrics.jsonl').read_text().splitlines()]
+    for run in ('whole', 'halves')
+  ]
+  assert [line['step'] for line in lines[1]] == [1, 2, 3, 4, 5, 6]
+  assert [line['loss'] for line in lines[0]] == [line['loss'] for line in lines[1]]
+
+
+def test_a_run_continues_from_its_checkpoint_when_later_work_was_lost(photographs, tmp_path):
+  devices = jax.devices()[:1]
+  whole = train(_config(photographs), tmp_path / 'whole', devices)
+  train(_config(photographs, steps=4), tmp_path / 'killed', devices)
+  # As a kill after step 5 leaves it: a line beyond the checkpoint, and half a line.
+  with (tmp_path / 'killed' / 'metrics.jsonl').open('a') as file:
+    file.write('{"step": 5, "loss": 123.0}\n{"step": 6, "lo')
+  resumed = train(_config(photographs), tmp_path / 'killed', devices)
+  _assert_equal(whole.params, resumed.params)
+  lines = [json.loads(line) for line in (tmp_path / 'killed' / 'metrics.jsonl').read_text().splitlines()]
+  assert [line['step'] for line in lines] == [1, 2, 3, 4, 5, 6]
+  assert lines[4]['loss'] != 123.0
+
+
+def test_a_finished_run_is_left_alone(photographs, tmp_path, capsys):
+  config = _config(photographs, steps=2)
+  first = train(config, tmp_path / 'run', jax.devices()[:1])
+  again = train(config, tmp_path / 'run', jax.devices()[:1])
+  _assert_equal(first.params, again.params)
+  assert 'nothing to do, the run is at step 2 of 2' in capsys.readouterr().out
+
+
+def test_saved_weights_are_those_of_the_state_and_keep_is_respected(photographs, tmp_path):
+  config = _config(photographs, keep_checkpoints=2)
+  state = train(config, tmp_path / 'run', jax.devices()[:1])
+  model = SADNet(width=8, offset_width=8, dilations=(1, 2))
+  step, params = checkpoints.restore_params(tmp_path / 'run', model, config.to_dict())
+  assert step == 6
+  _assert_equal(params, state.params)
+  assert sorted(p.name for p in (tmp_path / 'run' / 'checkpoints').iterdir() if p.is_dir()) == ['4', '6']
+  step, older = checkpoints.restore_params(tmp_path / 'run' / 'checkpoints' / '4', model, config.to_dict())
+  assert step == 4
+  # Saved in the background while later steps reused the state's buffers.
+  shorter = train(_config(photographs, steps=4), tmp_path / 'shorter', jax.devices()[:1])
+  _assert_equal(older, shorter.params)
+  assert not np.array_equal(older['out']['kernel'], params['out']['kernel'])
+  with pytest.raises(ValueError, match=r'got checkpoints of steps \[4, 6\], want 5'):
+    checkpoints.restore_params(tmp_path / 'run' / 'checkpoints' / '5', model, config.to_dict())
+
+
+def test_a_checkpoint_of_another_network_names_the_fields(photographs, tmp_path):
+  train(_config(photographs, steps=1), tmp_path / 'run', jax.devices()[:1])
+  other = _config(photographs, **{'model.width': 16, 'model.last_kernel': 1})
+  message = r'model.last_kernel: checkpoint 3, config 1; model.width: checkpoint 8, config 16'
+  with pytest.raises(ValueError, match=message):
+    train(other, tmp_path / 'run', jax.devices()[:1])
+  with pytest.raises(ValueError, match=r"optimizer.name: checkpoint 'adam', config 'muon'"):
+    train(_config(photographs, **{'optimizer.name': 'muon'}), tmp_path / 'run', jax.devices()[:1])
+
+
+def test_a_folder_without_checkpoints_is_refused(tmp_path):
+  with pytest.raises(
+    ValueError, match=r"got no folder 'checkpoints' in it, want the folder of a training run"
+  ):
+    checkpoints.restore_params(tmp_path, SADNet(), {})
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'batch_size': 6}, r'config.batch_size: got 6, want a multiple of the 4 devices'),
+    ({'batch_size': 0}, r'config.batch_size: got 0, want at least 1'),
+    ({'steps': 0}, r'config.steps: got 0, want at least 1'),
+    ({'noise.sigma_255': -1.0}, r'config.noise.sigma_255: got -1.0, want at least 0'),
+    ({'loss': 'l3'}, r"config.loss: got 'l3', want one of \['l1', 'l2'\]"),
+    ({'model.channels': 2}, r'config.model.channels: got 2, want 3 \(colour\) or 1 \(grey\)'),
+    ({'model.dtype': 'float16'}, r"model.dtype: got 'float16', want 'float32' or 'bfloat16'"),
+    ({'model.width': 12}, r'SADNet.width: got 12, want a multiple of deformable_groups = 8'),
+    ({'optimizer.schedule': 'linear'}, r"schedule: got 'linear'"),
+  ],
+)
+def test_a_config_that_cannot_work_is_refused(changes, message):
+  with pytest.raises(ValueError, match=message):
+    check_config(_config(**changes), device_count=4)
+
+
+def test_an_image_smaller_than_a_patch_is_named_before_anything_is_trained(photographs, tmp_path):
+  with pytest.raises(ValueError, match=r'0.png: got 33x40 pixels, want at least 35x35 for a crop'):
+    train(_config(photographs, **{'data.patch_px': 35}), tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_the_color_config_is_the_paper():
+  config = color.get_config('30')
+  check_config(config, device_count=8)
+  assert (config.batch_size, config.data.patch_px, config.noise.sigma_255) == (16, 128, 30.0)
+  optimizer = config.optimizer
+  assert (optimizer.learning_rate, optimizer.halve_every) == (1e-4, 300_000)
+  assert (optimizer.b1, optimizer.b2, optimizer.eps) == (0.9, 0.999, 1e-8)
