@@ -36,10 +36,12 @@ def _parse(argv: list[str]) -> list[str]:
   try:
     return app.parse_flags_with_usage(argv)
   except AttributeError as error:
-    # What ml_collections raises for a field the config does not have.
-    given = [a for a in argv if a.startswith('--config.')]
+    # What ml_collections raises for a field the config does not have. Its text is
+    # quoted twice over.
+    field = ' '.join(str(error).replace('\\n', ' ').split()).strip('"\'')
+    given = ' '.join(a for a in argv if a.startswith('--config.'))
     raise SystemExit(
-      f'{Path(argv[0]).name}: unknown field {error} among {given}: see configs/default.py for all fields'
+      f'{Path(argv[0]).name}: unknown field {field} in {given}; configs/default.py has all fields'
     ) from error
 
 

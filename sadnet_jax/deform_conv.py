@@ -76,7 +76,8 @@ def deform_conv2d(
     Ho = (H + 2 * padding - dilation * (Kh - 1) - 1) // stride + 1.
 
   Raises:
-    ValueError: A shape does not fit the others; the message names both.
+    ValueError: A shape does not fit the others, an option is out of range, or an
+      array is not floating point; the message says what was got and wanted.
 
   Source:
     torchvision ``ops.deform_conv2d`` defines the semantics; there the layout is
@@ -130,7 +131,9 @@ class DeformConv(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, offset: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """Shapes as in `deform_conv2d`."""
-    kernel_shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
+    # Below 1, `deform_conv2d` refuses.
+    channels = x.shape[-1] // max(self.groups, 1)
+    kernel_shape = (*self.kernel_size, channels, self.features)
     kernel = self.param('kernel', self.kernel_init, kernel_shape, self.param_dtype)
     bias = self.param('bias', self.bias_init, (self.features,), self.param_dtype) if self.use_bias else None
     if self.dtype is not None:
@@ -189,6 +192,10 @@ def _pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int
 
 def _check(x, offset, mask, kernel, bias, stride, padding, dilation, groups, deformable_groups, block_pixels):
   """Checks every shape and returns the static numbers of the call."""
+  arrays = {'x': x, 'offset': offset, 'mask': mask, 'kernel': kernel, 'bias': bias}
+  for name, array in arrays.items():
+    if array is not None and not jnp.issubdtype(array.dtype, jnp.floating):
+      raise ValueError(f'{name}: got dtype {array.dtype}, want floating point')
   for name, array, layout in (('x', x, 'N, H, W, C'), ('kernel', kernel, 'Kh, Kw, C / groups, O')):
     if array.ndim != 4:
       raise ValueError(f'{name}: got shape {array.shape}, want 4 axes [{layout}]')
@@ -199,7 +206,7 @@ def _check(x, offset, mask, kernel, bias, stride, padding, dilation, groups, def
     ('deformable_groups', deformable_groups, {'input channels': c}),
   ):
     for what, number in divides.items():
-      if value < 1 or number % value:
+      if not isinstance(value, int) or value < 1 or number % value:
         raise ValueError(f'{name}: got {value}, want a divisor of the {number} {what}')
   if kernel_c * groups != c:
     raise ValueError(
@@ -236,8 +243,8 @@ def _check(x, offset, mask, kernel, bias, stride, padding, dilation, groups, def
   total = n * ho * wo
   if block_pixels is None and total:
     block_pixels = _block_pixels(total, kh * kw * c * accumulation_dtype(x.dtype).itemsize)
-  elif block_pixels is not None and block_pixels < 1:
-    raise ValueError(f'block_pixels: got {block_pixels}, want at least 1')
+  elif block_pixels is not None and (not isinstance(block_pixels, int) or block_pixels < 1):
+    raise ValueError(f'block_pixels: got {block_pixels}, want an int of at least 1, or None')
   return Geometry(
     kernel_size=(kh, kw),
     stride=stride,

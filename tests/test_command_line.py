@@ -10,6 +10,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from sadnet_jax.images import image_size, read_image
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -53,7 +55,8 @@ def test_train_resume_and_evaluate(images, tmp_path):
   assert list((run / 'tensorboard').glob('events*'))
   second = _run(*train, '--config.steps=3', cwd=tmp_path)
   assert '2 images, 1 devices, from step 2' in second.stdout
-  assert [json.loads(line)['step'] for line in (run / 'metrics.jsonl').open()] == [1, 2, 3]
+  lines = (run / 'metrics.jsonl').read_text().splitlines()
+  assert [json.loads(line)['step'] for line in lines] == [1, 2, 3]
 
   evaluate = [ROOT / 'evaluate.py', *small, f'--checkpoint={run}', f'--dataset={images}']
   result = _run(*evaluate, cwd=tmp_path)
@@ -63,11 +66,11 @@ def test_train_resume_and_evaluate(images, tmp_path):
   assert results['mean_psnr_noisy'] == pytest.approx(20.5, abs=1)
   assert f'{results["mean_psnr_denoised"]:.3f}' in result.stdout
   # The figure is that of the file written, not of what was rounded away.
-  denoised = np.asarray(Image.open(output / 'denoised' / '0.png'), np.float64)
-  clean = np.asarray(Image.open(images / '0.png'), np.float64)
+  denoised = read_image(output / 'denoised' / '0.png', 3).astype(np.float64)
+  clean = read_image(images / '0.png', 3).astype(np.float64)
   written = -10 * np.log10(np.mean((denoised - clean) ** 2) / 255**2)
   assert results['images'][0]['denoised_psnr'] == pytest.approx(written, abs=1e-4)
-  assert Image.open(output / 'comparison' / '0.png').size == (3 * 33, 19)
+  assert image_size(output / 'comparison' / '0.png') == (19, 3 * 33)
 
   again = _run(*evaluate, cwd=tmp_path, succeeds=False)
   assert 'got a folder with something in it, want an empty one, or pass --overwrite' in again.stderr
@@ -77,7 +80,9 @@ def test_train_resume_and_evaluate(images, tmp_path):
 
 def test_an_unknown_field_is_an_error_of_one_line(tmp_path):
   result = _run(ROOT / 'train.py', f'--config={ROOT}/configs/color.py', '--config.stepz=3', succeeds=False)
-  assert "train.py: unknown field \"'stepz'\" among ['--config.stepz=3']" in result.stderr
+  assert result.stderr.startswith('train.py: unknown field ')
+  assert 'stepz' in result.stderr
+  assert '--config.stepz=3; configs/default.py has all fields' in result.stderr
   assert 'Traceback' not in result.stderr
 
 

@@ -125,7 +125,7 @@ def test_bfloat16_is_close_to_float32():
 def test_bfloat16_bias_has_its_gradient_summed_in_float32():
   inputs = [jnp.asarray(a, jnp.bfloat16) for a in simple_inputs(14, batch=1, size=(31, 37))]
   got = gradients(simple, inputs, jnp.ones((1, 31, 37, 4), jnp.bfloat16))[-1]
-  # One by one in bfloat16 the ones would add up to no more than 256: 257 is not among its numbers.
+  # In bfloat16 a sum of ones stops growing at 256, where the next number is 258.
   np.testing.assert_array_equal(got, np.full(4, jnp.asarray(31 * 37, jnp.bfloat16)))
 
 
@@ -268,7 +268,10 @@ def shapes(**changed):
     ({}, {'stride': 2}, r'offset: got shape \(2, 5, 6, 36\), want \(2, 3, 3, 36\)'),
     ({'mask': (2, 6, 5, 18)}, {}, r'mask: got shape \(2, 6, 5, 18\), want \(2, 5, 6, 18\)'),
     ({'bias': (4,)}, {}, r'bias: got shape \(4,\), want \(6,\)'),
-    ({}, {'block_pixels': 0}, r'block_pixels: got 0, want at least 1'),
+    ({}, {'block_pixels': 0}, r'block_pixels: got 0, want an int of at least 1, or None'),
+    ({}, {'block_pixels': 1.5}, r'block_pixels: got 1\.5, want an int of at least 1, or None'),
+    ({}, {'groups': 1.0}, r'groups: got 1\.0, want a divisor of the 4 input channels'),
+    ({}, {'deformable_groups': None}, r'deformable_groups: got None, want a divisor of the 4 input channels'),
     (
       {
         'x': (1, 40000, 40000, 4),
@@ -287,6 +290,21 @@ def test_unfit_arguments_are_refused_with_got_and_wanted(changed, options, match
   # Abstract evaluation: the last case would not fit into memory.
   with pytest.raises(ValueError, match=match):
     jax.eval_shape(function, *shapes(**changed))
+
+
+@pytest.mark.parametrize('position', range(5))
+def test_integer_arrays_are_refused(position):
+  inputs = shapes()
+  name = ('x', 'offset', 'mask', 'kernel', 'bias')[position]
+  inputs[position] = jax.ShapeDtypeStruct(inputs[position].shape, jnp.int32)
+  with pytest.raises(ValueError, match=rf'{name}: got dtype int32, want floating point'):
+    jax.eval_shape(lambda *args: deform_conv2d(*args, padding=1, deformable_groups=2), *inputs)
+
+
+def test_a_module_with_zero_groups_is_refused():
+  x, offset, mask, *_ = shapes()
+  with pytest.raises(ValueError, match='groups: got 0, want a divisor of the 4 input channels'):
+    jax.eval_shape(DeformConv(6, groups=0, deformable_groups=2).init, jax.random.key(0), x, offset, mask)
 
 
 def test_the_arguments_that_the_error_tests_change_are_valid():
