@@ -3,6 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test lint clean
+.NOTPARALLEL:
 
 # Trains a small SADNet on photographs, evaluates it on others, writes pictures.
 demo: $(VENV)/.demo
@@ -23,7 +24,12 @@ clean:
 # One virtual environment; a stamp for each set of extras that is installed in it.
 $(VENV)/.demo: EXTRAS := train,demo
 $(VENV)/.test: EXTRAS := test
-$(VENV)/.demo $(VENV)/.test: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(VENV)/.demo $(VENV)/.test: $(VENV)/.made pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	touch $@
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit( \
+	  "got Python %d.%d, want 3.11 to 3.13: make PYTHON=python3.12 ..." % v)'
+	$(PYTHON) -m venv --clear $(VENV)
 	touch $@

@@ -45,6 +45,8 @@ def main() -> None:
   label = f'{dataset.resolve().name}-sigma{sigma_255:g}-{protocol}-step{step}'
   run, _ = checkpoints.split_path(_CHECKPOINT.value)
   output = Path(_OUTPUT.value or run / 'evaluation' / label)
+  if output.exists() and not output.is_dir():
+    raise ValueError(f'--output: got {output}, which is a file, want a folder')
   if output.exists() and any(output.iterdir()) and not _OVERWRITE.value:
     raise ValueError(f'{output}: got a folder with something in it, want an empty one, or pass --overwrite')
 

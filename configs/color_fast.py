@@ -2,10 +2,9 @@
 
   python train.py --config=configs/color_fast.py:50 --config.data.train_dir=FOLDER
 
-The paper's network, but not its recipe: Muon instead of Adam, which converges
-several times faster here, a cosine schedule, L1 loss, smaller batches of smaller
-patches, and noise that is not clipped (the protocol that most published tables
-use). The argument is sigma_255.
+The paper's network, but not its recipe: Muon instead of Adam, a cosine schedule,
+L1 loss, smaller batches of smaller patches, and noise that is not clipped (the
+protocol that most published tables use). The argument is sigma_255.
 
 Ours: not measured.
 """

@@ -8,6 +8,7 @@ least 10 dB. Pictures: demo_output/evaluation/comparison/, noisy | denoised | cl
 
 import json
 from pathlib import Path
+import shutil
 import subprocess
 import sys
 
@@ -32,6 +33,7 @@ def place_photographs() -> None:
   """Copies scikit-image's photographs to demo_output/train and demo_output/test."""
   source = Path(skimage.__file__).parent / 'data'
   for folder, names in (('train', TRAIN), ('test', TEST)):
+    shutil.rmtree(OUTPUT / folder, ignore_errors=True)
     (OUTPUT / folder).mkdir(parents=True, exist_ok=True)
     for name in names:
       image = Image.open(source / name).convert('RGB')
@@ -46,8 +48,9 @@ def run(script: str, *arguments: str) -> None:
 
 
 def main() -> None:
-  """Trains, evaluates, and judges."""
+  """Trains afresh, evaluates, and judges."""
   place_photographs()
+  shutil.rmtree(OUTPUT / 'run', ignore_errors=True)
   run('train.py', '--config=configs/demo.py', '--workdir=demo_output/run')
   run(
     'evaluate.py',

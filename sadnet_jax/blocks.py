@@ -64,12 +64,11 @@ class UpConv(nn.Module):
 
   features: int
   dtype: Dtype = None
-  kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """[N, H, W, C] -> [N, 2 * H, 2 * W, features]."""
-    kernel = self.param('kernel', self.kernel_init, (2, 2, x.shape[-1], self.features))
+    kernel = self.param('kernel', nn.initializers.xavier_uniform(), (2, 2, x.shape[-1], self.features))
     bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
     n, h, w, _ = x.shape

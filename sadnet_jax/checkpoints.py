@@ -5,7 +5,7 @@ network's weights), ``optimizer`` (the optimiser's state) and ``config`` (JSON).
 The step is the number of optimiser updates done.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 import contextlib
 import json
 from pathlib import Path
@@ -19,6 +19,11 @@ import orbax.checkpoint as ocp
 from sadnet_jax.model import SADNet
 
 FOLDER = 'checkpoints'
+# What a run may be continued with another value of: nothing of it reaches the weights
+# (a moved folder of images is the same data).
+_FREE_ON_RESUME = frozenset({'log_every', 'checkpoint_every', 'keep_checkpoints', 'data.train_dir'})
+# Neither changes what the weights mean.
+_FREE_IN_EVALUATION = frozenset({'model.dtype', 'model.offset_init'})
 
 
 @contextlib.contextmanager
@@ -51,18 +56,16 @@ def restore_latest(manager: ocp.CheckpointManager, state: TrainState, config: di
   """The newest checkpoint in the form of ``state``; ``state`` itself if there is none.
 
   Raises:
-    ValueError: The checkpoint is of another network or optimiser than the config.
+    ValueError: The run was started with another config; each field is named.
   """
   step = manager.latest_step()
   if step is None:
     return state
   saved = _restore(manager, step, config=ocp.args.JsonRestore())['config']
-  check_same_network(saved['model'], config['model'])
-  if saved['optimizer']['name'] != config['optimizer']['name']:
-    raise ValueError(
-      f'optimizer.name: checkpoint {saved["optimizer"]["name"]!r}, config {config["optimizer"]["name"]!r}, '
-      'want the same to continue a run'
-    )
+  ignored = _FREE_ON_RESUME
+  if config['optimizer']['schedule'] == 'step_halving':
+    ignored = ignored | {'steps'}  # This schedule does not depend on the length of the run.
+  _check_same(saved, config, ignored)
   restored = _restore(
     manager,
     step,
@@ -104,7 +107,7 @@ def restore_params(run: str | Path, model: SADNet, config: dict[str, Any]) -> tu
       raise ValueError(f'{run}: got checkpoints of steps {steps}, want {wanted or "at least one"}')
     step = steps[-1] if wanted is None else wanted
     saved = _restore(manager, step, config=ocp.args.JsonRestore())['config']
-    check_same_network(saved['model'], config['model'])
+    _check_same({'model': saved['model']}, {'model': config['model']}, _FREE_IN_EVALUATION)
     image = jax.ShapeDtypeStruct((1, 8, 8, model.channels), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), image)['params']
     return step, _restore(manager, step, params=ocp.args.StandardRestore(_shapes(params)))['params']
@@ -120,24 +123,24 @@ def _shapes(tree):
   return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), tree)
 
 
-def check_same_network(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-  """Compares ``config.model`` of a checkpoint with that of the config in use.
-
-  The computation dtype and the initialisation may differ: neither changes what
-  the weights mean.
-
-  Args:
-    saved: Fields of the network in the checkpoint.
-    wanted: Fields of the network to build.
-
-  Raises:
-    ValueError: They differ; each field is named with both values.
-  """
+def _check_same(saved: Mapping[str, Any], wanted: Mapping[str, Any], ignored: Set[str]) -> None:
+  """Raises ValueError naming every field in which two configs differ."""
+  saved, wanted = _flatten(saved), _flatten(wanted)
   differing = [
-    f'model.{name}: checkpoint {saved.get(name)!r}, config {wanted.get(name)!r}'
-    for name in sorted({*saved, *wanted} - {'dtype', 'offset_init'})
-    # JSON has lists where the config has tuples.
-    if json.dumps(saved.get(name)) != json.dumps(wanted.get(name))
+    f'{name}: checkpoint {saved.get(name)}, config {wanted.get(name)}'
+    for name in sorted({*saved, *wanted} - ignored)
+    if saved.get(name) != wanted.get(name)
   ]
   if differing:
-    raise ValueError(f'the checkpoint is of another network than the config: {"; ".join(differing)}')
+    raise ValueError(f'the checkpoint is of a run with another config: {"; ".join(differing)}')
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, str]:
+  """{'a': {'b': 1}} -> {'a.b': '1'}, values as JSON, where tuples are lists."""
+  flat: dict[str, str] = {}
+  for name, value in config.items():
+    if isinstance(value, Mapping):
+      flat |= _flatten(value, f'{prefix}{name}.')
+    else:
+      flat[prefix + name] = json.dumps(value)
+  return flat

@@ -33,15 +33,18 @@ def run(command: Callable[[], None]) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
+  name = Path(argv[0]).name
   try:
     return app.parse_flags_with_usage(argv)
   except AttributeError as error:
-    # What ml_collections raises for a field the config does not have. Its text is
+    given = ' '.join(a for a in argv if a.startswith('--config.'))
+    if not given:
+      raise
+    # What ml_collections raises for a field the config does not have; its text is
     # quoted twice over.
     field = ' '.join(str(error).replace('\\n', ' ').split()).strip('"\'')
-    given = ' '.join(a for a in argv if a.startswith('--config.'))
     raise SystemExit(
-      f'{Path(argv[0]).name}: unknown field {field} in {given}; configs/default.py has all fields'
+      f'{name}: unknown field {field} in {given}; configs/default.py has all fields'
     ) from error
 
 

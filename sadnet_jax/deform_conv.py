@@ -13,6 +13,7 @@ import operator
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sadnet_jax.deform_conv_vjp import deform_conv_by_blocks
 from sadnet_jax.deform_sampling import Geometry, accumulation_dtype
@@ -55,7 +56,7 @@ def deform_conv2d(
   Differentiable in reverse mode, once; forward mode is not defined.
 
   Args:
-    x: Input, [N, H, W, C].
+    x: Input, [N, H, W, C], finite.
     offset: Displacement of every tap in pixels, [N, Ho, Wo, 2 * G * K].
     mask: Modulation of every tap, [N, Ho, Wo, G * K], or None for 1 everywhere
       (the unmodulated operator of Dai et al.).
@@ -67,8 +68,9 @@ def deform_conv2d(
       horizontal).
     groups: Groups of the convolution; divides C and O.
     deformable_groups: Groups of input channels that move together, G; divides C.
-    block_pixels: Output pixels processed at a time; by default chosen so that a
-      block of samples fits the processor's cache. Changes memory and speed, not
+    block_pixels: Output pixels processed at a time; by default chosen for the
+      backend that JAX uses by default, on a CPU so that a block of samples fits
+      the cache. Changes memory and speed, not
       the result beyond rounding.
 
   Returns:
@@ -117,7 +119,7 @@ class DeformConv(nn.Module):
   features: int
   kernel_size: tuple[int, int] = (3, 3)
   stride: int | tuple[int, int] = 1
-  padding: int | tuple[int, int] = 1
+  padding: int | tuple[int, int] = 0
   dilation: int | tuple[int, int] = 1
   groups: int = 1
   deformable_groups: int = 1
@@ -206,7 +208,7 @@ def _check(x, offset, mask, kernel, bias, stride, padding, dilation, groups, def
     ('deformable_groups', deformable_groups, {'input channels': c}),
   ):
     for what, number in divides.items():
-      if not isinstance(value, int) or value < 1 or number % value:
+      if not isinstance(value, int | np.integer) or value < 1 or number % value:
         raise ValueError(f'{name}: got {value}, want a divisor of the {number} {what}')
   if kernel_c * groups != c:
     raise ValueError(
@@ -243,7 +245,7 @@ def _check(x, offset, mask, kernel, bias, stride, padding, dilation, groups, def
   total = n * ho * wo
   if block_pixels is None and total:
     block_pixels = _block_pixels(total, kh * kw * c * accumulation_dtype(x.dtype).itemsize)
-  elif block_pixels is not None and (not isinstance(block_pixels, int) or block_pixels < 1):
+  elif block_pixels is not None and (not isinstance(block_pixels, int | np.integer) or block_pixels < 1):
     raise ValueError(f'block_pixels: got {block_pixels}, want an int of at least 1, or None')
   return Geometry(
     kernel_size=(kh, kw),

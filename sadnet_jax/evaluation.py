@@ -68,11 +68,13 @@ def evaluate_folder(
     One result an image, in the order of the file names.
 
   Raises:
-    ValueError: No folder, no image, a damaged image, or a grey one for a colour
-      network.
+    ValueError: No folder, no image, a damaged image, a grey one for a colour
+      network, or two that differ only in their ending.
   """
   dataset, output = Path(dataset), Path(output)
-  for path in find_images(dataset):
+  paths = find_images(dataset)
+  _check_distinct([p.relative_to(dataset).with_suffix('') for p in paths])
+  for path in paths:
     clean = read_image(path, channels).astype(np.float32) / 255
     noisy = add_benchmark_noise(clean, sigma_255, protocol)
     denoised = round_to_8_bits(denoise(noisy))
@@ -81,6 +83,15 @@ def evaluate_folder(
     comparison = np.concatenate([noisy, denoised, clean], axis=1)
     write_png((output / 'comparison' / name).with_suffix('.png'), comparison)
     yield ImageResult(name.as_posix(), float(psnr(noisy, clean)), float(psnr(denoised, clean)))
+
+
+def _check_distinct(stems: list[Path]) -> None:
+  repeated = sorted({str(s) for s in stems if stems.count(s) > 1})
+  if repeated:
+    raise ValueError(
+      f'got images that differ only in their ending: {repeated}, want distinct names, '
+      'since the pictures written for them would have the same'
+    )
 
 
 def mean_psnr(results: list[ImageResult]) -> tuple[float, float]:

@@ -4,30 +4,42 @@ Which patches step k sees is a function of (seed, k) alone: sample i of the run,
 i = k * batch size + position, takes its image from a pseudo-random permutation
 of the folder for its epoch, and its crop and orientation from a stateless
 generator seeded with (seed, i). A run can start at any step without replaying
-or storing anything.
+or storing anything. Each crop decodes its whole image: right for images of up to
+about a megapixel, slow for larger ones.
 """
 
 from collections.abc import Iterator, Sequence
+import concurrent.futures
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sadnet_jax.images import image_size
+from sadnet_jax.images import read_image
 
 # What TensorFlow decodes; other formats are for evaluation only.
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp')
 
 
-def check_sizes(paths: Sequence[Path], patch_px: int) -> None:
-  """Raises ValueError for the first image that is damaged or smaller than a patch."""
-  for path in paths:
-    height, width = image_size(path)
-    if min(height, width) < patch_px:
-      raise ValueError(
-        f'{path}: got {width}x{height} pixels, want at least {patch_px}x{patch_px} for a crop '
-        '(lower data.patch_px or take the image out)'
-      )
+def check_images(paths: Sequence[Path], channels: int, patch_px: int) -> None:
+  """Reads every image once, so that a bad one is found now and not hours into a run.
+
+  Args:
+    paths: Image files.
+    channels: 3 or 1, as `read_image`.
+    patch_px: Side of a crop in pixels.
+
+  Raises:
+    ValueError: The first image that is damaged, smaller than a crop, or grey where
+      colour is wanted, named.
+  """
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    for path, shape in zip(paths, pool.map(lambda p: read_image(p, channels).shape, paths), strict=True):
+      if min(shape[:2]) < patch_px:
+        raise ValueError(
+          f'{path}: got {shape[1]}x{shape[0]} pixels, want at least {patch_px}x{patch_px} for a crop '
+          '(lower data.patch_px or take the image out)'
+        )
 
 
 def clean_patches(

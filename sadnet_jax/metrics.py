@@ -6,7 +6,7 @@ import numpy as np
 def round_to_8_bits(image: np.ndarray) -> np.ndarray:
   """Clips to [0, 1] and rounds to the nearest of 256 levels, as saving a PNG does.
 
-  Never floored: truncation costs 0.15 to 0.25 dB at 39 dB.
+  Never floored: truncation costs a noticeable part of a decibel at high PSNR.
   """
   return np.round(np.clip(image, 0, 1) * 255) / 255
 

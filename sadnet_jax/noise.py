@@ -24,10 +24,10 @@ def add_training_noise(keys: jax.Array, clean: jax.Array, sigma_255: float, clip
   return jnp.clip(noisy, 0, 1) if clip else noisy
 
 
-def add_benchmark_noise(clean: np.ndarray, sigma_255: float, protocol: str, seed: int = 0) -> np.ndarray:
+def add_benchmark_noise(clean: np.ndarray, sigma_255: float, protocol: str) -> np.ndarray:
   """The noisy version of a test image under a named protocol.
 
-  The generator starts from ``seed`` for every image, so an image's noise does not
+  The generator starts from seed 0 for every image, so an image's noise does not
   depend on the set it is in: NumPy's ``seed(0)``, then ``normal(0, sigma / 255,
   shape)``, as in KAIR and the benchmarks that follow it.
 
@@ -37,7 +37,6 @@ def add_benchmark_noise(clean: np.ndarray, sigma_255: float, protocol: str, seed
     protocol: 'unclipped': the noisy image keeps its float values (DnCNN, FFDNet,
       DRUNet, SwinIR, Restormer). 'clipped8': clipped to [0, 1] and rounded to
       8 bits, as if read from an image file (RNAN, RIDNet, SADNet's own test).
-    seed: Seed of NumPy's legacy generator.
 
   Returns:
     float32 [H, W, C].
@@ -47,7 +46,7 @@ def add_benchmark_noise(clean: np.ndarray, sigma_255: float, protocol: str, seed
   """
   if protocol not in PROTOCOLS:
     raise ValueError(f'protocol: got {protocol!r}, want one of {PROTOCOLS}')
-  noisy = clean + np.random.RandomState(seed).normal(0, sigma_255 / 255, clean.shape)
+  noisy = clean + np.random.RandomState(0).normal(0, sigma_255 / 255, clean.shape)
   if protocol == 'clipped8':
     noisy = np.round(np.clip(noisy, 0, 1) * 255) / 255
   return noisy.astype(np.float32)

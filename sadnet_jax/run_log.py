@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 import time
+from typing import Self
 
 from tensorboardX import SummaryWriter
 
@@ -34,11 +35,12 @@ class RunLog:
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     """Adds one line everywhere; the rate is over the steps since the last one."""
     now = time.monotonic()
-    seconds_per_step = (now - self._time) / (step - self._step)
+    # At the step that starts the clock there is no time yet.
+    seconds_per_step = (now - self._time) / max(step - self._step, 1)
     self._step, self._time = step, now
     metrics = {**metrics, 'images_per_second': self._images_per_step / seconds_per_step}
     with self._path.open('a') as file:
-      file.write(json.dumps({'step': step, **metrics}) + '\n')
+      file.write(json.dumps({'step': step, **metrics}, allow_nan=False) + '\n')
     for name, value in metrics.items():
       self._tensorboard.add_scalar(name, value, step)
     left = _hours_minutes_seconds((self._total_steps - step) * seconds_per_step)
@@ -49,7 +51,15 @@ class RunLog:
       flush=True,
     )
 
-  def close(self) -> None:
+  def start_clock(self, step: int) -> None:
+    """Starts the time that the first line's rate is over: after compilation."""
+    self._step, self._time = step, time.monotonic()
+
+  def __enter__(self) -> Self:
+    """The log itself."""
+    return self
+
+  def __exit__(self, *exception: object) -> None:
     """Writes out what TensorBoard's writer still holds."""
     self._tensorboard.close()
 

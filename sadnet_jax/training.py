@@ -2,17 +2,20 @@
 
 The state after step k is a function of (config, seed, k): the data of a step come
 from (seed, k) (`input_pipeline`), its noise from ``fold_in(key, k)`` and the
-sample's place in the global batch. There is no random state to store, and the
-number of devices does not change what is computed, only where.
+sample's place in the global batch. There is no random state to store. On a CPU it
+is the same bit for bit however often the run is stopped; another number of devices,
+or a GPU (whose scatter-adds are not ordered), changes rounding only.
 """
 
 from collections.abc import Callable, Sequence
+import math
 from pathlib import Path
-from typing import Any
 
+from absl import logging
 from flax.training.train_state import TrainState
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import ml_collections
 import numpy as np
 import optax
@@ -48,11 +51,10 @@ def schedule_from_config(config: ml_collections.ConfigDict) -> optax.Schedule:
   )
 
 
-def create_train_state(config: ml_collections.ConfigDict) -> TrainState:
-  """The state before the first step: a function of the config and its seed."""
-  model = model_from_config(config.model)
+def optimizer_from_config(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+  """Builds the optimiser from ``config.optimizer``."""
   fields = config.optimizer
-  optimizer = make_optimizer(
+  return make_optimizer(
     schedule_from_config(config),
     name=fields.name,
     b1=fields.b1,
@@ -61,10 +63,21 @@ def create_train_state(config: ml_collections.ConfigDict) -> TrainState:
     bias_rate=fields.bias_rate,
     clip_norm=fields.clip_norm,
   )
+
+
+def create_train_state(config: ml_collections.ConfigDict) -> TrainState:
+  """The state before the first step: a function of the config and its seed."""
+  model = model_from_config(config.model)
   # Weights do not depend on the size of the image they are initialised with.
   image = jnp.zeros((1, 8, 8, config.model.channels))
-  params = jax.jit(model.init)(jax.random.key(config.seed), image)['params']
-  return TrainState.create(apply_fn=model.apply, params=params, tx=optimizer)
+  # Run once: compiled quickly rather than well.
+  quickly = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
+  params = jax.jit(model.init, compiler_options=quickly)(_key(config, 'weights'), image)['params']
+  return TrainState.create(apply_fn=model.apply, params=params, tx=optimizer_from_config(config))
+
+
+def _key(config: ml_collections.ConfigDict, purpose: str) -> jax.Array:
+  return jax.random.fold_in(jax.random.key(config.seed), ('weights', 'noise').index(purpose))
 
 
 def train_step(
@@ -124,7 +137,7 @@ def make_parallel_step(
     (state, uint8 [N, P, P, C]) -> (state, metrics). The state has no device axis;
     its buffers are donated, so the one passed in cannot be used again.
   """
-  key = jax.random.key(config.seed + 1)  # The weights were drawn from the seed itself.
+  key = _key(config, 'noise')
 
   def step(state, clean_255):
     return train_step(
@@ -137,6 +150,7 @@ def make_parallel_step(
       axis_name='devices',
     )
 
+  everywhere = NamedSharding(Mesh(np.asarray(devices), ('devices',)), PartitionSpec())
   # in_axes / out_axes None: the same on all devices, without an axis of its own.
   parallel = jax.pmap(
     step, axis_name='devices', in_axes=(None, 0), out_axes=None, devices=list(devices), donate_argnums=(0,)
@@ -144,7 +158,8 @@ def make_parallel_step(
 
   def split_and_step(state, clean_255):
     shares = clean_255.reshape(len(devices), -1, *clean_255.shape[1:])
-    return parallel(state, shares)
+    # The first state is on one device; as the later ones are, it needs no program of its own.
+    return parallel(jax.device_put(state, everywhere), shares)
 
   return split_and_step
 
@@ -159,7 +174,6 @@ def check_config(config: ml_collections.ConfigDict, device_count: int) -> None:
     'keep_checkpoints': (config.keep_checkpoints, 1),
     'data.patch_px': (config.data.patch_px, 1),
     'noise.sigma_255': (config.noise.sigma_255, 0),
-    'seed': (config.seed, 0),
   }
   for name, (value, least) in at_least.items():
     if value < least:
@@ -172,8 +186,10 @@ def check_config(config: ml_collections.ConfigDict, device_count: int) -> None:
     raise ValueError(f'config.model.channels: got {config.model.channels}, want 3 (colour) or 1 (grey)')
   if config.loss not in LOSSES:
     raise ValueError(f'config.loss: got {config.loss!r}, want one of {sorted(LOSSES)}')
+  if not 0 <= config.seed < 2**31:
+    raise ValueError(f'config.seed: got {config.seed}, want 0 to 2**31 - 1')
   model_from_config(config.model)
-  schedule_from_config(config)
+  optimizer_from_config(config)
 
 
 def train(
@@ -196,7 +212,7 @@ def train(
   devices = jax.local_devices() if devices is None else devices
   check_config(config, len(devices))
   paths = find_images(find_data_dir(config.data.train_dir, 'config.data.train_dir'), input_pipeline.SUFFIXES)
-  input_pipeline.check_sizes(paths, config.data.patch_px)
+  input_pipeline.check_images(paths, config.model.channels, config.data.patch_px)
   workdir = Path(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
 
@@ -207,7 +223,7 @@ def train(
     if first >= config.steps:
       print(f'{workdir}: nothing to do, the run is at step {first} of {config.steps}')
       return state
-    print(f'{workdir}: {len(paths)} images, {len(devices)} devices, from step {first}', flush=True)
+    print(f'{workdir}: {len(paths)} images, {len(devices)} device(s), from step {first}', flush=True)
     return _train(config, workdir, paths, devices, state, manager)
 
 
@@ -221,17 +237,53 @@ def _train(config, workdir, paths, devices, state, manager):
     seed=config.seed,
     first_step=first,
     last_step=config.steps,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
   )
   parallel_step = make_parallel_step(config, devices)
   schedule = schedule_from_config(config)
-  log = RunLog(workdir, first, config.steps, config.batch_size)
-  for step, batch in enumerate(batches, start=first + 1):
-    state, metrics = parallel_step(state, batch)
-    if step % config.log_every == 0 or step == config.steps:
-      values: dict[str, Any] = {name: float(value) for name, value in metrics.items()}
-      # The rate this step used: optax counts from zero.
-      log.write(step, values | {'learning_rate': float(schedule(step - 1))})
-    if step % config.checkpoint_every == 0 or step == config.steps:
-      checkpoints.save(manager, state, config.to_dict())
-  log.close()
+  with RunLog(workdir, first, config.steps, config.batch_size) as log:
+    for step, batch in enumerate(batches, start=first + 1):
+      state, metrics = parallel_step(state, batch)
+      if step == first + 1:
+        jax.block_until_ready(metrics)
+        log.start_clock(first)
+      if step % config.log_every == 0 or step == config.steps:
+        values = {name: float(value) for name, value in metrics.items()}
+        check_healthy(step, values, config.data.patch_px)
+        # The rate this step used: optax counts from zero.
+        log.write(step, values | {'learning_rate': float(schedule(step - 1))})
+      if step % config.checkpoint_every == 0 or step == config.steps:
+        check_healthy(step, {name: float(value) for name, value in metrics.items()}, config.data.patch_px)
+        checkpoints.save(manager, state, config.to_dict())
   return state
+
+
+def check_healthy(step: int, metrics: dict[str, float], patch_px: int) -> None:
+  """Stops a run that has diverged, and warns of one that is about to.
+
+  Args:
+    step: The step the metrics are of.
+    metrics: As from `train_step`.
+    patch_px: Side of a training patch in pixels.
+
+  Raises:
+    ValueError: A metric is not finite; it is named with the step. Checkpoints
+      saved before stay as they are.
+  """
+  for name, value in metrics.items():
+    if not math.isfinite(value):
+      raise ValueError(
+        f'step {step}: got {name} = {value}, want a finite number; the run has diverged. Earlier checkpoints '
+        'are kept: start a new run from another seed, with a lower optimizer.learning_rate or with '
+        'optimizer.clip_norm'
+      )
+    scale = int(name[-1]) if name.startswith('offset/') else None
+    if scale and value > patch_px / 2 ** (scale - 1):
+      logging.warning(
+        'step %d: the mean absolute offset of scale %d is %.1f pixels, larger than the patch: '
+        'the deformable convolution samples outside the image',
+        step,
+        scale,
+        value,
+      )

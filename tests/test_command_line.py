@@ -6,18 +6,23 @@ from pathlib import Path
 import subprocess
 import sys
 
+import jax
 import numpy as np
 from PIL import Image
 import pytest
 
+from configs import demo
+from sadnet_jax.checkpoints import restore_params
 from sadnet_jax.images import image_size, read_image
+from sadnet_jax.training import model_from_config
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def _run(*arguments, cwd=ROOT, succeeds=True):
   environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
-  environment.pop('SADNET_DATA', None)
+  for name in ('SADNET_DATA', 'XLA_FLAGS'):
+    environment.pop(name, None)
   command = [sys.executable, *map(str, arguments)]
   result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
   assert (result.returncode == 0) == succeeds, result.stdout + result.stderr
@@ -54,7 +59,7 @@ def test_train_resume_and_evaluate(images, tmp_path):
   assert 'step 2/2  loss ' in first.stdout
   assert list((run / 'tensorboard').glob('events*'))
   second = _run(*train, '--config.steps=3', cwd=tmp_path)
-  assert '2 images, 1 devices, from step 2' in second.stdout
+  assert '2 images, 1 device(s), from step 2' in second.stdout
   lines = (run / 'metrics.jsonl').read_text().splitlines()
   assert [json.loads(line)['step'] for line in lines] == [1, 2, 3]
 
@@ -84,6 +89,49 @@ def test_an_unknown_field_is_an_error_of_one_line(tmp_path):
   assert 'stepz' in result.stderr
   assert '--config.stepz=3; configs/default.py has all fields' in result.stderr
   assert 'Traceback' not in result.stderr
+
+
+def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(images, tmp_path):
+  """The demo's recipe, killed without warning while it saves in the background."""
+  command = [
+    ROOT / 'train.py',
+    f'--config={ROOT}/configs/demo.py',
+    '--config.model.width=8',
+    '--config.model.offset_width=8',
+    f'--config.data.train_dir={images}',
+    '--config.data.patch_px=16',
+    '--config.batch_size=2',
+    '--config.optimizer.warmup_steps=2',
+    '--config.steps=200',
+    '--config.checkpoint_every=5',
+    '--config.log_every=5',
+  ]
+  _run(*command, '--workdir=whole', cwd=tmp_path)
+  killed = subprocess.Popen(
+    [sys.executable, *map(str, command), '--workdir=killed'], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+  )
+
+  def saved():
+    return [int(p.name) for p in tmp_path.glob('killed/checkpoints/*') if p.name.isdigit()]
+
+  # A line comes just before its step is saved; the first with an earlier checkpoint there.
+  for line in killed.stdout:
+    if line.startswith('step') and saved():
+      break
+  killed.kill()
+  killed.wait()
+  killed.stdout.close()
+  assert 0 < max(saved()) < 200
+  _run(*command, '--workdir=killed', cwd=tmp_path)
+
+  config = demo.get_config()
+  config.model.width = config.model.offset_width = 8
+  model = model_from_config(config.model)
+  (_, whole), (step, resumed) = (
+    restore_params(tmp_path / run, model, config.to_dict()) for run in ('whole', 'killed')
+  )
+  assert step == 200
+  jax.tree.map(np.testing.assert_array_equal, whole, resumed)
 
 
 def test_a_missing_data_folder_is_an_error_of_one_line(tmp_path):

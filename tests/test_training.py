@@ -10,10 +10,19 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from configs import color, default
+from configs import color, color_fast, default, demo, gray
 from sadnet_jax import checkpoints
+from sadnet_jax.evaluation import evaluate_folder, make_denoiser
+from sadnet_jax.images import read_image
 from sadnet_jax.model import SADNet
-from sadnet_jax.training import check_config, create_train_state, make_parallel_step, train
+from sadnet_jax.training import (
+  check_config,
+  check_healthy,
+  create_train_state,
+  make_parallel_step,
+  model_from_config,
+  train,
+)
 
 
 @pytest.fixture(scope='module')
@@ -54,20 +63,25 @@ def _assert_equal(a, b):
 
 
 def test_a_tiny_network_overfits_one_batch():
-  config = _config(**{'noise.sigma_255': 25.0, 'optimizer.learning_rate': 5e-3, 'loss': 'l1'})
+  sigma_255 = 50.0
+  changes = {'noise.sigma_255': sigma_255, 'noise.clip': False, 'optimizer.learning_rate': 5e-3, 'loss': 'l1'}
+  config = _config(**changes)
   step = make_parallel_step(config, jax.devices()[:1])
   state, batch = create_train_state(config), _batch(config)
-  # Flat patches: from the noisy mean, the network must learn to average.
+  # One colour a patch, far apart: what averages over the patch can learn.
   batch[:] = batch[:, :1, :1]
   losses = []
-  for _ in range(60):
+  for _ in range(100):
     state, metrics = step(state, batch)
     losses.append(float(metrics['loss']))
-  assert np.mean(losses[-5:]) < 0.4 * losses[0]
+  # The mean absolute value of the noise is what a network that does nothing is left with.
+  assert np.mean(losses[-10:]) < 0.4 * sigma_255 / 255 * np.sqrt(2 / np.pi)
 
 
 @pytest.mark.parametrize('device_count', [2, 8])
 def test_many_devices_give_the_weights_of_one(device_count):
+  # Adam divides by the root of the square of the gradient plus eps: with its usual eps it
+  # would turn rounding in gradients near zero into whole steps.
   config = _config(**{'optimizer.eps': 1e-3})
   states = []
   for devices in (jax.devices()[:1], jax.devices()[:device_count]):
@@ -172,8 +186,63 @@ def test_a_checkpoint_of_another_network_names_the_fields(photographs, tmp_path)
   message = r'model.last_kernel: checkpoint 3, config 1; model.width: checkpoint 8, config 16'
   with pytest.raises(ValueError, match=message):
     train(other, tmp_path / 'run', jax.devices()[:1])
-  with pytest.raises(ValueError, match=r"optimizer.name: checkpoint 'adam', config 'muon'"):
-    train(_config(photographs, **{'optimizer.name': 'muon'}), tmp_path / 'run', jax.devices()[:1])
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'optimizer.name': 'muon'}, r'optimizer.name: checkpoint "adam", config "muon"'),
+    ({'optimizer.clip_norm': 0.5}, r'optimizer.clip_norm: checkpoint 0.0, config 0.5'),
+    ({'noise.sigma_255': 30.0}, r'noise.sigma_255: checkpoint 50.0, config 30.0'),
+    ({'seed': 1}, r'seed: checkpoint 0, config 1'),
+    (
+      {'optimizer.schedule': 'cosine', 'steps': 2},
+      r'checkpoint "step_halving", config "cosine"; steps: checkpoint 1',
+    ),
+  ],
+)
+def test_a_run_is_not_continued_with_another_recipe(short_run, photographs, changes, message):
+  with pytest.raises(ValueError, match=rf'the checkpoint is of a run with another config: .*{message}'):
+    train(_config(photographs, **{'steps': 1, **changes}), short_run, jax.devices()[:1])
+
+
+@pytest.fixture(scope='module')
+def short_run(photographs, tmp_path_factory):
+  run = tmp_path_factory.mktemp('run')
+  train(_config(photographs, steps=1), run, jax.devices()[:1])
+  return run
+
+
+def test_grey_trains_and_is_evaluated_on_colour_files(photographs, tmp_path):
+  config = _config(photographs, **{'model.channels': 1, 'steps': 2, 'optimizer.name': 'muon'})
+  state = train(config, tmp_path / 'run', jax.devices()[:1])
+  model = model_from_config(config.model)
+  _, params = checkpoints.restore_params(tmp_path / 'run', model, config.to_dict())
+  _assert_equal(params, state.params)
+  results = list(
+    evaluate_folder(
+      make_denoiser(model, params),
+      photographs,
+      channels=1,
+      sigma_255=25,
+      protocol='unclipped',
+      output=tmp_path / 'pictures',
+    )
+  )
+  assert [r.name for r in results] == ['0.png', '1.png', 'more/last.jpg']
+  assert read_image(tmp_path / 'pictures' / 'denoised' / 'more' / 'last.png', 1).shape == (37, 24, 1)
+
+
+def test_pictures_of_images_with_one_stem_are_not_written_over_each_other(tmp_path):
+  for name in ('a.png', 'a.bmp', 'b.png'):
+    Image.new('RGB', (8, 8)).save(tmp_path / name)
+  results = evaluate_folder(
+    lambda noisy: noisy, tmp_path, channels=3, sigma_255=25, protocol='unclipped', output=tmp_path / 'out'
+  )
+  with pytest.raises(
+    ValueError, match=r"got images that differ only in their ending: \['a'\], want distinct"
+  ):
+    next(results)
 
 
 def test_a_folder_without_checkpoints_is_refused(tmp_path):
@@ -195,11 +264,67 @@ def test_a_folder_without_checkpoints_is_refused(tmp_path):
     ({'model.dtype': 'float16'}, r"model.dtype: got 'float16', want 'float32' or 'bfloat16'"),
     ({'model.width': 12}, r'SADNet.width: got 12, want a multiple of deformable_groups = 8'),
     ({'optimizer.schedule': 'linear'}, r"schedule: got 'linear'"),
+    ({'optimizer.name': 'sgd'}, r"optimizer: got 'sgd'"),
+    ({'seed': -1}, r'config.seed: got -1, want 0 to 2\*\*31 - 1'),
+    ({'seed': 2**31}, r'config.seed: got 2147483648, want 0 to'),
+    ({'log_every': 0}, r'config.log_every: got 0, want at least 1'),
+    ({'checkpoint_every': 0}, r'config.checkpoint_every: got 0, want at least 1'),
+    ({'keep_checkpoints': 0}, r'config.keep_checkpoints: got 0, want at least 1'),
+    ({'data.patch_px': 0}, r'config.data.patch_px: got 0, want at least 1'),
   ],
 )
 def test_a_config_that_cannot_work_is_refused(changes, message):
   with pytest.raises(ValueError, match=message):
     check_config(_config(**changes), device_count=4)
+
+
+@pytest.mark.parametrize(
+  'config',
+  [color.get_config('30'), gray.get_config(), color_fast.get_config('15'), demo.get_config()],
+  ids=['color', 'gray', 'color_fast', 'demo'],
+)
+def test_every_config_can_work(config):
+  check_config(config, device_count=8)
+  model = model_from_config(config.model)
+  image = jax.ShapeDtypeStruct((1, 8, 8, config.model.channels), jnp.float32)
+  chex.assert_shape(jax.eval_shape(model.init_with_output, jax.random.key(0), image)[0], image.shape)
+
+
+def test_a_diverged_run_stops_and_names_the_metric_and_the_step(photographs, tmp_path):
+  config = _config(photographs, **{'optimizer.learning_rate': 1e30, 'optimizer.schedule': 'step_halving'})
+  with pytest.raises(
+    ValueError, match=r'step \d: got (loss|gradient_norm|offset/scale\d) = (nan|inf), want a finite'
+  ):
+    train(config, tmp_path / 'run', jax.devices()[:1])
+
+
+def test_offsets_larger_than_the_patch_are_a_warning(caplog):
+  with caplog.at_level('WARNING'):
+    check_healthy(
+      7, {'loss': 1.0, 'offset/scale1': 16.5, 'offset/scale2': 8.0, 'offset/scale4': 2.5}, patch_px=16
+    )
+  texts = [r.getMessage() for r in caplog.records]
+  assert [t.split(',')[0] for t in texts] == [
+    'step 7: the mean absolute offset of scale 1 is 16.5 pixels',
+    'step 7: the mean absolute offset of scale 4 is 2.5 pixels',
+  ]
+
+
+def test_a_bad_image_is_named_before_anything_is_trained(tmp_path):
+  folder = tmp_path / 'images'
+  folder.mkdir()
+  Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(
+    folder / 'cut.png'
+  )
+  content = (folder / 'cut.png').read_bytes()
+  (folder / 'cut.png').write_bytes(content[: len(content) // 2])
+  with pytest.raises(ValueError, match=r'cut.png: got a damaged image file'):
+    train(_config(folder), tmp_path / 'run')
+  (folder / 'cut.png').unlink()
+  Image.new('L', (64, 64)).save(folder / 'grey.png')
+  with pytest.raises(ValueError, match=r'grey.png: got a grey image, want colour'):
+    train(_config(folder), tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
 
 
 def test_an_image_smaller_than_a_patch_is_named_before_anything_is_trained(photographs, tmp_path):
