@@ -22,7 +22,7 @@ from sadnet_jax import DeformConv, deform_conv2d
 
 def test_module_owns_kernel_and_bias_and_starts_uniform():
   x, offset, mask = simple_inputs(40, channels=16, groups=1)[:3]
-  params = fast_jit(DeformConv(32).init)(jax.random.key(0), x, offset, mask)['params']
+  params = fast_jit(DeformConv(32, padding=1).init)(jax.random.key(0), x, offset, mask)['params']
   assert jax.tree.map(jnp.shape, params) == {'kernel': (3, 3, 16, 32), 'bias': (32,)}
   assert {a.dtype for a in params.values()} == {jnp.dtype(jnp.float32)}
   np.testing.assert_array_equal(params['bias'], np.zeros(32))
@@ -56,7 +56,7 @@ def test_module_equals_function():
 
 def test_module_dtype_sets_output_but_not_parameters():
   x, offset, mask = simple_inputs(41, groups=1)[:3]
-  module = DeformConv(4, dtype=jnp.bfloat16)
+  module = DeformConv(4, padding=1, dtype=jnp.bfloat16)
   y, variables = fast_jit(module.init_with_output)(jax.random.key(2), x, offset, mask)
   assert y.dtype == jnp.bfloat16
   assert {a.dtype for a in variables['params'].values()} == {jnp.dtype(jnp.float32)}
