@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 from PIL import Image
 import pytest
 
@@ -82,18 +83,25 @@ def test_a_tiny_network_overfits_one_batch():
 def test_many_devices_give_the_weights_of_one(device_count):
   # Adam divides by the root of the square of the gradient plus eps: with its usual eps it
   # would turn rounding in gradients near zero into whole steps.
-  config = _config(**{'optimizer.eps': 1e-3})
-  states = []
+  config = _config(**{'optimizer.eps': 1e-3, 'model.offset_init': 'xavier'})
+  start = create_train_state(config).params
+  ends, losses = [], []
   for devices in (jax.devices()[:1], jax.devices()[:device_count]):
     state, step = create_train_state(config), make_parallel_step(config, devices)
     for seed in range(3):
       state, metrics = step(state, _batch(config, seed))
-    states.append((state.params, metrics))
-  # Sums over the batch are taken in another order: equal up to rounding.
-  chex.assert_trees_all_close(*states, rtol=1e-4, atol=1e-6)
-  start = create_train_state(config).params
-  moved = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), start, states[0][0])
-  assert max(jax.tree.leaves(moved)) > 1e-4
+    ends.append(state.params)
+    losses.append(float(metrics['loss']))
+  # Sums over the batch are taken in another order. Where that moves a value across a kink of
+  # bilinear sampling or leaky ReLU, a single weight differs by more than rounding, so what is
+  # bounded is the difference of all weights beside the distance they have come.
+  difference, distance = (
+    optax.tree.norm(jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), ends[0], other))
+    for other in (ends[1], start)
+  )
+  assert distance > 1e-2
+  assert difference < 1e-3 * distance
+  assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_noise_differs_between_steps_and_not_between_runs():
