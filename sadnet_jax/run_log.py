@@ -32,28 +32,30 @@ class RunLog:
     self._images_per_step = images_per_step
     self._step, self._time = step, time.monotonic()
 
+  def start_clock(self, step: int) -> None:
+    """Starts the time that the next line's rate is over, after compilation."""
+    self._step, self._time = step, time.monotonic()
+
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
-    """Adds one line everywhere; the rate is over the steps since the last one."""
+    """Adds one line everywhere; the rate is over the steps since the last line or `start_clock`."""
+    line = (
+      f'step {step}/{self._total_steps}  loss {metrics["loss"]:.6f}  '
+      f'learning rate {metrics["learning_rate"]:.2e}'
+    )
     now = time.monotonic()
-    # At the step that starts the clock there is no time yet.
-    seconds_per_step = (now - self._time) / max(step - self._step, 1)
+    # None have passed at the very first step, which only compiled.
+    if step > self._step:
+      seconds_per_step = (now - self._time) / (step - self._step)
+      rate = self._images_per_step / seconds_per_step
+      left = _hours_minutes_seconds((self._total_steps - step) * seconds_per_step)
+      metrics = {**metrics, 'images_per_second': rate}
+      line += f'  {rate:.1f} images/s  {left} left'
     self._step, self._time = step, now
-    metrics = {**metrics, 'images_per_second': self._images_per_step / seconds_per_step}
     with self._path.open('a') as file:
       file.write(json.dumps({'step': step, **metrics}, allow_nan=False) + '\n')
     for name, value in metrics.items():
       self._tensorboard.add_scalar(name, value, step)
-    left = _hours_minutes_seconds((self._total_steps - step) * seconds_per_step)
-    print(
-      f'step {step}/{self._total_steps}  loss {metrics["loss"]:.6f}  '
-      f'learning rate {metrics["learning_rate"]:.2e}  '
-      f'{metrics["images_per_second"]:.1f} images/s  {left} left',
-      flush=True,
-    )
-
-  def start_clock(self, step: int) -> None:
-    """Starts the time that the first line's rate is over: after compilation."""
-    self._step, self._time = step, time.monotonic()
+    print(line, flush=True)
 
   def __enter__(self) -> Self:
     """The log itself."""

@@ -247,14 +247,16 @@ def _train(config, workdir, paths, devices, state, manager):
       state, metrics = parallel_step(state, batch)
       if step == first + 1:
         jax.block_until_ready(metrics)
-        log.start_clock(first)
-      if step % config.log_every == 0 or step == config.steps:
+        log.start_clock(step)
+      logs = step % config.log_every == 0 or step == config.steps
+      saves = step % config.checkpoint_every == 0 or step == config.steps
+      if logs or saves:
         values = {name: float(value) for name, value in metrics.items()}
         check_healthy(step, values, config.data.patch_px)
+      if logs:
         # The rate this step used: optax counts from zero.
         log.write(step, values | {'learning_rate': float(schedule(step - 1))})
-      if step % config.checkpoint_every == 0 or step == config.steps:
-        check_healthy(step, {name: float(value) for name, value in metrics.items()}, config.data.patch_px)
+      if saves:
         checkpoints.save(manager, state, config.to_dict())
   return state
 
