@@ -59,16 +59,6 @@ def find_images(folder: str | Path, suffixes: Sequence[str] = SUFFIXES) -> list[
   return found
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
-  """(height, width) in pixels, from the file's header only.
-
-  Raises:
-    ValueError: The file is no readable image.
-  """
-  with _open(path) as image:
-    return image.height, image.width
-
-
 def read_image(path: str | Path, channels: int) -> np.ndarray:
   """Reads an 8-bit image.
 

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sadnet_jax.metrics import round_to_8_bits
+
 PROTOCOLS = ('unclipped', 'clipped8')
 
 
@@ -48,5 +50,5 @@ def add_benchmark_noise(clean: np.ndarray, sigma_255: float, protocol: str) -> n
     raise ValueError(f'protocol: got {protocol!r}, want one of {PROTOCOLS}')
   noisy = clean + np.random.RandomState(0).normal(0, sigma_255 / 255, clean.shape)
   if protocol == 'clipped8':
-    noisy = np.round(np.clip(noisy, 0, 1) * 255) / 255
+    noisy = round_to_8_bits(noisy)
   return noisy.astype(np.float32)

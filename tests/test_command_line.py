@@ -13,7 +13,7 @@ import pytest
 
 from configs import demo
 from sadnet_jax.checkpoints import restore_params
-from sadnet_jax.images import image_size, read_image
+from sadnet_jax.images import read_image
 from sadnet_jax.training import model_from_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,7 +75,7 @@ def test_train_resume_and_evaluate(images, tmp_path):
   clean = read_image(images / '0.png', 3).astype(np.float64)
   written = -10 * np.log10(np.mean((denoised - clean) ** 2) / 255**2)
   assert results['images'][0]['denoised_psnr'] == pytest.approx(written, abs=1e-4)
-  assert image_size(output / 'comparison' / '0.png') == (19, 3 * 33)
+  assert read_image(output / 'comparison' / '0.png', 3).shape == (19, 3 * 33, 3)
 
   again = _run(*evaluate, cwd=tmp_path, succeeds=False)
   assert 'got a folder with something in it, want an empty one, or pass --overwrite' in again.stderr
