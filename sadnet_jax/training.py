@@ -158,8 +158,10 @@ def make_parallel_step(
 
   def split_and_step(state, clean_255):
     shares = clean_255.reshape(len(devices), -1, *clean_255.shape[1:])
-    # The first state is on one device; as the later ones are, it needs no program of its own.
-    return parallel(jax.device_put(state, everywhere), shares)
+    # The first state is on one device: placed as the later ones are, it needs no program of its own.
+    if getattr(state.step, 'sharding', None) != everywhere:
+      state = jax.device_put(state, everywhere)
+    return parallel(state, shares)
 
   return split_and_step
 
