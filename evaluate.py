@@ -14,7 +14,7 @@ from ml_collections import config_flags
 from sadnet_jax import checkpoints, command_line, evaluation
 from sadnet_jax.images import find_data_dir
 from sadnet_jax.noise import PROTOCOLS
-from sadnet_jax.training import model_from_config
+from sadnet_jax.train_state import model_from_config
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment, such as configs/color.py:50.')
 _CHECKPOINT = flags.DEFINE_string(

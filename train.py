@@ -1,8 +1,9 @@
 """Trains SADNet.
 
-  python train.py --config=configs/color.py:50 --config.data.train_dir=FOLDER
+  python train.py --config=configs/color.py:50 --config.data.train.clean=FOLDER
 
-Run the same command again to continue a run that was stopped.
+Run the same command again to continue a run that was stopped. For a run of several
+processes, start the same command in each, with ``--distributed``.
 """
 
 from pathlib import Path
@@ -10,16 +11,29 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from sadnet_jax import command_line, training
+from sadnet_jax import command_line, distributed, training
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment, such as configs/color.py:50.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; by default runs/<name of the config>.')
+_DISTRIBUTED = flags.DEFINE_string(
+  'distributed',
+  None,
+  "Train with several processes: 'auto' under Slurm, Open MPI, Kubernetes or on Cloud TPU; elsewhere "
+  'INDEX/COUNT@HOST:PORT, with the address of process 0, such as 0/2@10.0.0.1:1234.',
+)
 
 
 def main() -> None:
   """Trains the experiment of the command line."""
+  if _DISTRIBUTED.value:
+    distributed.initialize(_DISTRIBUTED.value)
   name = command_line.config_name(config_flags.get_config_filename(flags.FLAGS['config']))
-  training.train(_CONFIG.value, _WORKDIR.value or Path('runs', name))
+  try:
+    training.train(_CONFIG.value, _WORKDIR.value or Path('runs', name))
+  except ValueError as error:
+    if not _DISTRIBUTED.value:
+      raise
+    distributed.end_all(f'train.py: {error}')
 
 
 if __name__ == '__main__':

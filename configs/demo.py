@@ -17,10 +17,11 @@ def get_config() -> ml_collections.ConfigDict:
   config = color_fast.get_config('50')
   config.model.width = 16
   config.model.offset_width = 16
-  config.data.train_dir = 'demo_output/train'
+  config.data.train.clean = 'demo_output/train'
   config.steps = 250
   config.optimizer.learning_rate = 3e-3
   config.optimizer.warmup_steps = 25
   config.log_every = 25
   config.checkpoint_every = 125
+  config.validation.every = 0
   return config

@@ -70,26 +70,57 @@ class UpConv(nn.Module):
     """[N, H, W, C] -> [N, 2 * H, 2 * W, features]."""
     kernel = self.param('kernel', nn.initializers.xavier_uniform(), (2, 2, x.shape[-1], self.features))
     bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
-    x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+    x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
     n, h, w, _ = x.shape
     y = jnp.einsum('nhwc,abco->nhawbo', x, kernel)
-    return y.reshape(n, 2 * h, 2 * w, self.features) + bias
+    return add_bias(y.reshape(n, 2 * h, 2 * w, self.features), bias)
 
 
-def conv(
-  features: int, kernel_size: int, *, dtype: Dtype, name: str, stride: int = 1, dilation: int = 1, **kwargs
-):
-  """Convolution with the paper's initialisation; padding keeps the size (none if strided)."""
-  return nn.Conv(
-    features,
-    (kernel_size, kernel_size),
-    strides=stride,
-    padding='SAME' if stride == 1 else 'VALID',
-    kernel_dilation=dilation,
-    dtype=dtype,
-    name=name,
-    **{'kernel_init': nn.initializers.xavier_uniform(), **kwargs},
-  )
+class Conv(nn.Module):
+  """Convolution with bias and the paper's initialisation; padding keeps the size (none if strided).
+
+  Flax's own, but for bfloat16: there the gradient of the bias, a sum over all pixels,
+  would be summed in bfloat16 on a CPU, where small terms are lost. Here it is summed
+  in the bias's own dtype.
+
+  Attributes:
+    features: Output channels.
+    kernel_size: Side of the kernel.
+    stride: Step between two outputs.
+    dilation: Step between two taps.
+    dtype: Computation dtype.
+    kernel_init: Initialiser of the kernel [kernel_size, kernel_size, C, features].
+  """
+
+  features: int
+  kernel_size: int
+  stride: int = 1
+  dilation: int = 1
+  dtype: Dtype = None
+  kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[N, H, W, C] -> [N, H / stride, W / stride, features]."""
+    shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+    kernel = self.param('kernel', self.kernel_init, shape)
+    bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
+    x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+    y = jax.lax.conv_general_dilated(
+      x,
+      kernel,
+      window_strides=(self.stride, self.stride),
+      padding='SAME' if self.stride == 1 else 'VALID',
+      rhs_dilation=(self.dilation, self.dilation),
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+    return add_bias(y, bias)
+
+
+def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
+  """y [..., C] + bias [C] in the dtype of y; the bias's gradient is summed in its own."""
+  # Cast after broadcasting: so the transpose casts before it sums.
+  return y + jnp.broadcast_to(bias, y.shape).astype(y.dtype)
 
 
 class ResBlock(nn.Module):
@@ -109,7 +140,7 @@ class ResBlock(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """[N, H, W, C] -> [N, H, W, features]; C = features unless ``project``."""
-    make = functools.partial(conv, self.features, dtype=self.dtype)
+    make = functools.partial(Conv, self.features, dtype=self.dtype)
     if self.project:
       x = make(1, name='conv0')(x)
     return x + make(3, name='conv2')(leaky_relu(make(3, name='conv1')(x)))
@@ -134,12 +165,12 @@ class ContextBlock(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """[N, H, W, features] -> the same shape."""
-    compressed = conv(self.features // 4, 1, dtype=self.dtype, name='conv0')(x)
+    compressed = Conv(self.features // 4, 1, dtype=self.dtype, name='conv0')(x)
     branches = [
-      leaky_relu(conv(self.features // 4, 3, dilation=d, dtype=self.dtype, name=f'conv{i}')(compressed))
+      leaky_relu(Conv(self.features // 4, 3, dilation=d, dtype=self.dtype, name=f'conv{i}')(compressed))
       for i, d in enumerate(self.dilations, start=1)
     ]
-    return x + conv(self.features, 1, dtype=self.dtype, name='fusion')(jnp.concatenate(branches, axis=-1))
+    return x + Conv(self.features, 1, dtype=self.dtype, name='fusion')(jnp.concatenate(branches, axis=-1))
 
 
 class OffsetBlock(nn.Module):
@@ -169,7 +200,7 @@ class OffsetBlock(nn.Module):
     Returns:
       [N, H, W, features].
     """
-    make = functools.partial(conv, self.features, 3, dtype=self.dtype)
+    make = functools.partial(Conv, self.features, 3, dtype=self.dtype)
     o = leaky_relu(make(name='offset_conv1')(x))
     if coarser is not None:
       o = jnp.concatenate([o, upsample_2x(coarser) * 2], axis=-1)
@@ -208,7 +239,7 @@ class RSABlock(nn.Module):
     zeros = self.offset_init == 'zeros'
     init = nn.initializers.zeros_init() if zeros else nn.initializers.xavier_uniform()
     samples = self.deformable_groups * 9
-    predicted = conv(3 * samples, 3, dtype=self.dtype, kernel_init=init, name='conv_offset_mask')(
+    predicted = Conv(3 * samples, 3, dtype=self.dtype, kernel_init=init, name='conv_offset_mask')(
       offset_features
     )
     offset, mask = predicted[..., : 2 * samples], jax.nn.sigmoid(predicted[..., 2 * samples :])
@@ -217,7 +248,7 @@ class RSABlock(nn.Module):
     deform = DeformConv(
       self.features, padding=1, deformable_groups=self.deformable_groups, dtype=self.dtype, name='deform_conv'
     )
-    plain = conv(self.features, 3, dtype=self.dtype, name='conv1')
+    plain = Conv(self.features, 3, dtype=self.dtype, name='conv1')
     if self.order == 'deform_first':
       return x + plain(leaky_relu(deform(x, offset, mask)))
     return x + deform(leaky_relu(plain(x)), offset, mask)

@@ -1,78 +1,151 @@
 """Checkpoints of a run, by Orbax.
 
-A run's folder holds ``checkpoints/<step>/`` with three items: ``params`` (the
-network's weights), ``optimizer`` (the optimiser's state) and ``config`` (JSON).
-The step is the number of optimiser updates done.
+A run's folder holds ``checkpoints/<step>/`` with the items ``params`` (the network's
+weights), ``ema`` (their running average, where it is kept), ``optimizer`` (the
+optimiser's state), ``config`` (JSON), ``progress`` (JSON: steps skipped, the training
+images) and ``metrics`` (JSON: PSNR, where the step was validated). The step is the number
+of steps done. With several processes, process 0 alone reads and writes.
 """
 
 from collections.abc import Iterator, Mapping, Set
 import contextlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
-from flax.training.train_state import TrainState
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
 
 from sadnet_jax.model import SADNet
+from sadnet_jax.train_state import TrainState
 
 FOLDER = 'checkpoints'
 # What a run may be continued with another value of: nothing of it reaches the weights
-# (a moved folder of images is the same data).
-_FREE_ON_RESUME = frozenset({'log_every', 'checkpoint_every', 'keep_checkpoints', 'data.train_dir'})
-# Neither changes what the weights mean.
-_FREE_IN_EVALUATION = frozenset({'model.dtype', 'model.offset_init'})
+# (what was trained on is compared by content, not by place).
+_FREE_ON_RESUME = (
+  'log_every',
+  'checkpoint_every',
+  'keep_checkpoints',
+  'data.train',
+  'data.tiles_dir',
+  'validation',
+)
+# None changes what the weights mean.
+_FREE_IN_EVALUATION = ('model.dtype', 'model.offset_init')
 
 
 @contextlib.contextmanager
 def open_for_training(workdir: str | Path, keep: int) -> Iterator[ocp.CheckpointManager]:
-  """A manager that saves in the background and keeps the newest ``keep``.
+  """A manager that saves in the background and keeps the newest ``keep`` and the best.
 
   Leaving the context waits for what is being written.
+
+  Raises:
+    ValueError: What was being written could not be (a full disk).
   """
-  options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-  with ocp.CheckpointManager((Path(workdir) / FOLDER).absolute(), options=options) as manager:
+  options = ocp.CheckpointManagerOptions(
+    best_fn=_psnr,
+    preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+      [checkpoint_managers.LatestN(keep), checkpoint_managers.BestN(get_metric_fn=_psnr, n=1)]
+    ),
+    cleanup_tmp_directories=True,
+    create=False,
+    # Other processes have no part in it: what they hold is the same.
+    multiprocessing_options=ocp.options.MultiprocessingOptions(
+      primary_host=jax.process_index(), active_processes={jax.process_index()}
+    ),
+  )
+  folder = (Path(workdir) / FOLDER).absolute()
+  with _write_errors(folder):
+    folder.mkdir(exist_ok=True)
+    manager = ocp.CheckpointManager(folder, options=options)
+  try:
     yield manager
+  finally:
+    with _write_errors(folder):
+      manager.close()
 
 
-def save(manager: ocp.CheckpointManager, state: TrainState, config: dict[str, Any]) -> None:
-  """Starts to save a state, unless its step is saved already."""
+def save(
+  manager: ocp.CheckpointManager,
+  state: TrainState,
+  config: dict[str, Any],
+  images: str,
+  psnr: float | None = None,
+) -> None:
+  """Starts to save a state, unless its step is saved already.
+
+  Args:
+    manager: As opened by `open_for_training`.
+    state: Fully replicated.
+    config: The run's config.
+    images: Fingerprint of the training images.
+    psnr: What validation measured at this step, in dB, or None.
+
+  Raises:
+    ValueError: This one or the one before could not be written; those before are good.
+  """
   step = int(state.step)
   if step == manager.latest_step():
     return
-  manager.save(
-    step,
-    args=ocp.args.Composite(
-      params=ocp.args.StandardSave(state.params),
-      optimizer=ocp.args.StandardSave(state.opt_state),
-      config=ocp.args.JsonSave(config),
-    ),
-  )
+  items = {
+    'params': ocp.args.StandardSave(_on_host(state.params)),
+    'optimizer': ocp.args.StandardSave(_on_host(state.opt_state)),
+    'config': ocp.args.JsonSave(config),
+    'progress': ocp.args.JsonSave({'skipped_steps': int(state.skipped), 'images': images}),
+  }
+  if state.ema is not None:
+    items['ema'] = ocp.args.StandardSave(_on_host(state.ema))
+  with _write_errors(manager.directory):
+    manager.save(step, args=ocp.args.Composite(**items), metrics={} if psnr is None else {'psnr': psnr})
 
 
-def restore_latest(manager: ocp.CheckpointManager, state: TrainState, config: dict[str, Any]) -> TrainState:
+def _psnr(metrics):
+  """What the best checkpoint has most of; one that was not validated is never the best."""
+  return metrics.get('psnr', -math.inf)
+
+
+def restore_latest(
+  manager: ocp.CheckpointManager, state: TrainState, config: dict[str, Any], images: str
+) -> TrainState:
   """The newest checkpoint in the form of ``state``; ``state`` itself if there is none.
 
   Raises:
-    ValueError: The run was started with another config; each field is named.
+    ValueError: The run was started with another config (each field is named) or on
+      other images, or the checkpoint cannot be read.
   """
   step = manager.latest_step()
   if step is None:
     return state
-  saved = _restore(manager, step, config=ocp.args.JsonRestore())['config']
-  ignored = _FREE_ON_RESUME
+  saved = _restore(manager, step, config=ocp.args.JsonRestore(), progress=ocp.args.JsonRestore())
+  ignored = set(_FREE_ON_RESUME)
   if config['optimizer']['schedule'] == 'step_halving':
-    ignored = ignored | {'steps'}  # This schedule does not depend on the length of the run.
-  _check_same(saved, config, ignored)
+    ignored.add('steps')  # This schedule does not depend on the length of the run.
+  _check_same(saved['config'], config, ignored)
+  if saved['progress']['images'] != images:
+    raise ValueError(
+      f'the checkpoint is of a run on other training images: got {images}, want '
+      f'{saved["progress"]["images"]}; the order of the data would change: put them back, or start a new run '
+      'with another --workdir'
+    )
+  trees = {'params': state.params, 'optimizer': state.opt_state}
+  if state.ema is not None:
+    trees['ema'] = state.ema
   restored = _restore(
-    manager,
-    step,
-    params=ocp.args.StandardRestore(_shapes(state.params)),
-    optimizer=ocp.args.StandardRestore(_shapes(state.opt_state)),
+    manager, step, **{name: ocp.args.StandardRestore(_template(tree)) for name, tree in trees.items()}
   )
-  return state.replace(step=step, params=restored['params'], opt_state=restored['optimizer'])
+  restored = jax.tree.map(jnp.asarray, restored)
+  return state.replace(
+    step=step,
+    params=restored['params'],
+    opt_state=restored['optimizer'],
+    ema=restored.get('ema'),
+    skipped=jnp.int32(saved['progress']['skipped_steps']),
+  )
 
 
 def split_path(path: str | Path) -> tuple[Path, int | None]:
@@ -84,11 +157,11 @@ def split_path(path: str | Path) -> tuple[Path, int | None]:
 
 
 def restore_params(run: str | Path, model: SADNet, config: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-  """The weights of a run's newest checkpoint, for evaluation.
+  """The weights of one of a run's checkpoints: their running average where it was kept.
 
   Args:
-    run: The run's folder (that holds ``checkpoints``), or one checkpoint's
-      (``RUN/checkpoints/5000``).
+    run: The run's folder (that holds ``checkpoints``), for its newest checkpoint, or
+      one checkpoint's (``RUN/checkpoints/5000``).
     model: The network the weights are for.
     config: The config the network was built from.
 
@@ -96,31 +169,67 @@ def restore_params(run: str | Path, model: SADNet, config: dict[str, Any]) -> tu
     Step and parameters.
 
   Raises:
-    ValueError: There is no checkpoint, or it is of another network.
+    ValueError: There is no checkpoint, it is of another network, or it cannot be read.
   """
   folder, wanted = split_path(run)
   if not (folder / FOLDER).is_dir():
     raise ValueError(f"{run}: got no folder '{FOLDER}' in it, want the folder of a training run")
-  with ocp.CheckpointManager(folder / FOLDER, options=ocp.CheckpointManagerOptions(create=False)) as manager:
+  options = ocp.CheckpointManagerOptions(
+    create=False,
+    multiprocessing_options=ocp.options.MultiprocessingOptions(
+      primary_host=jax.process_index(), active_processes={jax.process_index()}
+    ),
+  )
+  with ocp.CheckpointManager(folder / FOLDER, options=options) as manager:
     steps = sorted(manager.all_steps())
     if not steps or (wanted is not None and wanted not in steps):
       raise ValueError(f'{run}: got checkpoints of steps {steps}, want {wanted or "at least one"}')
     step = steps[-1] if wanted is None else wanted
     saved = _restore(manager, step, config=ocp.args.JsonRestore())['config']
-    _check_same({'model': saved['model']}, {'model': config['model']}, _FREE_IN_EVALUATION)
+    _check_same({'model': saved['model']}, {'model': config['model']}, set(_FREE_IN_EVALUATION))
     image = jax.ShapeDtypeStruct((1, 8, 8, model.channels), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), image)['params']
-    return step, _restore(manager, step, params=ocp.args.StandardRestore(_shapes(params)))['params']
+    item = 'ema' if saved.get('ema_decay') else 'params'
+    return step, _restore(manager, step, **{item: ocp.args.StandardRestore(_template(params))})[item]
+
+
+@contextlib.contextmanager
+def _write_errors(folder: Any) -> Iterator[None]:
+  """Whatever Orbax raises where a checkpoint cannot be written, as a ValueError."""
+  try:
+    yield
+  except Exception as error:
+    raise ValueError(
+      f'{folder}: got a checkpoint that could not be written ({_short(error)}), want a folder that can be '
+      'written to, with room on its disk; checkpoints saved before are good: make room, then run the same '
+      'command again'
+    ) from error
 
 
 def _restore(manager, step, **items):
-  return manager.restore(step, args=ocp.args.Composite(**items))
+  try:
+    return dict(manager.restore(step, args=ocp.args.Composite(**items)).items())
+  except Exception as error:
+    # Orbax and what is below it raise whatever the damage led to.
+    folder = manager.directory / str(step)
+    raise ValueError(
+      f'{folder}: got a checkpoint that cannot be read ({_short(error)}), want a complete one; '
+      'move that folder away to continue from the one before'
+    ) from error
 
 
-def _shapes(tree):
-  """What to restore, and where to: shapes and dtypes on this machine's first device."""
-  place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), tree)
+def _short(error):
+  return f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'
+
+
+def _on_host(tree):
+  """A copy of a replicated tree, which the next step cannot write over while it is saved."""
+  return jax.tree.map(lambda a: np.array(a.addressable_data(0) if isinstance(a, jax.Array) else a), tree)
+
+
+def _template(tree):
+  """NumPy arrays of the shapes and dtypes of a tree, of no memory of their own."""
+  return jax.tree.map(lambda a: np.broadcast_to(np.zeros((), a.dtype), a.shape), tree)
 
 
 def _check_same(saved: Mapping[str, Any], wanted: Mapping[str, Any], ignored: Set[str]) -> None:
@@ -128,11 +237,17 @@ def _check_same(saved: Mapping[str, Any], wanted: Mapping[str, Any], ignored: Se
   saved, wanted = _flatten(saved), _flatten(wanted)
   differing = [
     f'{name}: checkpoint {saved.get(name)}, config {wanted.get(name)}'
-    for name in sorted({*saved, *wanted} - ignored)
-    if saved.get(name) != wanted.get(name)
+    for name in sorted({*saved, *wanted})
+    if saved.get(name) != wanted.get(name) and not _is_below(name, ignored)
   ]
   if differing:
     raise ValueError(f'the checkpoint is of a run with another config: {"; ".join(differing)}')
+
+
+def _is_below(name, ignored):
+  """Whether a field, or a group of fields it is in, is in a set."""
+  parts = name.split('.')
+  return any('.'.join(parts[:n]) in ignored for n in range(1, len(parts) + 1))
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, str]:

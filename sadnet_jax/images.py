@@ -9,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff')
 # ITU-R BT.601 luma, the weights of MATLAB's rgb2gray.
-_LUMA = np.array([0.298936021293775, 0.587043074451121, 0.114020904255103])
+LUMA = np.array([0.298936021293775, 0.587043074451121, 0.114020904255103])
 
 
 def find_data_dir(path: str | Path, source: str) -> Path:
@@ -25,16 +25,23 @@ def find_data_dir(path: str | Path, source: str) -> Path:
   Raises:
     ValueError: Neither exists; both are named.
   """
-  tried = [Path(path)]
-  if root := os.environ.get('SADNET_DATA'):
-    tried.append(Path(root) / path)
-  for folder in tried:
-    if folder.is_dir():
-      return folder
-  raise ValueError(
-    f'{source}: got no folder at {" or ".join(str(p) for p in tried)}, want a folder of images '
-    '(give its path, or set SADNET_DATA to the folder it is relative to)'
-  )
+  folder = look_for_data_dir(path)
+  if folder is None:
+    raise ValueError(
+      f'{source}: got no folder at {" or ".join(str(p) for p in _places(path))}, want a folder of images '
+      '(give its path, or set SADNET_DATA to the folder it is relative to)'
+    )
+  return folder
+
+
+def look_for_data_dir(path: str | Path) -> Path | None:
+  """As `find_data_dir`, but None where neither exists."""
+  return next((folder for folder in _places(path) if folder.is_dir()), None)
+
+
+def _places(path):
+  root = os.environ.get('SADNET_DATA')
+  return [Path(path)] + ([Path(root) / path] if root else [])
 
 
 def find_images(folder: str | Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
@@ -92,7 +99,7 @@ def read_image(path: str | Path, channels: int) -> np.ndarray:
 
 def rgb_to_gray(rgb: np.ndarray) -> np.ndarray:
   """uint8 [..., 3] -> uint8 [..., 1] as MATLAB's rgb2gray."""
-  return np.floor(rgb @ _LUMA[:, None] + 0.5).astype(np.uint8)
+  return np.floor(rgb @ LUMA[:, None] + 0.5).astype(np.uint8)
 
 
 def write_png(path: str | Path, image: np.ndarray) -> None:

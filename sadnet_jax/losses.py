@@ -16,4 +16,13 @@ def l2_loss(denoised: jax.Array, clean: jax.Array) -> jax.Array:
   return jnp.mean(jnp.square(denoised - clean))
 
 
-LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {'l1': l1_loss, 'l2': l2_loss}
+def charbonnier_loss(denoised: jax.Array, clean: jax.Array) -> jax.Array:
+  """Mean of sqrt(difference**2 + eps**2), eps = 1e-3: smooth near zero, L1 beyond (Lai et al., 2017)."""
+  return jnp.mean(jnp.sqrt(jnp.square(denoised - clean) + 1e-6))
+
+
+LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+  'charbonnier': charbonnier_loss,
+  'l1': l1_loss,
+  'l2': l2_loss,
+}

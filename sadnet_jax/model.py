@@ -6,6 +6,7 @@ Scale s in 1..4 works at 1 / 2**(s - 1) of the resolution with base width
 
 from collections.abc import Sequence
 import functools
+import re
 
 from flax import linen as nn
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 
 from sadnet_jax.blocks import (
   ContextBlock,
+  Conv,
   Dtype,
   OffsetBlock,
   OffsetInit,
@@ -22,7 +24,6 @@ from sadnet_jax.blocks import (
   RSABlock,
   UpConv,
   check_option,
-  conv,
   leaky_relu,
 )
 
@@ -116,7 +117,7 @@ class SADNet(nn.Module):
 
   def _negative_noise(self, x):
     width = [self.width * 2**i for i in range(SCALES)]
-    make = functools.partial(conv, dtype=self.dtype)
+    make = functools.partial(Conv, dtype=self.dtype)
 
     encoded = []
     for scale in range(1, SCALES + 1):
@@ -174,6 +175,15 @@ def pad_to_multiple(x: jax.Array, multiple: int) -> jax.Array:
       source = np.pad(np.arange(size), (0, extra), mode='reflect')
       x = jnp.concatenate([x, jnp.take(x, source[size:], axis=axis)], axis=axis)
   return x
+
+
+def scale_of(module: str) -> int:
+  """The scale, 1 to 4, that a top-level module of `SADNet` works at: 'dres3' -> 3."""
+  if module in ('context', 'out'):
+    return {'context': SCALES, 'out': 1}[module]
+  kind, number = re.match(r'([a-z]+)(\d)', module).groups()  # type: ignore[union-attr]
+  # The n-th downsampling makes scale n + 1.
+  return int(number) + (kind == 'down')
 
 
 def mean_abs_offsets(intermediates: dict) -> dict[str, jax.Array]:

@@ -9,20 +9,32 @@ from sadnet_jax.metrics import round_to_8_bits
 PROTOCOLS = ('unclipped', 'clipped8')
 
 
-def add_training_noise(keys: jax.Array, clean: jax.Array, sigma_255: float, clip: bool) -> jax.Array:
+def add_training_noise(
+  keys: jax.Array, clean: jax.Array, sigma_255_range: tuple[float, float], clip: bool
+) -> jax.Array:
   """Adds white Gaussian noise to a batch, each image from its own key.
 
   Args:
     keys: One random key an image, [N].
     clean: [N, H, W, C] in [0, 1].
-    sigma_255: Standard deviation on the scale of 8-bit images, 0 to 255.
+    sigma_255_range: Lowest and highest standard deviation on the scale of 8-bit
+      images, 0 to 255. Every image draws its own between them, evenly; where they are
+      equal there is nothing to draw.
     clip: Clamp the result to [0, 1], as the authors' training does.
 
   Returns:
     [N, H, W, C], noisy.
   """
-  standard = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:], clean.dtype))(keys)
-  noisy = clean + standard * (sigma_255 / 255)
+  low, high = sigma_255_range
+
+  def noise(key):
+    standard = jax.random.normal(key, clean.shape[1:], clean.dtype)
+    if low == high:
+      return standard * (low / 255)
+    sigma = jax.random.uniform(jax.random.fold_in(key, 0), (), clean.dtype, low / 255, high / 255)
+    return standard * sigma
+
+  noisy = clean + jax.vmap(noise)(keys)
   return jnp.clip(noisy, 0, 1) if clip else noisy
 
 

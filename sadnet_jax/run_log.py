@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 import json
+import math
 import os
 from pathlib import Path
 import time
 from typing import Self
 
 from tensorboardX import SummaryWriter
+
+from sadnet_jax.validation import SetResult
 
 METRICS_FILE = 'metrics.jsonl'
 
@@ -30,32 +33,50 @@ class RunLog:
     self._tensorboard = SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1)
     self._total_steps = total_steps
     self._images_per_step = images_per_step
-    self._step, self._time = step, time.monotonic()
+    self.start_clock(step)
 
   def start_clock(self, step: int) -> None:
-    """Starts the time that the next line's rate is over, after compilation."""
-    self._step, self._time = step, time.monotonic()
+    """Starts the time that the next line's rates are over, after compilation or validation."""
+    self._step, self._time, self._waited = step, time.monotonic(), 0.0
+
+  def wait(self, seconds: float) -> None:
+    """Counts time that training has waited for its next batch."""
+    self._waited += seconds
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
-    """Adds one line everywhere; the rate is over the steps since the last line or `start_clock`."""
+    """Adds one line everywhere; its rates are over the steps since the last line or `start_clock`."""
     line = (
-      f'step {step}/{self._total_steps}  loss {metrics["loss"]:.6f}  '
+      f'step {step}/{self._total_steps}  loss {metrics.get("loss", math.nan):.6f}  '
       f'learning rate {metrics["learning_rate"]:.2e}'
     )
-    now = time.monotonic()
+    passed = time.monotonic() - self._time
     # None have passed at the very first step, which only compiled.
     if step > self._step:
-      seconds_per_step = (now - self._time) / (step - self._step)
-      rate = self._images_per_step / seconds_per_step
-      left = _hours_minutes_seconds((self._total_steps - step) * seconds_per_step)
-      metrics = {**metrics, 'images_per_second': rate}
-      line += f'  {rate:.1f} images/s  {left} left'
-    self._step, self._time = step, now
+      rate = self._images_per_step * (step - self._step) / passed
+      waiting = self._waited / passed
+      metrics = {**metrics, 'images_per_second': rate, 'waiting_for_data': waiting}
+      left = _hours_minutes_seconds((self._total_steps - step) * self._images_per_step / rate)
+      line += f'  {rate:.1f} images/s, {waiting:.0%} waiting for data  {left} left'
+    self.start_clock(step)
+    self._add_scalars(step, metrics)
+    print(line, flush=True)
+
+  def write_validation(self, step: int, results: Mapping[str, SetResult]) -> None:
+    """Adds what validation measured: a line for each set, its pictures to TensorBoard."""
+    self._add_scalars(step, {f'psnr/{name}': result.denoised_psnr for name, result in results.items()})
+    for name, result in results.items():
+      print(
+        f'step {step}/{self._total_steps}  {name}: {result.noisy_psnr:.3f} -> {result.denoised_psnr:.3f} dB',
+        flush=True,
+      )
+      for picture, pixels in result.pictures.items():
+        self._tensorboard.add_image(f'{name}/{picture}', pixels, step, dataformats='HWC')
+
+  def _add_scalars(self, step: int, metrics: Mapping[str, float]) -> None:
     with self._path.open('a') as file:
       file.write(json.dumps({'step': step, **metrics}, allow_nan=False) + '\n')
     for name, value in metrics.items():
       self._tensorboard.add_scalar(name, value, step)
-    print(line, flush=True)
 
   def __enter__(self) -> Self:
     """The log itself."""

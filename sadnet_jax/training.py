@@ -1,197 +1,40 @@
-"""Training: the step, its parallel version, and the loop.
+"""Training: the loop.
 
-The state after step k is a function of (config, seed, k): the data of a step come
-from (seed, k) (`input_pipeline`), its noise from ``fold_in(key, k)`` and the
-sample's place in the global batch. There is no random state to store. On a CPU it
-is the same bit for bit however often the run is stopped; another number of devices,
-or a GPU (whose scatter-adds are not ordered), changes rounding only.
+The state after step k is a function of (config, seed, k): the patches of a step come
+from (seed, k) (`input_pipeline`, `device_data`), its noise from (seed, k) and the
+patch's place in the batch (`train_step`). There is no random state to store, and a
+run that was stopped continues as if it had not been.
 """
 
-from collections.abc import Callable, Sequence
+import collections
+from collections.abc import Sequence
+import contextlib
 import math
 from pathlib import Path
+import time
+from typing import Any
 
 from absl import logging
-from flax.training.train_state import TrainState
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import ml_collections
 import numpy as np
-import optax
 
-from sadnet_jax import checkpoints, input_pipeline
-from sadnet_jax.images import find_data_dir, find_images
-from sadnet_jax.losses import LOSSES
-from sadnet_jax.model import SADNet, mean_abs_offsets
-from sadnet_jax.noise import add_training_noise
-from sadnet_jax.optimizer import make_optimizer, make_schedule
+from sadnet_jax import checkpoints, distributed, training_data, validation
+from sadnet_jax.config_check import check_config, is_paired
+from sadnet_jax.run_folder import open_run_folder
 from sadnet_jax.run_log import RunLog
+from sadnet_jax.train_state import (
+  TrainState,
+  create_train_state,
+  model_from_config,
+  schedule_from_config,
+  state_from_params,
+)
+from sadnet_jax.train_step import make_parallel_step
 
-Metrics = dict[str, jax.Array]
-
-
-def model_from_config(fields: ml_collections.ConfigDict) -> SADNet:
-  """Builds the network from ``config.model``."""
-  values = dict(fields)
-  if values['dtype'] not in ('float32', 'bfloat16'):
-    raise ValueError(f"model.dtype: got {values['dtype']!r}, want 'float32' or 'bfloat16'")
-  return SADNet(**{**values, 'dtype': jnp.dtype(values['dtype']), 'dilations': tuple(values['dilations'])})
-
-
-def schedule_from_config(config: ml_collections.ConfigDict) -> optax.Schedule:
-  """Builds the learning-rate schedule from ``config.optimizer`` and ``config.steps``."""
-  fields = config.optimizer
-  return make_schedule(
-    name=fields.schedule,
-    learning_rate=fields.learning_rate,
-    halve_every=fields.halve_every,
-    warmup_steps=fields.warmup_steps,
-    total_steps=config.steps,
-  )
-
-
-def optimizer_from_config(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-  """Builds the optimiser from ``config.optimizer``."""
-  fields = config.optimizer
-  return make_optimizer(
-    schedule_from_config(config),
-    name=fields.name,
-    b1=fields.b1,
-    b2=fields.b2,
-    eps=fields.eps,
-    bias_rate=fields.bias_rate,
-    clip_norm=fields.clip_norm,
-  )
-
-
-def create_train_state(config: ml_collections.ConfigDict) -> TrainState:
-  """The state before the first step: a function of the config and its seed."""
-  model = model_from_config(config.model)
-  # Weights do not depend on the size of the image they are initialised with.
-  image = jnp.zeros((1, 8, 8, config.model.channels))
-  # Run once: compiled quickly rather than well.
-  quickly = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
-  params = jax.jit(model.init, compiler_options=quickly)(_key(config, 'weights'), image)['params']
-  return TrainState.create(apply_fn=model.apply, params=params, tx=optimizer_from_config(config))
-
-
-def _key(config: ml_collections.ConfigDict, purpose: str) -> jax.Array:
-  return jax.random.fold_in(jax.random.key(config.seed), ('weights', 'noise').index(purpose))
-
-
-def train_step(
-  state: TrainState,
-  clean_255: jax.Array,
-  *,
-  key: jax.Array,
-  sigma_255: float,
-  clip: bool,
-  loss: Callable[[jax.Array, jax.Array], jax.Array],
-  axis_name: str | None = None,
-) -> tuple[TrainState, Metrics]:
-  """One update on a batch of clean patches.
-
-  Args:
-    state: The state; its step selects the noise.
-    clean_255: uint8 [N, P, P, C]; this device's share of the batch.
-    key: Random key of the whole run.
-    sigma_255: Standard deviation of the noise on the scale of 8-bit images.
-    clip: Clamp noisy images to [0, 1].
-    loss: (denoised, clean) -> scalar.
-    axis_name: Name of the device axis to average over, or None for one device.
-
-  Returns:
-    The next state, and scalars: ``loss``, ``gradient_norm``, and ``offset/scale1``
-    to ``offset/scale4`` (mean absolute offset in pixels of that scale).
-  """
-  share = clean_255.shape[0]
-  first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * share
-  step_key = jax.random.fold_in(key, state.step)
-  keys = jax.vmap(lambda i: jax.random.fold_in(step_key, i))(first + jnp.arange(share))
-  clean = clean_255.astype(jnp.float32) / 255
-  noisy = add_training_noise(keys, clean, sigma_255, clip)
-
-  def loss_of(params):
-    denoised, variables = state.apply_fn({'params': params}, noisy, mutable=['intermediates'])
-    return loss(denoised, clean), mean_abs_offsets(variables.get('intermediates', {}))
-
-  (value, offsets), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-  if axis_name is not None:
-    value, offsets, gradients = jax.lax.pmean((value, offsets, gradients), axis_name)
-  metrics = {'loss': value, 'gradient_norm': optax.tree.norm(gradients)}
-  metrics |= {f'offset/{scale}': mean for scale, mean in offsets.items()}
-  return state.apply_gradients(grads=gradients), metrics
-
-
-def make_parallel_step(
-  config: ml_collections.ConfigDict, devices: Sequence[jax.Device]
-) -> Callable[[TrainState, np.ndarray], tuple[TrainState, Metrics]]:
-  """`train_step` under ``jax.pmap``: state on every device, batch split among them.
-
-  Args:
-    config: The run's config.
-    devices: Devices of this process to use.
-
-  Returns:
-    (state, uint8 [N, P, P, C]) -> (state, metrics). The state has no device axis;
-    its buffers are donated, so the one passed in cannot be used again.
-  """
-  key = _key(config, 'noise')
-
-  def step(state, clean_255):
-    return train_step(
-      state,
-      clean_255,
-      key=key,
-      sigma_255=config.noise.sigma_255,
-      clip=config.noise.clip,
-      loss=LOSSES[config.loss],
-      axis_name='devices',
-    )
-
-  everywhere = NamedSharding(Mesh(np.asarray(devices), ('devices',)), PartitionSpec())
-  # in_axes / out_axes None: the same on all devices, without an axis of its own.
-  parallel = jax.pmap(
-    step, axis_name='devices', in_axes=(None, 0), out_axes=None, devices=list(devices), donate_argnums=(0,)
-  )
-
-  def split_and_step(state, clean_255):
-    shares = clean_255.reshape(len(devices), -1, *clean_255.shape[1:])
-    # The first state is on one device: placed as the later ones are, it needs no program of its own.
-    if getattr(state.step, 'sharding', None) != everywhere:
-      state = jax.device_put(state, everywhere)
-    return parallel(state, shares)
-
-  return split_and_step
-
-
-def check_config(config: ml_collections.ConfigDict, device_count: int) -> None:
-  """Raises ValueError for the first field no run can work with, before anything is compiled."""
-  at_least = {
-    'batch_size': (config.batch_size, 1),
-    'steps': (config.steps, 1),
-    'log_every': (config.log_every, 1),
-    'checkpoint_every': (config.checkpoint_every, 1),
-    'keep_checkpoints': (config.keep_checkpoints, 1),
-    'data.patch_px': (config.data.patch_px, 1),
-    'noise.sigma_255': (config.noise.sigma_255, 0),
-  }
-  for name, (value, least) in at_least.items():
-    if value < least:
-      raise ValueError(f'config.{name}: got {value}, want at least {least}')
-  if config.batch_size % device_count:
-    raise ValueError(
-      f'config.batch_size: got {config.batch_size}, want a multiple of the {device_count} devices'
-    )
-  if config.model.channels not in (1, 3):
-    raise ValueError(f'config.model.channels: got {config.model.channels}, want 3 (colour) or 1 (grey)')
-  if config.loss not in LOSSES:
-    raise ValueError(f'config.loss: got {config.loss!r}, want one of {sorted(LOSSES)}')
-  if not 0 <= config.seed < 2**31:
-    raise ValueError(f'config.seed: got {config.seed}, want 0 to 2**31 - 1')
-  model_from_config(config.model)
-  optimizer_from_config(config)
+# Steps that the check for finite gradients lags behind, so as not to wait for the device.
+_LAG = 4
+_MOST_SKIPPED_IN_A_ROW = 100
 
 
 def train(
@@ -202,86 +45,215 @@ def train(
   Args:
     config: See ``configs/default.py``.
     workdir: Folder of the run: ``checkpoints/``, ``metrics.jsonl``, ``tensorboard/``.
-    devices: Devices to train on; by default all of this process.
+      Of several processes, only process 0 touches it.
+    devices: Devices to train on; by default all of all processes.
 
   Returns:
-    The final state.
+    The final state. SIGTERM or SIGINT ends the run early, with its step saved.
 
   Raises:
-    ValueError: A field of the config cannot work; the training folder is missing,
-      empty, or holds a damaged image or one smaller than a patch.
+    ValueError: A field of the config cannot work; the images are missing or damaged,
+      or smaller than a patch; another process trains in the folder; its checkpoint is
+      of another config, cannot be read, or a new one cannot be written; the run has
+      diverged.
   """
-  devices = jax.local_devices() if devices is None else devices
+  devices = jax.devices() if devices is None else devices
   check_config(config, len(devices))
-  paths = find_images(find_data_dir(config.data.train_dir, 'config.data.train_dir'), input_pipeline.SUFFIXES)
-  input_pipeline.check_images(paths, config.model.channels, config.data.patch_px)
-  workdir = Path(workdir)
-  workdir.mkdir(parents=True, exist_ok=True)
-
-  state = create_train_state(config)
-  with checkpoints.open_for_training(workdir, config.keep_checkpoints) as manager:
-    state = checkpoints.restore_latest(manager, state, config.to_dict())
+  data = training_data.open_training_data(config, _local(devices)[0])
+  with contextlib.ExitStack() as stack:
+    # None on processes other than the first, here and below.
+    validator, folder = distributed.on_first_process(
+      lambda: (_make_validator(config, data), stack.enter_context(open_run_folder(workdir)))
+    ) or (None, None)
+    state = _first_state(config)
+    manager = None
+    if folder is not None:
+      manager = stack.enter_context(checkpoints.open_for_training(folder, config.keep_checkpoints))
+    state = _restore(config, data, state, manager)
     first = int(state.step)
     if first >= config.steps:
       print(f'{workdir}: nothing to do, the run is at step {first} of {config.steps}')
       return state
-    print(f'{workdir}: {len(paths)} images, {len(devices)} device(s), from step {first}', flush=True)
-    return _train(config, workdir, paths, devices, state, manager)
+    if folder is not None:
+      print(f'{folder}: {data.description}, {len(devices)} device(s), from step {first}', flush=True)
+    log = (
+      None if folder is None else stack.enter_context(RunLog(folder, first, config.steps, config.batch_size))
+    )
+    stop = stack.enter_context(distributed.StopSignal())
+    return _Run(config, data, devices, validator, manager, log, stop).loop(state)
 
 
-def _train(config, workdir, paths, devices, state, manager):
-  first = int(state.step)
-  batches = input_pipeline.clean_patches(
-    paths,
-    channels=config.model.channels,
-    patch_px=config.data.patch_px,
-    batch_size=config.batch_size,
-    seed=config.seed,
-    first_step=first,
-    last_step=config.steps,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+def _make_validator(config, data):
+  fields = config.validation
+  if not fields.every:
+    return None
+  sets, missing = validation.find_validation_sets(
+    () if is_paired(config) else fields.clean,
+    fields.pairs if is_paired(config) else (),
+    data.held_out if fields.held_out else (),
+    fields.images,
   )
-  parallel_step = make_parallel_step(config, devices)
-  schedule = schedule_from_config(config)
-  with RunLog(workdir, first, config.steps, config.batch_size) as log:
-    for step, batch in enumerate(batches, start=first + 1):
-      state, metrics = parallel_step(state, batch)
+  names = ', '.join(f'{s.name} ({len(s.examples)} images)' for s in sets) or 'nothing'
+  print(f'validation on {names}' + (f'; not there: {", ".join(missing)}' if missing else ''), flush=True)
+  if not sets:
+    return None
+  return validation.make_validator(
+    model_from_config(config.model),
+    sets,
+    sigma_255=config.noise.sigma_255,
+    protocol='clipped8' if config.noise.clip else 'unclipped',
+    pictures=fields.pictures,
+  )
+
+
+def _first_state(config):
+  if not config.init_from:
+    return create_train_state(config)
+  model = model_from_config(config.model)
+  params = distributed.on_first_process(
+    lambda: checkpoints.restore_params(config.init_from, model, config.to_dict())[1]
+  )
+  if jax.process_count() > 1:
+    # Only the shapes matter where there is nothing to send.
+    params = distributed.from_first_process(create_train_state(config).params if params is None else params)
+  return state_from_params(config, model, params)
+
+
+def _restore(config, data, state, manager):
+  restored = distributed.on_first_process(
+    lambda: checkpoints.restore_latest(manager, state, config.to_dict(), data.fingerprint)
+  )
+  if jax.process_count() == 1:
+    return restored
+  arrays = distributed.from_first_process(_arrays(state if restored is None else restored))
+  return state.replace(**arrays)
+
+
+def _arrays(state):
+  fields = ('step', 'params', 'opt_state', 'ema', 'skipped')
+  return {name: getattr(state, name) for name in fields}
+
+
+class _Run:
+  """One run from its restored state to its last step."""
+
+  def __init__(self, config, data, devices, validator, manager, log, stop):
+    self._config, self._data, self._validator = config, data, validator
+    self._manager, self._log, self._stop = manager, log, stop
+    self._step = make_parallel_step(config, devices, data.device_images)
+    self._schedule = schedule_from_config(config)
+    self._pending: collections.deque[tuple[int, Any]] = collections.deque()
+    self._skipped_in_a_row = 0
+    self._local = _local(devices)
+
+  def loop(self, state: TrainState) -> TrainState:
+    config, first = self._config, int(state.step)
+    batches = self._data.batches(first, self._local)
+    for step in range(first + 1, config.steps + 1):
+      started = time.monotonic()
+      batch = next(batches)
+      waited = time.monotonic() - started
+      state, metrics = self._step(state, batch)
+      self._pending.append((step, metrics))
       if step == first + 1:
         jax.block_until_ready(metrics)
-        log.start_clock(step)
-      logs = step % config.log_every == 0 or step == config.steps
-      saves = step % config.checkpoint_every == 0 or step == config.steps
-      if logs or saves:
-        values = {name: float(value) for name, value in metrics.items()}
-        check_healthy(step, values, config.data.patch_px)
+        if self._log:
+          self._log.start_clock(step)
+      elif self._log:
+        self._log.wait(waited)
+      stops = self._stop.received(step)
+      ends = stops or step == config.steps
+      logs = ends or step % config.log_every == 0
+      validates = self._validates(step, config.steps)
+      saves = ends or validates or step % config.checkpoint_every == 0
+      self._check_finite(0 if logs or saves else _LAG)
       if logs:
-        # The rate this step used: optax counts from zero.
-        log.write(step, values | {'learning_rate': float(schedule(step - 1))})
-      if saves:
-        checkpoints.save(manager, state, config.to_dict())
-  return state
+        self._write(step, metrics)
+      if saves and self._manager:
+        self._save(step, state, validates)
+      if stops:
+        if self._log:
+          print(f'stopped at step {step}, which is saved; run the same command to continue', flush=True)
+        break
+    return state
+
+  def _validates(self, step, last):
+    every = self._config.validation.every
+    return bool(every) and (step % every == 0 or step == last)
+
+  def _check_finite(self, leave):
+    """Looks at the metrics of all steps but the newest ``leave``; see `train_step`."""
+    while len(self._pending) > leave:
+      step, metrics = self._pending.popleft()
+      if metrics['finite']:
+        self._skipped_in_a_row = 0
+        continue
+      self._skipped_in_a_row += 1
+      if self._config.on_nonfinite == 'stop' or self._skipped_in_a_row > _MOST_SKIPPED_IN_A_ROW:
+        raise ValueError(describe_divergence(step, _numbers(metrics)))
+
+  def _write(self, step, metrics):
+    values = _numbers(metrics)
+    warn_of_offsets(step, values, self._config.data.patch_px)
+    if not self._log:
+      return
+    finite = {name: value for name, value in values.items() if name != 'finite' and math.isfinite(value)}
+    # The rate this step used: optax counts from zero.
+    self._log.write(step, finite | {'learning_rate': float(self._schedule(step - 1))})
+
+  def _save(self, step, state, validates):
+    score = None
+    if validates and self._validator:
+      params = jax.tree.map(lambda a: a.addressable_data(0), state.best_params)
+      results = self._validator(params)
+      self._log.write_validation(step, results)
+      score = next(iter(results.values())).denoised_psnr
+    checkpoints.save(self._manager, state, self._config.to_dict(), self._data.fingerprint, score)
+    if validates:
+      self._log.start_clock(step)
 
 
-def check_healthy(step: int, metrics: dict[str, float], patch_px: int) -> None:
-  """Stops a run that has diverged, and warns of one that is about to.
+def _local(devices):
+  return [d for d in devices if d.process_index == jax.process_index()]
+
+
+def _numbers(metrics) -> dict[str, float]:
+  return {name: float(np.asarray(value)) for name, value in jax.device_get(metrics).items()}
+
+
+def describe_divergence(step: int, metrics: dict[str, float]) -> str:
+  """What to tell of a step whose loss or gradient is not finite.
 
   Args:
-    step: The step the metrics are of.
+    step: The step.
+    metrics: As from `train_step`.
+
+  Returns:
+    A message with the step and the scale it shows at: in the offsets first, which are
+    computed from the coarsest scale to the finest, else in the gradient.
+  """
+  order = ['offset/scale4', 'offset/scale3', 'offset/scale2', 'offset/scale1']
+  order += ['loss', *sorted(name for name in metrics if name.startswith('gradient_norm/'))]
+  first = next((n for n in order if not math.isfinite(metrics.get(n, 0))), 'gradient_norm')
+  others = ', '.join(n for n in order if n != first and not math.isfinite(metrics.get(n, 0)))
+  return (
+    f'step {step}: got {first} = {metrics[first]}'
+    + (f' (and {others})' if others else '')
+    + ', want a finite '
+    'number; the run has diverged. Weights and checkpoints before it are kept: start a new run from another '
+    "seed, with a lower optimizer.learning_rate, with optimizer.clip_norm, or with on_nonfinite = 'skip'"
+  )
+
+
+def warn_of_offsets(step: int, metrics: dict[str, float], patch_px: int) -> None:
+  """Warns where the mean absolute offset of a scale has grown past the patch.
+
+  Args:
+    step: The step.
     metrics: As from `train_step`.
     patch_px: Side of a training patch in pixels.
-
-  Raises:
-    ValueError: A metric is not finite; it is named with the step. Checkpoints
-      saved before stay as they are.
   """
   for name, value in metrics.items():
-    if not math.isfinite(value):
-      raise ValueError(
-        f'step {step}: got {name} = {value}, want a finite number; the run has diverged. Earlier checkpoints '
-        'are kept: start a new run from another seed, with a lower optimizer.learning_rate or with '
-        'optimizer.clip_norm'
-      )
     scale = int(name[-1]) if name.startswith('offset/') else None
     if scale and value > patch_px / 2 ** (scale - 1):
       logging.warning(

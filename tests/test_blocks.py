@@ -1,4 +1,5 @@
 import chex
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from small_networks import image, to_nhwc
 
 from sadnet_jax import ContextBlock, OffsetBlock, ResBlock, RSABlock
-from sadnet_jax.blocks import UpConv, upsample_2x
+from sadnet_jax.blocks import Conv, UpConv, add_bias, upsample_2x
 
 # --- Resampling.
 
@@ -35,6 +36,71 @@ def test_up_convolution_equals_a_loop():
   assert shapes == {'kernel': (2, 2, 4, 6), 'bias': (6,)}
   got = module.apply({'params': {'kernel': kernel.astype(np.float32), 'bias': bias.astype(np.float32)}}, x)
   np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+# --- Convolutions.
+
+
+@pytest.mark.parametrize(
+  ('size', 'stride', 'dilation'),
+  [(1, 1, 1), (2, 1, 1), (2, 2, 1), (3, 1, 1), (3, 2, 1), (3, 1, 2), (3, 1, 4), (2, 2, 2)],
+)
+def test_convolution_equals_flax_in_float32_with_its_parameters_and_gradients(size, stride, dilation):
+  x = image(30, batch=2, size=(9, 12), channels=3)
+  module = Conv(5, size, stride=stride, dilation=dilation)
+  flax_module = nn.Conv(
+    5,
+    (size, size),
+    strides=stride,
+    padding='SAME' if stride == 1 else 'VALID',
+    kernel_dilation=dilation,
+    kernel_init=nn.initializers.xavier_uniform(),
+  )
+  params = module.init(jax.random.key(0), x)['params']
+  chex.assert_trees_all_equal_shapes_and_dtypes(params, flax_module.init(jax.random.key(0), x)['params'])
+  chex.assert_trees_all_equal(params, flax_module.init(jax.random.key(0), x)['params'])
+  params['bias'] = np.random.default_rng(31).normal(size=5).astype(np.float32)
+  results = [_output_and_gradients(m, params, x) for m in (module, flax_module)]
+  span = (size - 1) * dilation
+  want = (9, 12) if stride == 1 else ((9 - span - 1) // stride + 1, (12 - span - 1) // stride + 1)
+  chex.assert_shape(results[0][0], (2, *want, 5))
+  chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-5)
+
+
+def _output_and_gradients(module, params, x):
+  """Output, and the gradients of its product with numbers of mean 1/2, in float32."""
+  y = module.apply({'params': params}, x)
+  weights = np.random.default_rng(32).uniform(size=y.shape).astype(np.float32)
+
+  @jax.jit
+  def gradients(params, x):
+    return jax.grad(lambda p, x: jnp.sum(weights * module.apply({'params': p}, x)), argnums=(0, 1))(params, x)
+
+  return y, gradients(params, x)
+
+
+@pytest.mark.parametrize(
+  'make',
+  [lambda d: Conv(5, 3, dtype=d), lambda d: Conv(5, 2, stride=2, dtype=d), lambda d: UpConv(5, dtype=d)],
+)
+def test_bias_gradient_in_bfloat16_is_that_of_float32(make):
+  x = image(33, batch=4, size=(64, 64), channels=3)
+  params = make(None).init(jax.random.key(0), x)['params']
+  _, (exact, _) = _output_and_gradients(make(jnp.float32), params, x)
+  y, (rounded, _) = _output_and_gradients(make(jnp.bfloat16), params, x)
+  assert y.dtype == jnp.bfloat16
+  assert rounded['bias'].dtype == jnp.float32
+  # A sum in bfloat16 would be off by percents: it has 8 bits for up to 65,536 summands.
+  np.testing.assert_allclose(rounded['bias'], exact['bias'], rtol=5e-3)
+  assert not np.array_equal(rounded['kernel'], exact['kernel'])
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_bias_is_added_to_every_channel_in_the_dtype_of_the_image(dtype):
+  y, bias = jnp.zeros((2, 3, 5, 4), dtype), jnp.array([0.5, -1.0, 2.0, 3.0])
+  got = add_bias(y, bias)
+  assert got.dtype == dtype
+  np.testing.assert_array_equal(got.astype(jnp.float32), np.broadcast_to(bias, y.shape))
 
 
 # --- Blocks.

@@ -1,5 +1,6 @@
 import chex
 from fast_jit import fast_jit
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from small_networks import SMALL, apply, count, image, init, param_shapes, random_variables
 
 from sadnet_jax import SADNet, mean_abs_offsets
-from sadnet_jax.model import pad_to_multiple
+from sadnet_jax.model import pad_to_multiple, scale_of
 
 # Table 1 of the paper: RSAB, offset transfer, context block.
 ABLATION = {
@@ -201,6 +202,26 @@ def test_modules_keep_their_names():
   names |= {f'{kind}{scale}' for kind in ('down', 'up') for scale in range(1, 4)}
   names |= {f'dconv{scale}_1' for scale in range(1, 4)} | {'context', 'out'}
   assert set(param_shapes(SADNet(**SMALL))) == names
+
+
+@pytest.mark.parametrize('row', ['ROC', '---'])
+def test_the_scale_of_a_module_is_that_of_the_image_it_makes(row):
+  sides = {}
+
+  def record(call, arguments, options, context):
+    result = call(*arguments, **options)
+    if len(context.module.path) == 1:
+      sides[context.module.name] = result.shape[1:3]
+    return result
+
+  model = SADNet(**ABLATION[row], **SMALL)
+  x = jax.ShapeDtypeStruct((1, 48, 80, 3), jnp.float32)
+  with nn.intercept_methods(record):
+    params = jax.eval_shape(model.init, jax.random.key(0), x)['params']
+  assert set(sides) == set(params)
+  for name, side in sides.items():
+    assert side == (48 // 2 ** (scale_of(name) - 1), 80 // 2 ** (scale_of(name) - 1)), name
+  assert {scale_of(name) for name in sides} == {1, 2, 3, 4}
 
 
 # --- Residual learning and offsets.

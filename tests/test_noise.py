@@ -7,32 +7,89 @@ import pytest
 
 from sadnet_jax.noise import add_benchmark_noise, add_training_noise
 
+BLIND = (10.0, 60.0)
+
+
+def _keys(count, seed=0):
+  return jax.random.split(jax.random.key(seed), count)
+
 
 def test_training_noise_has_the_stated_sigma_and_mean():
-  keys = jax.random.split(jax.random.key(0), 4)
   clean = jnp.full((4, 64, 64, 3), 0.5)
-  error = np.asarray(add_training_noise(keys, clean, sigma_255=25, clip=False) - clean)
+  error = np.asarray(add_training_noise(_keys(4), clean, (25.0, 25.0), clip=False) - clean)
   # 49,152 samples: the standard error of both is far below these bounds.
   assert error.std() == pytest.approx(25 / 255, rel=0.02)
   assert abs(error.mean()) < 0.002
 
 
-def test_training_noise_clips_only_when_asked():
-  keys = jax.random.split(jax.random.key(0), 2)
-  clean = jnp.zeros((2, 16, 16, 1))
-  free = add_training_noise(keys, clean, sigma_255=50, clip=False)
-  clipped = add_training_noise(keys, clean, sigma_255=50, clip=True)
+@pytest.mark.parametrize('sigmas', [(50.0, 50.0), BLIND])
+def test_training_noise_clips_only_when_asked(sigmas):
+  clean = jnp.zeros((2, 16, 16, 1)).at[1].set(1)
+  free = add_training_noise(_keys(2), clean, sigmas, clip=False)
+  clipped = add_training_noise(_keys(2), clean, sigmas, clip=True)
   assert free.min() < 0
-  np.testing.assert_array_equal(clipped, jnp.clip(free, 0, 1))
+  assert free.max() > 1
+  np.testing.assert_array_equal(clipped, np.clip(free, 0, 1))
 
 
-def test_an_image_has_the_noise_of_its_key_wherever_it_is_in_the_batch():
-  keys = jax.random.split(jax.random.key(3), 5)
+@pytest.mark.parametrize('sigmas', [(50.0, 50.0), BLIND])
+def test_an_image_has_the_noise_of_its_key_wherever_it_is_in_the_batch(sigmas):
+  keys = _keys(5, seed=3)
   clean = jnp.zeros((5, 7, 9, 3))
-  whole = add_training_noise(keys, clean, 50, clip=False)
-  part = add_training_noise(keys[3:], clean[3:], 50, clip=False)
+  whole = add_training_noise(keys, clean, sigmas, clip=False)
+  part = add_training_noise(keys[3:], clean[3:], sigmas, clip=False)
   np.testing.assert_array_equal(whole[3:], part)
   assert not np.array_equal(whole[0], whole[1])
+
+
+def test_a_range_of_one_sigma_is_that_sigma_bit_for_bit():
+  keys, clean = _keys(3), jax.random.uniform(jax.random.key(1), (3, 9, 7, 3))
+  want = [
+    np.asarray(c) + np.asarray(jax.random.normal(k, c.shape)) * np.float32(35 / 255)
+    for k, c in zip(keys, clean, strict=True)
+  ]
+  np.testing.assert_array_equal(add_training_noise(keys, clean, (35.0, 35.0), clip=False), want)
+
+
+def test_blind_noise_is_that_of_one_sigma_scaled_image_by_image():
+  keys, clean = _keys(6), jnp.zeros((6, 11, 5, 3))
+  blind = np.asarray(add_training_noise(keys, clean, BLIND, clip=False))
+  ratios = blind / np.asarray(add_training_noise(keys, clean, (255.0, 255.0), clip=False))
+  sigmas_255 = 255 * ratios[:, 0, 0, 0]
+  np.testing.assert_allclose(
+    255 * ratios, np.broadcast_to(sigmas_255[:, None, None, None], ratios.shape), rtol=1e-5
+  )
+  assert len(set(sigmas_255.round(2))) == 6
+  assert ((BLIND[0] <= sigmas_255) & (sigmas_255 <= BLIND[1])).all()
+
+
+def test_blind_sigmas_are_uniform_between_the_two():
+  count = 4000
+  clean = jnp.zeros((count, 2, 1, 1))
+  blind = np.asarray(add_training_noise(_keys(count), clean, BLIND, clip=False))
+  standard = np.asarray(add_training_noise(_keys(count), clean, (255.0, 255.0), clip=False))
+  # The least of a batch's noise may be zero but for rounding: the larger of two pixels tells the sigma.
+  largest = np.abs(standard).argmax(axis=1, keepdims=True)
+  sigmas_255 = (
+    255 * (np.take_along_axis(blind, largest, 1) / np.take_along_axis(standard, largest, 1)).ravel()
+  )
+  assert BLIND[0] <= sigmas_255.min() < BLIND[0] + 0.1
+  assert BLIND[1] - 0.1 < sigmas_255.max() <= BLIND[1]
+  # Kolmogorov and Smirnov: uniform draws are further off in one of 1,000 cases.
+  quantiles = (np.sort(sigmas_255) - BLIND[0]) / (BLIND[1] - BLIND[0])
+  assert np.abs(quantiles - (np.arange(count) + 0.5) / count).max() < 1.95 / np.sqrt(count)
+  # A sigma says nothing of the noise that it scales.
+  for pixel in standard.reshape(count, 2).T:
+    assert abs(np.corrcoef(sigmas_255, pixel)[0, 1]) < 3.3 / np.sqrt(count)
+    assert abs(np.corrcoef(sigmas_255, np.abs(pixel))[0, 1]) < 3.3 / np.sqrt(count)
+
+
+def test_blind_noise_up_to_zero_sigma_is_as_a_whole_the_mixture():
+  clean = jnp.full((256, 32, 32, 1), 0.5)
+  error = np.asarray(add_training_noise(_keys(256, seed=5), clean, (0.0, 75.0), clip=False) - clean)
+  # The mean of sigma**2 over 0 to 75 is 75**2 / 3; 256 draws of it have a standard error of 5.6%.
+  assert error.var() == pytest.approx((75 / 255) ** 2 / 3, rel=0.17)
+  assert abs(error.mean()) < 0.002
 
 
 def test_unclipped_protocol_is_numpy_seed_0_and_normal():

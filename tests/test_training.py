@@ -1,6 +1,9 @@
 """The training step and loop: learning, parallelism, resume, and what is refused."""
 
+import io
 import json
+import shutil
+import signal
 
 import chex
 import jax
@@ -10,20 +13,17 @@ import numpy as np
 import optax
 from PIL import Image
 import pytest
+from tensorboard.backend.event_processing import event_accumulator
 
-from configs import color, color_fast, default, demo, gray
-from sadnet_jax import checkpoints
+from configs import default
+from sadnet_jax import checkpoints, training
+from sadnet_jax.datasets import layouts
 from sadnet_jax.evaluation import evaluate_folder, make_denoiser
 from sadnet_jax.images import read_image
 from sadnet_jax.model import SADNet
-from sadnet_jax.training import (
-  check_config,
-  check_healthy,
-  create_train_state,
-  make_parallel_step,
-  model_from_config,
-  train,
-)
+from sadnet_jax.train_state import create_train_state, model_from_config
+from sadnet_jax.train_step import make_parallel_step
+from sadnet_jax.training import train, warn_of_offsets
 
 
 @pytest.fixture(scope='module')
@@ -43,7 +43,8 @@ def _config(folder='unused', **changes) -> ml_collections.ConfigDict:
   """A tiny network and a short run."""
   config = default.get_config()
   config.model.update(width=8, offset_width=8, dilations=(1, 2))
-  config.data.train_dir = str(folder)
+  config.data.train.clean = str(folder)
+  config.validation.every = 0
   config.data.patch_px = 16
   config.batch_size = 8
   config.steps = 6
@@ -73,7 +74,7 @@ def test_a_tiny_network_overfits_one_batch():
   batch[:] = batch[:, :1, :1]
   losses = []
   for _ in range(100):
-    state, metrics = step(state, batch)
+    state, metrics = step(state, {'clean': batch})
     losses.append(float(metrics['loss']))
   # The mean absolute value of the noise is what a network that does nothing is left with.
   assert np.mean(losses[-10:]) < 0.4 * sigma_255 / 255 * np.sqrt(2 / np.pi)
@@ -89,7 +90,7 @@ def test_many_devices_give_the_weights_of_one(device_count):
   for devices in (jax.devices()[:1], jax.devices()[:device_count]):
     state, step = create_train_state(config), make_parallel_step(config, devices)
     for seed in range(3):
-      state, metrics = step(state, _batch(config, seed))
+      state, metrics = step(state, {'clean': _batch(config, seed)})
     ends.append(state.params)
     losses.append(float(metrics['loss']))
   # Sums over the batch are taken in another order. Where that moves a value across a kink of
@@ -111,7 +112,7 @@ def test_noise_differs_between_steps_and_not_between_runs():
   for _ in range(2):
     state, losses = create_train_state(config), []
     for _ in range(2):
-      state, metrics = step(state, _batch(config))
+      state, metrics = step(state, {'clean': _batch(config)})
       losses.append(float(metrics['loss']))
     runs.append(losses)
   assert runs[0] == runs[1]
@@ -120,16 +121,22 @@ def test_noise_differs_between_steps_and_not_between_runs():
 
 def test_metrics_have_the_mean_offset_of_every_scale():
   config = _config(**{'model.offset_init': 'xavier'})
-  _, metrics = make_parallel_step(config, jax.devices()[:2])(create_train_state(config), _batch(config))
-  assert {'loss', 'gradient_norm', *(f'offset/scale{s}' for s in (1, 2, 3, 4))} == set(metrics)
+  _, metrics = make_parallel_step(config, jax.devices()[:2])(
+    create_train_state(config), {'clean': _batch(config)}
+  )
+  by_scale = {f'{name}/scale{s}' for name in ('offset', 'gradient_norm') for s in (1, 2, 3, 4)}
+  assert set(metrics) == {'loss', 'gradient_norm', 'finite', 'skipped_steps'} | by_scale
   chex.assert_tree_all_finite(metrics)
   assert all(metrics[f'offset/scale{s}'] > 0 for s in (1, 2, 3, 4))
 
 
 def test_a_network_without_rsab_trains():
   config = _config(**{'model.use_rsab': False})
-  _, metrics = make_parallel_step(config, jax.devices()[:1])(create_train_state(config), _batch(config))
-  assert set(metrics) == {'loss', 'gradient_norm'}
+  _, metrics = make_parallel_step(config, jax.devices()[:1])(
+    create_train_state(config), {'clean': _batch(config)}
+  )
+  assert not any(name.startswith('offset') for name in metrics)
+  assert metrics['finite']
 
 
 def test_stopped_and_resumed_equals_uninterrupted(photographs, tmp_path):
@@ -260,55 +267,17 @@ def test_a_folder_without_checkpoints_is_refused(tmp_path):
     checkpoints.restore_params(tmp_path, SADNet(), {})
 
 
-@pytest.mark.parametrize(
-  ('changes', 'message'),
-  [
-    ({'batch_size': 6}, r'config.batch_size: got 6, want a multiple of the 4 devices'),
-    ({'batch_size': 0}, r'config.batch_size: got 0, want at least 1'),
-    ({'steps': 0}, r'config.steps: got 0, want at least 1'),
-    ({'noise.sigma_255': -1.0}, r'config.noise.sigma_255: got -1.0, want at least 0'),
-    ({'loss': 'l3'}, r"config.loss: got 'l3', want one of \['l1', 'l2'\]"),
-    ({'model.channels': 2}, r'config.model.channels: got 2, want 3 \(colour\) or 1 \(grey\)'),
-    ({'model.dtype': 'float16'}, r"model.dtype: got 'float16', want 'float32' or 'bfloat16'"),
-    ({'model.width': 12}, r'SADNet.width: got 12, want a multiple of deformable_groups = 8'),
-    ({'optimizer.schedule': 'linear'}, r"schedule: got 'linear'"),
-    ({'optimizer.name': 'sgd'}, r"optimizer: got 'sgd'"),
-    ({'seed': -1}, r'config.seed: got -1, want 0 to 2\*\*31 - 1'),
-    ({'seed': 2**31}, r'config.seed: got 2147483648, want 0 to'),
-    ({'log_every': 0}, r'config.log_every: got 0, want at least 1'),
-    ({'checkpoint_every': 0}, r'config.checkpoint_every: got 0, want at least 1'),
-    ({'keep_checkpoints': 0}, r'config.keep_checkpoints: got 0, want at least 1'),
-    ({'data.patch_px': 0}, r'config.data.patch_px: got 0, want at least 1'),
-  ],
-)
-def test_a_config_that_cannot_work_is_refused(changes, message):
-  with pytest.raises(ValueError, match=message):
-    check_config(_config(**changes), device_count=4)
-
-
-@pytest.mark.parametrize(
-  'config',
-  [color.get_config('30'), gray.get_config(), color_fast.get_config('15'), demo.get_config()],
-  ids=['color', 'gray', 'color_fast', 'demo'],
-)
-def test_every_config_can_work(config):
-  check_config(config, device_count=8)
-  model = model_from_config(config.model)
-  image = jax.ShapeDtypeStruct((1, 8, 8, config.model.channels), jnp.float32)
-  chex.assert_shape(jax.eval_shape(model.init_with_output, jax.random.key(0), image)[0], image.shape)
-
-
 def test_a_diverged_run_stops_and_names_the_metric_and_the_step(photographs, tmp_path):
   config = _config(photographs, **{'optimizer.learning_rate': 1e30, 'optimizer.schedule': 'step_halving'})
-  with pytest.raises(
-    ValueError, match=r'step \d: got (loss|gradient_norm|offset/scale\d) = (nan|inf), want a finite'
-  ):
+  with pytest.raises(ValueError, match=r'step 2: got offset/scale4 = (nan|inf) \(and .*\), want a finite'):
     train(config, tmp_path / 'run', jax.devices()[:1])
+  # Step 1 was good, but what it led to was not: nothing may be saved after it.
+  assert not list((tmp_path / 'run' / 'checkpoints').iterdir())
 
 
 def test_offsets_larger_than_the_patch_are_a_warning(caplog):
   with caplog.at_level('WARNING'):
-    check_healthy(
+    warn_of_offsets(
       7, {'loss': 1.0, 'offset/scale1': 16.5, 'offset/scale2': 8.0, 'offset/scale4': 2.5}, patch_px=16
     )
   texts = [r.getMessage() for r in caplog.records]
@@ -341,10 +310,242 @@ def test_an_image_smaller_than_a_patch_is_named_before_anything_is_trained(photo
   assert not (tmp_path / 'run').exists()
 
 
-def test_the_color_config_is_the_paper():
-  config = color.get_config('30')
-  check_config(config, device_count=8)
-  assert (config.batch_size, config.data.patch_px, config.noise.sigma_255) == (16, 128, 30.0)
-  optimizer = config.optimizer
-  assert (optimizer.learning_rate, optimizer.halve_every) == (1e-4, 300_000)
-  assert (optimizer.b1, optimizer.b2, optimizer.eps) == (0.9, 0.999, 1e-8)
+def test_validation_keeps_the_best_checkpoint_and_shows_pictures(photographs, tmp_path, monkeypatch):
+  # The best is the first: afterwards the weights are shaken.
+  rates = iter([0.0, 0.3, 0.3])
+  monkeypatch.setattr(training, 'make_parallel_step', _with_rate(rates))
+  changes = {'steps': 3, 'validation.every': 1, 'validation.clean': (str(photographs), 'nowhere')}
+  config = _config(photographs, keep_checkpoints=1, **changes)
+  train(config, tmp_path / 'run', jax.devices()[:1])
+  lines = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
+  scores = {
+    line['step']: line[f'psnr/{photographs.name}'] for line in lines if f'psnr/{photographs.name}' in line
+  }
+  assert sorted(scores) == [1, 2, 3]
+  assert max(scores, key=scores.get) == 1
+  assert sorted(p.name for p in (tmp_path / 'run' / 'checkpoints').iterdir()) == ['1', '3']
+  events = event_accumulator.EventAccumulator(
+    str(tmp_path / 'run' / 'tensorboard'), size_guidance={'images': 0}
+  )
+  events.Reload()
+  pictures = events.Tags()['images']
+  assert pictures == [f'{photographs.name}/0', f'{photographs.name}/1']
+  (first, *_), image = events.Images(pictures[0]), read_image(photographs / '0.png', 3)
+  shown = np.asarray(Image.open(io.BytesIO(first.encoded_image_string)))
+  np.testing.assert_array_equal(shown[:, 2 * image.shape[1] :], image)
+
+
+def _with_rate(rates):
+  """`make_parallel_step`, but each step adds noise of the next of these sizes to the weights."""
+
+  def make(config, devices, images=None):
+    step = make_parallel_step(config, devices, images)
+
+    def disturbed(state, batch):
+      state, metrics = step(state, batch)
+      rate, rng = next(rates), np.random.default_rng(0)
+      moved = jax.tree.map(lambda p: jnp.asarray(p + rate * rng.normal(size=p.shape), p.dtype), state.params)
+      return state.replace(params=jax.device_put(moved, state.step.sharding)), metrics
+
+    return disturbed
+
+  return make
+
+
+def test_validation_measures_what_evaluation_does(photographs, tmp_path):
+  changes = {'steps': 1, 'validation.every': 1, 'validation.clean': (str(photographs),), 'ema_decay': 0.5}
+  config = _config(photographs, **changes)
+  state = train(config, tmp_path / 'run', jax.devices()[:1])
+  (line,) = (
+    json.loads(line)
+    for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
+    if 'psnr' in line
+  )
+  model = model_from_config(config.model)
+  _, params = checkpoints.restore_params(tmp_path / 'run', model, config.to_dict())
+  _assert_equal(params, state.ema)
+  assert not np.array_equal(params['out']['kernel'], state.params['out']['kernel'])
+  denoise = make_denoiser(model, params)
+  results = evaluate_folder(
+    denoise, photographs, channels=3, sigma_255=50.0, protocol='clipped8', output=tmp_path / 'pictures'
+  )
+  expected = np.mean([r.denoised_psnr for r in results])
+  assert line[f'psnr/{photographs.name}'] == pytest.approx(expected, abs=1e-4)
+
+
+def test_other_images_than_the_run_was_started_on_are_refused(photographs, tmp_path):
+  folder = tmp_path / 'images'
+  shutil.copytree(photographs, folder)
+  train(_config(folder, steps=1), tmp_path / 'run', jax.devices()[:1])
+  Image.new('RGB', (40, 40)).save(folder / 'new.png')
+  with pytest.raises(
+    ValueError, match=r'a run on other training images: got 4 images, \w+, want 3 images, \w+; the order'
+  ):
+    train(_config(folder), tmp_path / 'run', jax.devices()[:1])
+  (folder / 'new.png').unlink()
+  # The same images elsewhere are the same.
+  folder.rename(tmp_path / 'moved')
+  assert int(train(_config(tmp_path / 'moved', steps=2), tmp_path / 'run', jax.devices()[:1]).step) == 2
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_takes_over(photographs, tmp_path):
+  devices = jax.devices()[:1]
+  whole = train(_config(photographs), tmp_path / 'whole', devices)
+  run = tmp_path / 'damaged'
+  train(_config(photographs, steps=4), run, devices)
+  for path in (run / 'checkpoints' / '4' / 'params').rglob('*'):
+    if path.is_file():
+      path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  with pytest.raises(
+    ValueError, match=r'checkpoints/4: got a checkpoint that cannot be read .*move that folder away'
+  ):
+    train(_config(photographs), run, devices)
+  (run / 'checkpoints' / '4').rename(run / 'set_aside')
+  _assert_equal(train(_config(photographs), run, devices).params, whole.params)
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(photographs, tmp_path):
+  (tmp_path / 'file').write_text('')
+  for folder in (tmp_path / 'file' / 'run', '/proc/run'):
+    with pytest.raises(
+      ValueError, match=r'run: got a folder that cannot be written to \(.*\), want one for the run'
+    ):
+      train(_config(photographs), folder, jax.devices()[:1])
+
+
+def test_non_finite_steps_are_skipped_and_counted_where_configured(photographs, tmp_path, monkeypatch):
+  poisoned = {2, 3, 5}
+  monkeypatch.setattr(training, 'make_parallel_step', _with_poison(poisoned))
+  config = _config(photographs, on_nonfinite='skip')
+  state = train(config, tmp_path / 'run', jax.devices()[:1])
+  assert (int(state.step), int(state.skipped)) == (6, 3)
+  chex.assert_tree_all_finite((state.params, state.opt_state))
+  lines = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
+  assert [line['skipped_steps'] for line in lines] == [0, 1, 2, 2, 3, 3]
+  assert ['loss' in line for line in lines] == [True, False, False, True, False, True]
+  # The count is part of what is saved.
+  monkeypatch.undo()
+  assert (
+    int(
+      train(_config(photographs, on_nonfinite='skip', steps=7), tmp_path / 'run', jax.devices()[:1]).skipped
+    )
+    == 3
+  )
+  monkeypatch.setattr(training, 'make_parallel_step', _with_poison(poisoned))
+  with pytest.raises(ValueError, match=r'^step 2: got (?=.*loss).*want a finite'):
+    train(_config(photographs), tmp_path / 'stopped', jax.devices()[:1])
+
+
+def test_too_many_skipped_steps_in_a_row_end_the_run(photographs, tmp_path, monkeypatch):
+  monkeypatch.setattr(training, 'make_parallel_step', _with_poison({2, 3, 4, 5, 6}))
+  monkeypatch.setattr(training, '_MOST_SKIPPED_IN_A_ROW', 3)
+  with pytest.raises(ValueError, match=r'^step 5: got '):
+    train(_config(photographs, on_nonfinite='skip'), tmp_path / 'run', jax.devices()[:1])
+
+
+def _with_poison(steps):
+  """`make_parallel_step`, but the weights of some steps are not finite while the gradient is computed."""
+
+  def make(config, devices, images=None):
+    step = make_parallel_step(config, devices, images)
+
+    def poisoned(state, batch):
+      if int(state.step) + 1 not in steps:
+        return step(state, batch)
+      kernel = state.params['out']['kernel']
+      kept = np.array(kernel)
+      state.params['out']['kernel'] = jax.device_put(np.full_like(kept, np.nan), kernel.sharding)
+      state, metrics = step(state, batch)
+      state.params['out']['kernel'] = jax.device_put(kept, state.params['out']['kernel'].sharding)
+      return state, metrics
+
+    return poisoned
+
+  return make
+
+
+@pytest.fixture(scope='module')
+def pairs(tmp_path_factory):
+  """Noisy and clean images of four scenes, large enough for tiles of 24 pixels."""
+  folder, rng = tmp_path_factory.mktemp('pairs'), np.random.default_rng(0)
+  for i in range(4):
+    clean = np.repeat(np.repeat(rng.integers(0, 256, (5, 6, 3)), 8, axis=0), 8, axis=1)
+    noisy = np.clip(clean + rng.normal(0, 20, clean.shape), 0, 255)
+    for role, pixels in (('clean', clean), ('noisy', noisy)):
+      Image.fromarray(pixels.astype(np.uint8)).save(folder / f'{i}_{role}.png')
+  return folder
+
+
+def _pairs_config(pairs, tmp_path, reader, **changes):
+  return _config(
+    '',
+    **{
+      'data.train.pairs': str(pairs),
+      'data.reader': reader,
+      'data.tiles_dir': str(tmp_path / 'tiles'),
+      'data.tile_px': 24,
+      'data.stride_px': 12,
+      'data.crops_per_image': 2,
+      'noise.sigma_255': 0.0,
+      'loss': 'l1',
+      'steps': 3,
+      **changes,
+    },
+  )
+
+
+@pytest.mark.parametrize('reader', ['files', 'tiles', 'memory'])
+def test_pairs_train_from_every_reader_and_held_out_scenes_are_validated(pairs, tmp_path, reader, capsys):
+  scene = layouts.find_examples('pairs', pairs).examples[1].scene
+  changes = {'data.held_out': (scene,), 'validation.every': 3}
+  config = _pairs_config(pairs, tmp_path, reader, **changes)
+  whole = train(config, tmp_path / 'whole', jax.devices()[:2])
+  output = capsys.readouterr().out
+  assert 'validation on held_out (1 images)' in output
+  assert ('27 tiles' if reader == 'tiles' else '3 images') + ', 1 images held out' in output
+  lines = [json.loads(line) for line in (tmp_path / 'whole' / 'metrics.jsonl').read_text().splitlines()]
+  assert lines[-1]['psnr/held_out'] > 10
+  # Stopped in the middle of a round of two steps an image.
+  first = _pairs_config(pairs, tmp_path, reader, **{**changes, 'steps': 1})
+  train(first, tmp_path / 'halves', jax.devices()[:2])
+  halves = train(config, tmp_path / 'halves', jax.devices()[:2])
+  _assert_equal((whole.params, whole.opt_state), (halves.params, halves.opt_state))
+
+
+def test_tiles_train_on_when_what_they_were_cut_from_is_gone(pairs, tmp_path):
+  folder = tmp_path / 'download'
+  shutil.copytree(pairs, folder)
+  config = _pairs_config(folder, tmp_path, 'tiles', steps=1)
+  train(config, tmp_path / 'run', jax.devices()[:1])
+  shutil.rmtree(folder)
+  assert int(train(_pairs_config(folder, tmp_path, 'tiles'), tmp_path / 'run', jax.devices()[:1]).step) == 3
+
+
+def test_damaged_files_are_left_out_and_counted_where_configured(photographs, tmp_path, capsys):
+  folder = tmp_path / 'images'
+  shutil.copytree(photographs, folder)
+  content = (folder / '0.png').read_bytes()
+  (folder / 'cut.png').write_bytes(content[: len(content) // 2])
+  Image.new('RGB', (8, 8)).save(folder / 'small.png')
+  config = _config(folder, **{'data.skip_bad': True, 'steps': 1})
+  train(config, tmp_path / 'run', jax.devices()[:1])
+  output = capsys.readouterr().out
+  assert 'cut.png: got a damaged image file' in output
+  assert 'small.png: got 8x8 pixels' in output
+  assert '3 images, 2 left out' in output
+
+
+def test_fine_tuning_starts_from_the_weights_of_a_run(photographs, tmp_path):
+  first = train(_config(photographs, steps=2), tmp_path / 'first', jax.devices()[:1])
+  changes = {'init_from': str(tmp_path / 'first'), 'optimizer.learning_rate': 0.0, 'steps': 1}
+  tuned = train(_config(photographs, **changes), tmp_path / 'tuned', jax.devices()[:1])
+  _assert_equal(tuned.params, first.params)
+  other = _config(photographs, **{'init_from': str(tmp_path / 'first'), 'model.width': 16})
+  with pytest.raises(ValueError, match=r'model.width: checkpoint 8, config 16'):
+    train(other, tmp_path / 'other', jax.devices()[:1])
+
+
+def test_sigterm_is_given_back_after_the_run(photographs, tmp_path):
+  before = signal.getsignal(signal.SIGTERM)
+  train(_config(photographs, steps=1), tmp_path / 'run', jax.devices()[:1])
+  assert signal.getsignal(signal.SIGTERM) is before

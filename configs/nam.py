@@ -1,0 +1,36 @@
+"""Real noise in JPEG images: a network trained on SIDD and RENOIR, fine-tuned on PolyU; table 6.
+
+  python train.py --config=configs/nam.py --config.init_from=runs/sidd
+  python train.py --config=configs/nam.py:held_out --config.init_from=runs/sidd
+
+Data: PolyU as downloaded (its folder ``CroppedImages``), in ``real/PolyU`` under
+SADNET_DATA, or ``--config.data.train.polyu=FOLDER``. With ``held_out`` one scene of
+every camera is kept from training, to validate on. The weights to start from are a
+run's folder or one of its checkpoints; ``--config.init_from=''`` starts from none.
+
+The paper gives neither rate nor length of the fine-tuning: those here are ours.
+Paper, Nam (the 25 patches of CBDNet), PSNR in dB / SSIM: 42.92 / 0.9839. Ours: not measured.
+"""
+
+import ml_collections
+
+from configs import sidd
+
+# Scenes that no other camera took as well.
+HELD_OUT = ('Canon5D2_fruit', 'Canon600D_book', 'Canon80D_ball', 'NikonD800_stair', 'Sony_door')
+
+
+def get_config(scenes: str = 'all') -> ml_collections.ConfigDict:
+  """Fine-tuning on 'all' scenes of PolyU, or without those 'held_out'."""
+  if scenes not in ('all', 'held_out'):
+    raise ValueError(f"configs/nam.py: got argument {scenes!r}, want 'all' or 'held_out'")
+  config = sidd.get_config()
+  config.init_from = 'runs/sidd'
+  config.data.train.sidd = config.data.train.renoir = ''
+  config.data.train.polyu = 'real/PolyU'
+  config.data.held_out = HELD_OUT if scenes == 'held_out' else ()
+  config.steps = 60_000
+  config.optimizer.halve_every = 20_000
+  config.validation.every = 1_000
+  config.checkpoint_every = 1_000
+  return config

@@ -1,0 +1,27 @@
+"""Real noise of smartphones and cameras: tables 4 and 5 of the paper.
+
+  python train.py --config=configs/sidd.py
+
+Data: SIDD Medium (sRGB) and RENOIR as downloaded, in ``real/SIDD_Medium_Srgb`` and
+``real/RENOIR`` under SADNET_DATA, or anywhere: ``--config.data.train.sidd=FOLDER
+--config.data.train.renoir=FOLDER`` (an empty one leaves the set out). They are cut into
+tiles of 300x300 first, which takes a while, once, and about four times the room of the
+images; ``python -m sadnet_jax.datasets sidd --folder=FOLDER`` does it beforehand.
+
+Paper, PSNR in dB / SSIM: DND 39.59 / 0.9523, SIDD validation 39.46. Ours: not measured.
+"""
+
+import ml_collections
+
+from configs import default
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """The paper's recipe for real noise: L1 loss, pairs instead of synthetic noise."""
+  config = default.get_config()
+  config.loss = 'l1'
+  config.noise.sigma_255 = 0.0
+  config.data.train.sidd = 'real/SIDD_Medium_Srgb'
+  config.data.train.renoir = 'real/RENOIR'
+  config.data.reader = 'tiles'
+  return config

@@ -1,0 +1,115 @@
+"""Which files of any folder are pairs of a noisy and a clean image.
+
+Names are taken as words, separated by anything but letters and digits; case and the
+file's ending do not count.
+
+- A file is noisy or clean by the last word of its name that is one of
+  NOISY_WORDS or CLEAN_WORDS. If none is, by the nearest folder below the one given
+  whose name has such a word.
+- Two files are a pair if the rest of their names is equal and they lie in the same folder,
+  or in folders that differ only in such words: ``a/1_noisy.png`` and ``a/1_gt.jpg``,
+  ``noisy/1.png`` and ``clean/1.png``, ``0001/NOISY_SRGB_010.PNG`` and
+  ``0001/GT_SRGB_010.PNG``.
+- Of files left over, one in a folder of noisy images only and one in a folder of clean images
+  only are a pair if the rest of their names is equal and no third file's is:
+  ``Nam_patches/01_noise.png`` and ``Nam_patch_GT/01_gt.png``.
+- A file that has no word, or no partner, or more than one, is a problem.
+"""
+
+import collections
+from collections.abc import Iterable
+import dataclasses
+from pathlib import Path
+import re
+
+NOISY_WORDS = frozenset({'noisy', 'noise', 'real', 'input', 'lq'})
+CLEAN_WORDS = frozenset({'clean', 'gt', 'groundtruth', 'mean', 'target', 'reference', 'ref', 'hq'})
+_WORDS = NOISY_WORDS | CLEAN_WORDS
+
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+  path: Path
+  word: str  # By which it is noisy or clean.
+  folder: str  # Without the words that tell noisy from clean.
+  rest: str  # Of the name, without the word.
+
+  @property
+  def role(self) -> str:
+    return 'noisy' if self.word in NOISY_WORDS else 'clean'
+
+
+def find_pairs(paths: Iterable[Path], folder: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
+  """Pairs image files by the rules above.
+
+  Args:
+    paths: Image files below the folder.
+    folder: Its own name does not count.
+
+  Returns:
+    (noisy, clean) sorted by noisy, and one sentence for each file that is left out.
+  """
+  files, problems = [], []
+  for path in paths:
+    if file := _parse(path, folder):
+      files.append(file)
+    else:
+      problems.append(
+        f'{path}: got a name that does not tell noisy from clean, want one of the words '
+        f'{", ".join(sorted(NOISY_WORDS))} or {", ".join(sorted(CLEAN_WORDS))} in it or in its folder'
+      )
+  pairs, left = _match(files, lambda file: (file.folder, file.rest))
+  # A file whose partner is missing must not find that of another scene.
+  count = collections.Counter(file.rest for file in files)
+  roles = collections.defaultdict(set)
+  for file in files:
+    roles[file.path.parent].add(file.role)
+  alone = [file for file in left if count[file.rest] == 2 and len(roles[file.path.parent]) == 1]
+  more, _ = _match(alone, lambda file: file.rest)
+  paired = {path for pair in more for path in pair}
+  problems += [_unpaired(file, files) for file in left if file.path not in paired]
+  return sorted(pairs + more), problems
+
+
+def _parse(path, folder):
+  *folders, name = path.relative_to(folder).parts
+  words = _words(Path(name).stem)
+  parts = ['_'.join(word for word in _words(part) if word not in _WORDS) for part in folders]
+  there = '/'.join(part for part in parts if part)
+  for i in reversed(range(len(words))):
+    if words[i] in _WORDS:
+      return _File(path, words[i], there, '_'.join(words[:i] + words[i + 1 :]))
+  for part in reversed(folders):
+    for word in reversed(_words(part)):
+      if word in _WORDS:
+        return _File(path, word, there, '_'.join(words))
+  return None
+
+
+def _words(text):
+  return [word for word in re.split(r'[\W_]+', text.lower()) if word]
+
+
+def _match(files, key):
+  """Pairs files with equal keys, where they are two; the others are left over."""
+  groups = collections.defaultdict(list)
+  for file in files:
+    groups[key(file)].append(file)
+  pairs, left = [], []
+  for group in groups.values():
+    if sorted(file.role for file in group) == ['clean', 'noisy']:
+      clean, noisy = sorted(group, key=lambda file: file.role)
+      pairs.append((noisy.path, clean.path))
+    else:
+      left += group
+  return pairs, sorted(left, key=lambda file: file.path)
+
+
+def _unpaired(file, files):
+  """A sentence that names the file and those beside it that it could have been paired with."""
+  other = 'clean' if file.role == 'noisy' else 'noisy'
+  same = [f for f in files if (f.folder, f.rest) == (file.folder, file.rest) and f is not file]
+  got = f'{file.path}: got a {file.role} image (by the word {file.word!r})'
+  if not same:
+    return f'{got} without a {other} one, want one of the same name but for that word'
+  return f'{got} beside {", ".join(str(f.path) for f in same[:3])}, want one noisy and one clean of a name'

@@ -1,0 +1,31 @@
+"""The commands as a user runs them, in processes of their own."""
+
+import os
+from pathlib import Path
+import subprocess
+import sys
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def start(*arguments, cwd=ROOT, **variables):
+  """Starts Python with these arguments, on the CPU with one device, unless ``variables`` says otherwise."""
+  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', **variables}
+  for name in ('SADNET_DATA', 'XLA_FLAGS'):
+    if name not in variables:
+      environment.pop(name, None)
+  command = [sys.executable, *map(str, arguments)]
+  return subprocess.Popen(
+    command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  )
+
+
+def finish(process, *, succeeds=True, seconds=300):
+  """Waits for a process; (stdout, stderr) where it ended as it should."""
+  try:
+    output, errors = process.communicate(timeout=seconds)
+  except subprocess.TimeoutExpired:
+    process.kill()
+    raise
+  assert (process.returncode == 0) == succeeds, output + errors
+  return output, errors

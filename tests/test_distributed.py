@@ -1,0 +1,116 @@
+"""Several processes, one run, over the loopback interface."""
+
+import json
+import socket
+
+from command import ROOT, finish, start
+import jax
+import numpy as np
+import optax
+from PIL import Image
+import pytest
+
+from configs import demo
+from sadnet_jax import distributed
+from sadnet_jax.checkpoints import restore_params
+from sadnet_jax.train_state import create_train_state, model_from_config
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """A folder with images in ``images``, where the runs are started."""
+  folder = tmp_path_factory.mktemp('runs')
+  (folder / 'images').mkdir()
+  for i, size in enumerate([(19, 33), (40, 24), (24, 24)]):
+    y, x = np.mgrid[: size[0], : size[1]] / 8
+    pixels = np.uint8(127.5 + 127.5 * np.stack([np.sin(x + i), np.cos(y), np.sin(x * y)], axis=-1))
+    Image.fromarray(pixels).save(folder / f'images/{i}.png')
+  return folder
+
+
+def _train(folder, run, *changes, devices=1):
+  return start(
+    ROOT / 'train.py',
+    f'--config={ROOT}/configs/demo.py',
+    '--config.model.width=8',
+    '--config.model.offset_width=8',
+    '--config.data.train.clean=images',
+    '--config.data.patch_px=16',
+    # With its usual value Adam would turn rounding in gradients near zero into whole steps.
+    '--config.optimizer.name=adam',
+    '--config.optimizer.eps=1e-3',
+    '--config.optimizer.learning_rate=1e-3',
+    '--config.optimizer.warmup_steps=1',
+    '--config.model.offset_init=xavier',
+    '--config.ema_decay=0.5',
+    '--config.steps=4',
+    '--config.log_every=1',
+    '--config.checkpoint_every=2',
+    f'--workdir={run}',
+    *changes,
+    cwd=folder,
+    JAX_NUM_CPU_DEVICES=str(devices),
+  )
+
+
+def _train_on_two_processes(folder, run, *changes, succeeds=True):
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    address = f'127.0.0.1:{free.getsockname()[1]}'
+  processes = [_train(folder, run, f'--distributed={i}/2@{address}', *changes, devices=2) for i in range(2)]
+  return [finish(process, succeeds=succeeds) for process in processes]
+
+
+def _config():
+  config = demo.get_config()
+  config.model.update(width=8, offset_width=8, offset_init='xavier')
+  config.ema_decay = 0.5
+  return config
+
+
+def _weights(run):
+  config = _config()
+  return restore_params(run, model_from_config(config.model), config.to_dict())[1]
+
+
+def _losses(run):
+  return [json.loads(line)['loss'] for line in (run / 'metrics.jsonl').read_text().splitlines()]
+
+
+def _distance(a, b):
+  return optax.tree.norm(jax.tree.map(lambda x, y: np.asarray(x) - np.asarray(y), a, b))
+
+
+@pytest.mark.parametrize('reader', ['files', 'memory'])
+def test_two_processes_of_two_devices_give_the_weights_of_one_device(folder, reader):
+  changes = [f'--config.data.reader={reader}']
+  finish(_train(folder, f'one_{reader}', *changes))
+  outputs = _train_on_two_processes(folder, f'two_{reader}', *changes)
+  assert '3 images, 4 device(s), from step 0' in outputs[0][0]
+  assert outputs[1][0] == '' or 'step' not in outputs[1][0]
+  one, two = folder / f'one_{reader}', folder / f'two_{reader}'
+  assert sorted(p.name for p in (two / 'checkpoints').iterdir()) == ['2', '4']
+  # Rounding only, but for the kinks of bilinear sampling; see test_training.py.
+  difference = _distance(_weights(one), _weights(two))
+  assert difference < 1e-3 * _distance(_weights(one), create_train_state(_config()).params)
+  assert _losses(two) == pytest.approx(_losses(one), rel=1e-5)
+
+
+def test_two_processes_continue_a_run_bit_for_bit(folder):
+  halving = '--config.optimizer.schedule=step_halving'
+  _train_on_two_processes(folder, 'whole', halving)
+  _train_on_two_processes(folder, 'halves', halving, '--config.steps=2')
+  outputs = _train_on_two_processes(folder, 'halves', halving)
+  assert 'from step 2' in outputs[0][0]
+  jax.tree.map(np.testing.assert_array_equal, _weights(folder / 'halves'), _weights(folder / 'whole'))
+
+
+def test_an_error_of_one_process_ends_all(folder):
+  outputs = _train_on_two_processes(folder, 'refused', '--config.init_from=nowhere', succeeds=False)
+  assert "train.py: nowhere: got no folder 'checkpoints' in it" in outputs[0][1]
+
+
+@pytest.mark.parametrize('cluster', ['2', '2/2@localhost:1', '0/2@localhost', 'nonsense'])
+def test_a_cluster_that_cannot_be_is_refused(cluster):
+  with pytest.raises(ValueError, match=r"--distributed: got '.*', want 'auto' or INDEX/COUNT@HOST:PORT"):
+    distributed.initialize(cluster)
