@@ -12,16 +12,14 @@ JAX under jit; compilation falls into the warm-up. On a GPU only if both have on
 
 import argparse
 from collections.abc import Callable, Sequence
-import importlib.metadata
 import json
 import os
 from pathlib import Path
-import platform
 import statistics
-import subprocess
 import sys
 import time
 
+from environment import environment
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -303,33 +301,6 @@ def choose_device() -> torch.device:
   return torch.device('cuda')
 
 
-def environment(device: torch.device) -> dict[str, object]:
-  """Hardware, versions and commit: what makes a figure repeatable."""
-  cpu_info = Path('/proc/cpuinfo')
-  lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
-  models = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
-
-  def git(*arguments):
-    done = subprocess.run(
-      ['git', *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() if done.returncode == 0 else None
-
-  return {
-    'cpu': models[0] if models else platform.processor() or platform.machine(),
-    'cores': os.cpu_count(),
-    'gpu': torch.cuda.get_device_name() if device.type == 'cuda' else None,
-    'torch_threads': torch.get_num_threads(),
-    'python': platform.python_version(),
-    'versions': {
-      name: importlib.metadata.version(name)
-      for name in ('jax', 'jaxlib', 'flax', 'optax', 'torch', 'torchvision')
-    },
-    'commit': git('rev-parse', 'HEAD'),
-    'uncommitted_changes': bool(git('status', '--porcelain')),
-  }
-
-
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -349,7 +320,15 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
   arguments = parse_arguments(argv)
   device = choose_device()
-  results = {'device': device.type, 'runs': arguments.runs, **environment(device)}
+  results = {
+    'device': device.type,
+    'runs': arguments.runs,
+    **environment(('flax', 'optax', 'torch', 'torchvision'))
+    | {
+      'gpu': torch.cuda.get_device_name() if device.type == 'cuda' else None,
+      'torch_threads': torch.get_num_threads(),
+    },
+  }
   print(f'{results["gpu"] or results["cpu"]}, {results["cores"]} cores, {results["versions"]}')
 
   net = random_network(arguments.seed, device)

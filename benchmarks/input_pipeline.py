@@ -12,12 +12,9 @@ do, not what it takes from a training step.
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 import functools
-import importlib.metadata
 import json
 import os
 from pathlib import Path
-import platform
-import subprocess
 import tempfile
 import time
 
@@ -25,8 +22,8 @@ import time
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
+from environment import environment
 import jax
-import tensorflow as tf
 
 from sadnet_jax import device_data, input_pipeline
 from sadnet_jax.datasets import layouts, tiles
@@ -128,34 +125,6 @@ def print_row(row: dict) -> None:
   )
 
 
-def environment() -> dict[str, object]:
-  """Hardware, versions and commit: what makes a figure repeatable."""
-  cpu_info = Path('/proc/cpuinfo')
-  lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
-  models = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
-
-  def git(*command):
-    done = subprocess.run(
-      ['git', *command], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() if done.returncode == 0 else None
-
-  return {
-    'cpu': models[0] if models else platform.processor() or platform.machine(),
-    'cores': os.cpu_count(),
-    'load_before': os.getloadavg()[0],
-    'device': jax.local_devices()[0].device_kind,
-    'python': platform.python_version(),
-    'versions': {
-      name: importlib.metadata.version(name)
-      for name in ('jax', 'jaxlib', 'tensorflow-datasets', 'array_record', 'numpy', 'pillow')
-    }
-    | {'tensorflow': tf.__version__},
-    'commit': git('rev-parse', 'HEAD'),
-    'uncommitted_changes': bool(git('status', '--porcelain')),
-  }
-
-
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -180,8 +149,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     'clean': find_data_dir(arguments.clean_dir, '--clean_dir'),
     'polyu': find_data_dir(arguments.polyu_dir, '--polyu_dir'),
   }
-  results = environment() | {name: getattr(arguments, name) for name in ('patch_px', 'batch_size', 'seconds')}
-  print(f'{results["cpu"]}, {results["cores"]} cores, {results["device"]}, {results["versions"]}')
+  packages = ('array_record', 'numpy', 'pillow', 'tensorflow', 'tensorflow-datasets')
+  results = environment(packages) | {
+    name: getattr(arguments, name) for name in ('patch_px', 'batch_size', 'seconds')
+  }
+  print(f'{results["cpu"]}, {results["cores"]} cores, {results["device"]}')
   print(
     f'{"data":<8}{"reader":<8}{"crops per image":>16}{"patches/s":>14}{"CPU ms/patch":>14}{"once, s":>14}'
   )

@@ -1,0 +1,38 @@
+"""Hardware, versions and commit: what makes a figure repeatable."""
+
+from collections.abc import Sequence
+import importlib.metadata
+import os
+from pathlib import Path
+import platform
+import subprocess
+
+import jax
+
+
+def environment(packages: Sequence[str]) -> dict[str, object]:
+  """What a result is written with.
+
+  Args:
+    packages: Distributions whose versions matter, beside JAX's.
+  """
+  cpu_info = Path('/proc/cpuinfo')
+  lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
+  models = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
+
+  def git(*arguments):
+    done = subprocess.run(
+      ['git', *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() if done.returncode == 0 else None
+
+  return {
+    'cpu': models[0] if models else platform.processor() or platform.machine(),
+    'cores': os.cpu_count(),
+    'load_before': os.getloadavg()[0],
+    'device': jax.local_devices()[0].device_kind,
+    'python': platform.python_version(),
+    'versions': {name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', *packages)},
+    'commit': git('rev-parse', 'HEAD'),
+    'uncommitted_changes': bool(git('status', '--porcelain')),
+  }

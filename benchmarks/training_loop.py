@@ -1,0 +1,109 @@
+"""The training loop as a whole, from each reader: images a second, and the share spent waiting for data.
+
+  python benchmarks/training_loop.py --json training_loop.json
+
+Runs `sadnet_jax.training.train` itself, network at full width, on clean images (BSD432)
+and on pairs (PolyU), with each reader and dtype, and reads what its log says of the
+second half of its steps. Cutting tiles and compiling are not counted.
+"""
+
+import argparse
+from collections.abc import Sequence
+import json
+import os
+from pathlib import Path
+import statistics
+import sys
+import tempfile
+
+# Read by TensorFlow when it is imported.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+
+from environment import environment
+import jax
+
+# The configs are not installed.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from configs import color_fast, nam
+from sadnet_jax import training
+from sadnet_jax.images import find_data_dir
+
+READERS = ('files', 'tiles', 'memory')
+
+
+def measure(data: str, folder: Path, reader: str, dtype: str, arguments: argparse.Namespace) -> dict:
+  """One training run; its rates."""
+  config = color_fast.get_config('50') if data == 'clean' else nam.get_config()
+  config.data.train.clean = ''
+  config.data.train[data] = str(folder)
+  config.data.reader = reader
+  config.data.tiles_dir = str(arguments.tiles_dir)
+  config.data.patch_px = arguments.patch_px
+  config.batch_size = arguments.batch_size
+  config.model.dtype = dtype
+  config.init_from = ''
+  config.optimizer.warmup_steps = 0
+  config.validation.every = 0
+  config.steps = arguments.steps
+  config.checkpoint_every = config.steps
+  config.log_every = max(config.steps // 10, 1)
+  with tempfile.TemporaryDirectory() as workdir:
+    training.train(config, workdir)
+    lines = [json.loads(line) for line in Path(workdir, 'metrics.jsonl').read_text().splitlines()]
+  later = lines[len(lines) // 2 :]
+  rate = statistics.median(line['images_per_second'] for line in later)
+  return {
+    'data': data,
+    'reader': reader,
+    'dtype': dtype,
+    'images_per_second': rate,
+    'seconds_per_step': config.batch_size / rate,
+    'waiting_for_data': statistics.mean(line['waiting_for_data'] for line in later),
+  }
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+  )
+  relative = 'may be relative to SADNET_DATA (default: %(default)s)'
+  parser.add_argument('--clean_dir', default='train/BSD432', help=f'clean images, {relative}')
+  parser.add_argument('--polyu_dir', default='real/PolyU', help=f'the PolyU data set, {relative}')
+  parser.add_argument('--patch_px', type=int, default=128, help='side of a patch (default: 128)')
+  parser.add_argument('--batch_size', type=int, default=16, help='patches a step (default: 16)')
+  parser.add_argument('--steps', type=int, default=20, help='steps of each run (default: 20)')
+  parser.add_argument('--dtypes', nargs='+', default=['float32'], help='default: float32')
+  parser.add_argument('--readers', nargs='+', default=READERS, choices=READERS)
+  parser.add_argument('--json', type=Path, metavar='FILE', help='also write the results to this file')
+  return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  arguments = parse_arguments(argv)
+  sets = {
+    'clean': find_data_dir(arguments.clean_dir, '--clean_dir').resolve(),
+    'polyu': find_data_dir(arguments.polyu_dir, '--polyu_dir').resolve(),
+  }
+  results = environment(('flax', 'optax', 'tensorflow', 'tensorflow-datasets'))
+  results |= {'devices': jax.device_count()}
+  results |= {name: getattr(arguments, name) for name in ('patch_px', 'batch_size', 'steps')}
+  rows = []
+  with tempfile.TemporaryDirectory() as temporary:
+    arguments.tiles_dir = Path(temporary)
+    for data, folder in sets.items():
+      for reader in arguments.readers:
+        rows += [measure(data, folder, reader, dtype, arguments) for dtype in arguments.dtypes]
+  print(f'{"data":<8}{"reader":<8}{"dtype":<10}{"images/s":>10}{"s/step":>10}{"waiting":>10}')
+  for row in rows:
+    print(
+      f'{row["data"]:<8}{row["reader"]:<8}{row["dtype"]:<10}{row["images_per_second"]:>10.2f}'
+      f'{row["seconds_per_step"]:>10.3f}{row["waiting_for_data"]:>10.2%}'
+    )
+  if arguments.json:
+    arguments.json.write_text(json.dumps(results | {'rows': rows}, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+  main()
