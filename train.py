@@ -6,6 +6,7 @@ Run the same command again to continue a run that was stopped. For a run of seve
 processes, start the same command in each, with ``--distributed``.
 """
 
+import contextlib
 from pathlib import Path
 
 from absl import flags
@@ -28,12 +29,8 @@ def main() -> None:
   if _DISTRIBUTED.value:
     distributed.initialize(_DISTRIBUTED.value)
   name = command_line.config_name(config_flags.get_config_filename(flags.FLAGS['config']))
-  try:
+  with distributed.ending_all('train.py') if _DISTRIBUTED.value else contextlib.nullcontext():
     training.train(_CONFIG.value, _WORKDIR.value or Path('runs', name))
-  except ValueError as error:
-    if not _DISTRIBUTED.value:
-      raise
-    distributed.end_all(f'train.py: {error}')
 
 
 if __name__ == '__main__':

@@ -3,10 +3,11 @@
   python train.py --config=configs/v1.py:color-50 --config.data.train.clean=FOLDER
   python train.py --config=configs/v1.py:sidd
 
-The argument is ``color-NOISE`` or ``gray-NOISE`` with the argument of color.py, ``sidd``
-or ``nam``; data and command are as in those files. What differs: the deformable
-convolution comes last in every RSAB, the context block's dilations are 1, 2, 4, 8, the
-last layer is 1x1, and the rate is halved every 200,000 steps.
+The argument is ``color-NOISE`` or ``gray-NOISE`` with the argument of color.py, ``sidd``,
+``nam`` or ``nam-held_out`` (these start from ``runs/v1-sidd``); data and command are as in
+those files. What differs: the deformable convolution comes last in every RSAB, the context
+block's dilations are 1, 2, 4, 8, the last layer is 1x1, and the rate is halved every
+200,000 steps.
 
 Paper v1, PSNR in dB: colour, CBSD68 / Kodak24: sigma 30: 30.64 / 31.86, sigma 50:
 28.30 / 29.62, sigma 70: 26.91 / 28.25; grey, BSD68 / Kodak24: 28.61 / 29.99,
@@ -26,13 +27,15 @@ def get_config(experiment: str = 'color-50') -> ml_collections.ConfigDict:
   if name not in _EXPERIMENTS or (argument and name == 'sidd'):
     raise ValueError(
       f"configs/v1.py: got argument {experiment!r}, want 'color-50', 'gray-50' (or another noise), "
-      "'sidd' or 'nam'"
+      "'sidd', 'nam' or 'nam-held_out'"
     )
   get = _EXPERIMENTS[name].get_config
   config = get(argument) if argument else get()
   config.model.rsab_order = 'deform_last'
   config.model.dilations = (1, 2, 4, 8)
   config.model.last_kernel = 1
-  if name != 'nam':
+  if name == 'nam':
+    config.init_from = 'runs/v1-sidd'
+  else:
     config.optimizer.halve_every = 200_000
   return config

@@ -33,6 +33,10 @@ _FREE_ON_RESUME = (
   'data.train',
   'data.tiles_dir',
   'validation',
+  # Read once, before the first step.
+  'init_from',
+  # Until the first such step, both give the same.
+  'on_nonfinite',
 )
 # None changes what the weights mean.
 _FREE_IN_EVALUATION = ('model.dtype', 'model.offset_init')
@@ -47,11 +51,11 @@ def open_for_training(workdir: str | Path, keep: int) -> Iterator[ocp.Checkpoint
   Raises:
     ValueError: What was being written could not be (a full disk).
   """
+  # Without metrics is what an interrupted deletion leaves.
+  best = checkpoint_managers.BestN(get_metric_fn=_psnr, n=1, keep_checkpoints_without_metrics=False)
   options = ocp.CheckpointManagerOptions(
     best_fn=_psnr,
-    preservation_policy=checkpoint_managers.AnyPreservationPolicy(
-      [checkpoint_managers.LatestN(keep), checkpoint_managers.BestN(get_metric_fn=_psnr, n=1)]
-    ),
+    preservation_policy=checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(keep), best]),
     cleanup_tmp_directories=True,
     create=False,
     # Other processes have no part in it: what they hold is the same.
@@ -62,12 +66,26 @@ def open_for_training(workdir: str | Path, keep: int) -> Iterator[ocp.Checkpoint
   folder = (Path(workdir) / FOLDER).absolute()
   with _write_errors(folder):
     folder.mkdir(exist_ok=True)
-    manager = ocp.CheckpointManager(folder, options=options)
+    manager = _Manager(folder, options=options)
   try:
     yield manager
   finally:
     with _write_errors(folder):
       manager.close()
+
+
+class _Manager(ocp.CheckpointManager):
+  """Orbax's, which asks JAX for preemption by itself, and at other steps than training does."""
+
+  def reached_preemption(self, step: int) -> bool:
+    """Never: `distributed.StopSignal` asks."""
+    return False
+
+
+def wait(manager: ocp.CheckpointManager) -> None:
+  """Waits until what is being saved is written; ValueError where it cannot be."""
+  with _write_errors(manager.directory):
+    manager.wait_until_finished()
 
 
 def save(

@@ -41,6 +41,11 @@ def check_config(config: ml_collections.ConfigDict, device_count: int) -> None:
       f'config.data.patch_px: got {config.data.patch_px}, want at most the {config.data.tile_px} of a tile '
       '(data.tile_px)'
     )
+  if config.data.reader == 'memory' and config.batch_size * config.steps >= 2**31:
+    raise ValueError(
+      f'config.steps: got {config.steps} steps of {config.batch_size} patches, want fewer than 2**31 patches '
+      "in all with data.reader = 'memory'"
+    )
   _check_training_sets(config)
   model_from_config(config.model)
   optimizer_from_config(config)

@@ -1,13 +1,16 @@
 """Several processes, one run: how they find each other, and what process 0 does alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
+import hashlib
 import os
 import re
 import signal
 import sys
 import threading
+import traceback
 from types import FrameType
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
@@ -40,14 +43,31 @@ def initialize(cluster: str) -> None:
     raise ValueError(
       f"--distributed: got {cluster!r}, want 'auto' or INDEX/COUNT@HOST:PORT, such as 0/2@10.0.0.1:1234"
     )
-  # The others wait at the end while process 0 validates and saves.
-  jax.distributed.initialize(match[3], int(match[2]), int(match[1]), shutdown_timeout_seconds=3600)
+  try:
+    # The others wait at the end while process 0 validates and saves.
+    jax.distributed.initialize(match[3], int(match[2]), int(match[1]), shutdown_timeout_seconds=3600)
+  except RuntimeError as error:
+    raise ValueError(
+      f'--distributed: got {cluster!r}, but the processes did not find each other ({error}); want the same '
+      'COUNT@HOST:PORT in each of them, an INDEX of its own from 0, and a port that is free on HOST'
+    ) from error
 
 
-def end_all(message: str) -> NoReturn:
-  """Ends this process with a message, and by its death, soon, all others, which would wait for it."""
-  print(message, file=sys.stderr, flush=True)
-  os._exit(1)
+@contextlib.contextmanager
+def ending_all(name: str) -> Iterator[None]:
+  """Where anything is raised within, ends this process, and by its death, soon, all others.
+
+  They would wait for it otherwise, and it for them in Python's own exit.
+
+  Args:
+    name: Of the command, before the message.
+  """
+  try:
+    yield
+  except BaseException as error:
+    message = f'{name}: {error}' if isinstance(error, ValueError) else traceback.format_exc()
+    print(message, file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def is_first() -> bool:
@@ -62,13 +82,15 @@ def on_first_process(function: Callable[[], T]) -> T | None:
     What it returned, on process 0; None on the others.
 
   Raises:
-    ValueError: The function's own on process 0; on the others, that there was one.
+    Exception: The function's own on process 0.
+    ValueError: On the others, that there was one.
   """
-  result, failure = None, None
+  result: T | None = None
+  failure: Exception | None = None
   if is_first():
     try:
       result = function()
-    except ValueError as error:
+    except Exception as error:
       failure = error
   if jax.process_count() > 1:
     failed = bool(multihost_utils.broadcast_one_to_all(np.int32(failure is not None)))
@@ -77,6 +99,15 @@ def on_first_process(function: Callable[[], T]) -> T | None:
   if failure is not None:
     raise failure
   return result
+
+
+def check_same(name: str, text: str) -> None:
+  """Raises ValueError on all processes unless all have the same text."""
+  if jax.process_count() == 1:
+    return
+  number = np.frombuffer(hashlib.sha256(text.encode()).digest()[:4], np.int32)
+  if len(set(multihost_utils.process_allgather(number).flatten().tolist())) > 1:
+    raise ValueError(f'{name}: got {text} on process {jax.process_index()}, want the same on all processes')
 
 
 def from_first_process(tree: Any) -> Any:
@@ -97,6 +128,11 @@ class StopSignal:
     """Nothing has been received yet."""
     self._received: signal.Signals | None = None
     self._previous: dict[signal.Signals, Any] = {}
+
+  @property
+  def noted(self) -> bool:
+    """Whether a signal has come; of several processes, none can tell by itself."""
+    return self._received is not None
 
   def received(self, step: int) -> bool:
     """Whether to stop after this step; to be asked after every step."""

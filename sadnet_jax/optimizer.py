@@ -28,7 +28,8 @@ def make_schedule(
     ValueError: Unknown name, or a number out of range.
   """
   for field, value, least in (('learning_rate', learning_rate, 0), ('halve_every', halve_every, 1)):
-    if value < least:
+    # So that NaN is refused, too.
+    if not value >= least:
       raise ValueError(f'{field}: got {value}, want at least {least}')
   if not 0 <= warmup_steps < max(total_steps, 1):
     raise ValueError(
@@ -74,9 +75,15 @@ def make_optimizer(
     An optax transformation.
 
   Raises:
-    ValueError: Unknown name, or a negative clip.
+    ValueError: Unknown name, or a number out of range.
   """
-  if clip_norm < 0:
+  for field, value in (('b1', b1), ('b2', b2)):
+    if not 0 <= value < 1:
+      raise ValueError(f'{field}: got {value}, want 0 to less than 1')
+  for field, value in (('eps', eps), ('bias_rate', bias_rate)):
+    if not value >= 0:
+      raise ValueError(f'{field}: got {value}, want at least 0')
+  if not clip_norm >= 0:
     raise ValueError(f'clip_norm: got {clip_norm}, want a positive number, or 0 for no clipping')
   if name == 'adam':
     transform = optax.adam(schedule, b1=b1, b2=b2, eps=eps)

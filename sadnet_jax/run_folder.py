@@ -21,10 +21,7 @@ def open_run_folder(workdir: str | Path) -> Iterator[Path]:
     workdir.mkdir(parents=True, exist_ok=True)
     lock = (workdir / LOCK_FILE).open('a+')
   except OSError as error:
-    raise ValueError(
-      f'{workdir}: got a folder that cannot be written to ({error.strerror}), want one for the run: '
-      'give another --workdir'
-    ) from error
+    raise _not_writable(workdir, error) from error
   with lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -34,7 +31,17 @@ def open_run_folder(workdir: str | Path) -> Iterator[Path]:
         f'{workdir}: got a folder that process {lock.read().strip()} is training in, want a folder for each '
         'run: give another --workdir, or stop that process'
       ) from error
-    lock.truncate(0)
-    lock.write(str(os.getpid()))
-    lock.flush()
+    try:
+      lock.truncate(0)
+      lock.write(str(os.getpid()))
+      lock.flush()
+    except OSError as error:
+      raise _not_writable(workdir, error) from error
     yield workdir
+
+
+def _not_writable(workdir, error):
+  return ValueError(
+    f'{workdir}: got a folder that cannot be written to ({error.strerror}), want one for the run, with room '
+    'on its disk: make room, or give another --workdir'
+  )

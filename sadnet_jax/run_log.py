@@ -8,6 +8,7 @@ from pathlib import Path
 import time
 from typing import Self
 
+from absl import logging
 from tensorboardX import SummaryWriter
 
 from sadnet_jax.validation import SetResult
@@ -63,7 +64,9 @@ class RunLog:
 
   def write_validation(self, step: int, results: Mapping[str, SetResult]) -> None:
     """Adds what validation measured: a line for each set, its pictures to TensorBoard."""
-    self._add_scalars(step, {f'psnr/{name}': result.denoised_psnr for name, result in results.items()})
+    scores = {f'psnr/{name}': result.denoised_psnr for name, result in results.items()}
+    # JSON has no infinity, which equal images would give.
+    self._add_scalars(step, {name: score for name, score in scores.items() if math.isfinite(score)})
     for name, result in results.items():
       print(
         f'step {step}/{self._total_steps}  {name}: {result.noisy_psnr:.3f} -> {result.denoised_psnr:.3f} dB',
@@ -73,8 +76,12 @@ class RunLog:
         self._tensorboard.add_image(f'{name}/{picture}', pixels, step, dataformats='HWC')
 
   def _add_scalars(self, step: int, metrics: Mapping[str, float]) -> None:
-    with self._path.open('a') as file:
-      file.write(json.dumps({'step': step, **metrics}, allow_nan=False) + '\n')
+    try:
+      with self._path.open('a') as file:
+        file.write(json.dumps({'step': step, **metrics}, allow_nan=False) + '\n')
+    except OSError as error:
+      # The weights are worth more than a line of the log.
+      logging.warning('%s: the line of step %d could not be written (%s)', self._path, step, error.strerror)
     for name, value in metrics.items():
       self._tensorboard.add_scalar(name, value, step)
 
@@ -84,7 +91,10 @@ class RunLog:
 
   def __exit__(self, *exception: object) -> None:
     """Writes out what TensorBoard's writer still holds."""
-    self._tensorboard.close()
+    try:
+      self._tensorboard.close()
+    except OSError as error:
+      logging.warning('%s: what is left for TensorBoard could not be written (%s)', self._path.parent, error)
 
 
 def _drop_lines_after(path: Path, step: int) -> None:
@@ -92,12 +102,24 @@ def _drop_lines_after(path: Path, step: int) -> None:
     return
   kept = []
   for line in path.read_text().splitlines(keepends=True):
-    # A run that was killed while it wrote leaves an unfinished last line.
-    if line.endswith('\n') and json.loads(line)['step'] <= step:
+    if (written := _step_of(line)) is not None and written <= step:
       kept.append(line)
   replacement = path.with_suffix('.tmp')
-  replacement.write_text(''.join(kept))
-  os.replace(replacement, path)
+  try:
+    replacement.write_text(''.join(kept))
+    os.replace(replacement, path)
+  except OSError as error:
+    raise ValueError(
+      f'{path}: got a file that cannot be written ({error.strerror}), want room on its disk'
+    ) from error
+
+
+def _step_of(line):
+  """The step of a line; None of one that a killed run or a power cut left unfinished."""
+  try:
+    return json.loads(line)['step'] if line.endswith('\n') else None
+  except (ValueError, KeyError, TypeError):
+    return None
 
 
 def _hours_minutes_seconds(seconds: float) -> str:

@@ -19,7 +19,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from sadnet_jax import checkpoints, distributed, training_data, validation
+from sadnet_jax import checkpoints, distributed, input_pipeline, training_data, validation
 from sadnet_jax.config_check import check_config, is_paired
 from sadnet_jax.run_folder import open_run_folder
 from sadnet_jax.run_log import RunLog
@@ -65,21 +65,22 @@ def train(
     validator, folder = distributed.on_first_process(
       lambda: (_make_validator(config, data), stack.enter_context(open_run_folder(workdir)))
     ) or (None, None)
-    state = _first_state(config)
+    # Before the manager, so as to be noted while it waits for what is being written.
+    stop = stack.enter_context(distributed.StopSignal())
     manager = None
     if folder is not None:
       manager = stack.enter_context(checkpoints.open_for_training(folder, config.keep_checkpoints))
-    state = _restore(config, data, state, manager)
+    state = _restore(config, data, manager)
     first = int(state.step)
     if first >= config.steps:
-      print(f'{workdir}: nothing to do, the run is at step {first} of {config.steps}')
+      if folder is not None:
+        print(f'{workdir}: nothing to do, the run is at step {first} of {config.steps}')
       return state
     if folder is not None:
       print(f'{folder}: {data.description}, {len(devices)} device(s), from step {first}', flush=True)
     log = (
       None if folder is None else stack.enter_context(RunLog(folder, first, config.steps, config.batch_size))
     )
-    stop = stack.enter_context(distributed.StopSignal())
     return _Run(config, data, devices, validator, manager, log, stop).loop(state)
 
 
@@ -95,6 +96,8 @@ def _make_validator(config, data):
   )
   names = ', '.join(f'{s.name} ({len(s.examples)} images)' for s in sets) or 'nothing'
   print(f'validation on {names}' + (f'; not there: {", ".join(missing)}' if missing else ''), flush=True)
+  for validation_set in sets:
+    input_pipeline.check_examples(validation_set.examples, config.model.channels, patch_px=1)
   if not sets:
     return None
   return validation.make_validator(
@@ -119,7 +122,15 @@ def _first_state(config):
   return state_from_params(config, model, params)
 
 
-def _restore(config, data, state, manager):
+def _restore(config, data, manager):
+  """The state of the newest checkpoint, or the first one."""
+  distributed.check_same('config.data', data.fingerprint)
+  latest = distributed.on_first_process(
+    lambda: -1 if manager.latest_step() is None else manager.latest_step()
+  )
+  if distributed.from_first_process(np.int32(-1 if latest is None else latest)) < 0:
+    return _first_state(config)
+  state = create_train_state(config)
   restored = distributed.on_first_process(
     lambda: checkpoints.restore_latest(manager, state, config.to_dict(), data.fingerprint)
   )
@@ -164,7 +175,7 @@ class _Run:
       stops = self._stop.received(step)
       ends = stops or step == config.steps
       logs = ends or step % config.log_every == 0
-      validates = self._validates(step, config.steps)
+      validates = not stops and self._validates(step, config.steps)
       saves = ends or validates or step % config.checkpoint_every == 0
       self._check_finite(0 if logs or saves else _LAG)
       if logs:
@@ -172,7 +183,8 @@ class _Run:
       if saves and self._manager:
         self._save(step, state, validates)
       if stops:
-        if self._log:
+        if self._manager:
+          checkpoints.wait(self._manager)
           print(f'stopped at step {step}, which is saved; run the same command to continue', flush=True)
         break
     return state
@@ -198,19 +210,32 @@ class _Run:
     if not self._log:
       return
     finite = {name: value for name, value in values.items() if name != 'finite' and math.isfinite(value)}
-    # The rate this step used: optax counts from zero.
-    self._log.write(step, finite | {'learning_rate': float(self._schedule(step - 1))})
+    # The rate this step used: optax counts from zero, and not the steps that were skipped.
+    skipped = values['skipped_steps'] - (not values['finite'])
+    self._log.write(step, finite | {'learning_rate': float(self._schedule(step - 1 - skipped))})
 
   def _save(self, step, state, validates):
     score = None
-    if validates and self._validator:
-      params = jax.tree.map(lambda a: a.addressable_data(0), state.best_params)
-      results = self._validator(params)
-      self._log.write_validation(step, results)
-      score = next(iter(results.values())).denoised_psnr
-    checkpoints.save(self._manager, state, self._config.to_dict(), self._data.fingerprint, score)
+    try:
+      if validates and self._validator:
+        score = self._validate(step, state)
+    finally:
+      # Also where validation failed: the step is good.
+      checkpoints.save(self._manager, state, self._config.to_dict(), self._data.fingerprint, score)
+    if score is not None and (best := self._manager.best_step()) is not None:
+      print(f'step {step}/{self._config.steps}  best checkpoint so far: {best}', flush=True)
     if validates:
       self._log.start_clock(step)
+
+  def _validate(self, step, state):
+    """What the first set gives, in dB; None where it was interrupted or is not finite."""
+    params = jax.tree.map(lambda a: a.addressable_data(0), state.best_params)
+    results = self._validator(params, lambda: self._stop.noted)
+    if results is None:
+      return None
+    self._log.write_validation(step, results)
+    score = next(iter(results.values())).denoised_psnr
+    return score if math.isfinite(score) else None
 
 
 def _local(devices):
@@ -236,12 +261,11 @@ def describe_divergence(step: int, metrics: dict[str, float]) -> str:
   order += ['loss', *sorted(name for name in metrics if name.startswith('gradient_norm/'))]
   first = next((n for n in order if not math.isfinite(metrics.get(n, 0))), 'gradient_norm')
   others = ', '.join(n for n in order if n != first and not math.isfinite(metrics.get(n, 0)))
+  others = f' (and {others})' if others else ''
   return (
-    f'step {step}: got {first} = {metrics[first]}'
-    + (f' (and {others})' if others else '')
-    + ', want a finite '
-    'number; the run has diverged. Weights and checkpoints before it are kept: start a new run from another '
-    "seed, with a lower optimizer.learning_rate, with optimizer.clip_norm, or with on_nonfinite = 'skip'"
+    f'step {step}: got {first} = {metrics[first]}{others}, want a finite number; the run has diverged. '
+    "Checkpoints before it are kept: continue with on_nonfinite = 'skip', or start a new run with a lower "
+    'optimizer.learning_rate or with optimizer.clip_norm'
   )
 
 

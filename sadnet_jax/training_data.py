@@ -66,7 +66,9 @@ def open_training_data(config: ml_collections.ConfigDict, device: jax.Device) ->
   from sadnet_jax.image_sources import FileImages  # Imports TensorFlow.
 
   source = FileImages(kept, config.model.channels)
-  return TrainingData(description, fingerprint, held_out, None, _stream(config, source))
+  return TrainingData(
+    description, fingerprint, held_out, None, _stream(config, source, lambda: _check(config, kept))
+  )
 
 
 def _find(config, name, folder):
@@ -133,7 +135,7 @@ def _open_tiles(config):
   problems = list(itertools.chain.from_iterable(s.problems for s in sets))
   description = _describe(len(source), 'tiles', held_out, problems)
   fingerprint = '; '.join(f'{s.name}: {s.fingerprint}' for s in sets)
-  return TrainingData(description, fingerprint, held_out, None, _stream(config, source))
+  return TrainingData(description, fingerprint, held_out, None, _stream(config, source, lambda: None))
 
 
 def _tile_set(tiles, config, name, folder):
@@ -152,10 +154,21 @@ def _tile_set(tiles, config, name, folder):
   return tiles.prepare(name, place, tiles_dir, **size, skip_bad=fields.skip_bad)
 
 
-def _stream(config, source):
-  """Batches of a tf.data source, on their way to the devices."""
+def _stream(config, source, check):
+  """Batches of a tf.data source, on their way to the devices; ``check`` names an image gone bad."""
+  import tensorflow as tf
 
   def batches(first, devices):
+    try:
+      yield from stream(first, devices)
+    except tf.errors.OpError as error:
+      check()
+      raise ValueError(
+        f'config.data: got an image that cannot be read ({" ".join(error.message.split())[:300]}), though it '
+        'could at the start of the run; want all of them in place until it ends'
+      ) from error
+
+  def stream(first, devices):
     return input_pipeline.prefetch_to_devices(
       input_pipeline.patches(
         source,

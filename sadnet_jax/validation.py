@@ -60,9 +60,10 @@ def find_validation_sets(
       if found is None:
         missing.append(folder)
       else:
-        sets.append(
-          ValidationSet(found.resolve().name, _spread(find_examples(layout, found).examples, images))
-        )
+        name = found.resolve().name
+        # Two folders of one name go by what they were given as.
+        name = folder if any(s.name == name for s in sets) else name
+        sets.append(ValidationSet(name, _spread(find_examples(layout, found).examples, images)))
   return sets, missing
 
 
@@ -74,11 +75,12 @@ def _spread(examples, count):
 
 def make_validator(
   model: SADNet, sets: Sequence[ValidationSet], *, sigma_255: float, protocol: str, pictures: int
-) -> Callable[[Any], Mapping[str, SetResult]]:
+) -> Callable[[Any, Callable[[], bool]], Mapping[str, SetResult] | None]:
   """A function from parameters to the result of every set.
 
   It compiles once a size of image, reads an image when it is measured, and runs on the
-  device that holds the parameters.
+  device that holds the parameters. Its second argument is asked before every image
+  whether to give up; then the result is None.
 
   Args:
     model: The network.
@@ -89,10 +91,12 @@ def make_validator(
   """
   apply = jax.jit(lambda params, noisy: model.apply({'params': params}, noisy))
 
-  def measure(params, validation_set):
+  def measure(params, validation_set, gives_up):
     before, after = [], []
     shown: dict[str, np.ndarray] = {}
     for example in validation_set.examples:
+      if gives_up():
+        return None
       noisy, clean = read_example(example, model.channels)
       clean = clean.astype(np.float32) / 255
       if noisy is None:
@@ -107,4 +111,13 @@ def make_validator(
         shown[example.name] = np.round(np.clip(side_by_side, 0, 1) * 255).astype(np.uint8)
     return SetResult(float(np.mean(before)), float(np.mean(after)), shown)
 
-  return lambda params: {s.name: measure(params, s) for s in sets}
+  def measure_all(params, gives_up):
+    results = {}
+    for validation_set in sets:
+      result = measure(params, validation_set, gives_up)
+      if result is None:
+        return None
+      results[validation_set.name] = result
+    return results
+
+  return measure_all

@@ -1,5 +1,6 @@
 """Tests run on the CPU, split into eight virtual devices, whatever the machine has."""
 
+import gc
 import os
 from pathlib import Path
 import tempfile
@@ -7,7 +8,8 @@ import tempfile
 import jax
 import pytest
 
-# Many tests compile the same programs, some in processes of their own: compile each once.
+# Many tests compile the same programs, some in processes of their own: compile each once. Each
+# worker that tests run in has its own cache: JAX's is not made to be written to by several at once.
 _CACHE = tempfile.TemporaryDirectory(prefix='sadnet-jax-tests-')
 os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE.name
 jax.config.update('jax_compilation_cache_dir', _CACHE.name)
@@ -20,3 +22,13 @@ jax.config.update('jax_num_cpu_devices', 8)
 def golden() -> Path:
   """Directory of the reference results; see the README there."""
   return Path(__file__).parent / 'golden'
+
+
+@pytest.fixture(autouse=True)
+def few_programs():
+  """Lets compiled programs go before they take more mappings than Linux gives a process (65,530)."""
+  yield
+  maps = Path('/proc/self/maps')
+  if maps.exists() and maps.read_bytes().count(b'\n') > 30_000:
+    jax.clear_caches()
+    gc.collect()

@@ -98,7 +98,7 @@ def _changed(config, base):
       (
         functools.partial(v1.get_config, argument),
         rf"configs/v1.py: got argument '{argument}', want 'color-50', 'gray-50' \(or another noise\), "
-        r"'sidd' or 'nam'",
+        r"'sidd', 'nam' or 'nam-held_out'",
       )
       for argument in ('colour-50', 'color_fast-50', 'sidd-50', '')
     ),
@@ -208,7 +208,8 @@ def test_rows_of_the_ablation_are_those_of_table_1():
 )
 def test_version_1_differs_by_order_dilations_last_layer_and_schedule(argument, base, schedule):
   network = {'model.rsab_order': 'deform_last', 'model.dilations': (1, 2, 4, 8), 'model.last_kernel': 1}
-  assert _changed(v1.get_config(argument), base) == network | schedule
+  start = {'init_from': 'runs/v1-sidd'} if argument.startswith('nam') else {}
+  assert _changed(v1.get_config(argument), base) == network | schedule | start
 
 
 # --- What is refused.
@@ -253,7 +254,7 @@ def _config(**changes):
     ({'ema_decay': 1.0}, r'config\.ema_decay: got 1\.0, want 0 \(no average\) to less than 1'),
     ({'ema_decay': -0.1}, r'config\.ema_decay: got -0\.1, want 0'),
     (
-      {'data.stride_px': 301},
+      {'data.reader': 'tiles', 'data.stride_px': 301},
       r'config\.data\.stride_px: got 301, want at most the 300 of a tile, or parts of '
       r'the images are left out',
     ),
@@ -261,10 +262,20 @@ def _config(**changes):
       (
         {'noise.sigma_255_range': sigmas},
         rf'config\.noise\.sigma_255_range: got {re.escape(str(sigmas))}, want \(lowest, highest\) with '
-        r'0 <= lowest <= highest, or \(\) for sigma_255 alone',
+        r'0 <= lowest <= highest and highest above 0, or \(\) for sigma_255 alone',
       )
-      for sigmas in ((50.0,), (0.0, 50.0, 75.0), (-1.0, 75.0), (75.0, 0.0))
+      for sigmas in (
+        (50.0,),
+        (0.0, 50.0, 75.0),
+        (-1.0, 75.0),
+        (75.0, 0.0),
+        (0.0, 0.0),
+        (0.0, float('inf')),
+        ('0', '75'),
+      )
     ),
+    ({'noise.sigma_255': float('inf')}, r'config\.noise\.sigma_255: got inf, want a finite number'),
+    ({'noise.sigma_255': float('nan')}, r'config\.noise\.sigma_255: got nan, want at least 0'),
     ({'loss': 'l3'}, r"config\.loss: got 'l3', want one of \['charbonnier', 'l1', 'l2'\]"),
     ({'on_nonfinite': 'go'}, r"config\.on_nonfinite: got 'go', want one of \['stop', 'skip'\]"),
     (

@@ -1,6 +1,8 @@
 """Several processes, one run, over the loopback interface."""
 
 import json
+import shutil
+import signal
 import socket
 
 from command import ROOT, finish, start
@@ -40,6 +42,8 @@ def _train(folder, run, *changes, devices=1):
     '--config.optimizer.name=adam',
     '--config.optimizer.eps=1e-3',
     '--config.optimizer.learning_rate=1e-3',
+    # Which does not depend on the number of steps.
+    '--config.optimizer.schedule=step_halving',
     '--config.optimizer.warmup_steps=1',
     '--config.model.offset_init=xavier',
     '--config.ema_decay=0.5',
@@ -54,11 +58,16 @@ def _train(folder, run, *changes, devices=1):
 
 
 def _train_on_two_processes(folder, run, *changes, succeeds=True):
+  processes = _start_two_processes(folder, run, *changes)
+  return [finish(process, succeeds=succeeds) for process in processes]
+
+
+def _start_two_processes(folder, run, *changes, of_the_second=()):
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{free.getsockname()[1]}'
-  processes = [_train(folder, run, f'--distributed={i}/2@{address}', *changes, devices=2) for i in range(2)]
-  return [finish(process, succeeds=succeeds) for process in processes]
+  more = [changes, [*changes, *of_the_second]]
+  return [_train(folder, run, f'--distributed={i}/2@{address}', *more[i], devices=2) for i in range(2)]
 
 
 def _config():
@@ -81,14 +90,19 @@ def _distance(a, b):
   return optax.tree.norm(jax.tree.map(lambda x, y: np.asarray(x) - np.asarray(y), a, b))
 
 
-@pytest.mark.parametrize('reader', ['files', 'memory'])
-def test_two_processes_of_two_devices_give_the_weights_of_one_device(folder, reader):
-  changes = [f'--config.data.reader={reader}']
-  finish(_train(folder, f'one_{reader}', *changes))
-  outputs = _train_on_two_processes(folder, f'two_{reader}', *changes)
+@pytest.fixture(scope='module', params=['files', 'memory'])
+def on_two_processes(request, folder):
+  """The reader, what the processes printed, and the folder of their run."""
+  reader, run = request.param, f'two_{request.param}'
+  return reader, _train_on_two_processes(folder, run, f'--config.data.reader={reader}'), folder / run
+
+
+def test_two_processes_of_two_devices_give_the_weights_of_one_device(folder, on_two_processes):
+  reader, outputs, two = on_two_processes
+  finish(_train(folder, f'one_{reader}', f'--config.data.reader={reader}'))
   assert '3 images, 4 device(s), from step 0' in outputs[0][0]
-  assert outputs[1][0] == '' or 'step' not in outputs[1][0]
-  one, two = folder / f'one_{reader}', folder / f'two_{reader}'
+  assert 'step' not in outputs[1][0]
+  one = folder / f'one_{reader}'
   assert sorted(p.name for p in (two / 'checkpoints').iterdir()) == ['2', '4']
   # Rounding only, but for the kinks of bilinear sampling; see test_training.py.
   difference = _distance(_weights(one), _weights(two))
@@ -96,18 +110,44 @@ def test_two_processes_of_two_devices_give_the_weights_of_one_device(folder, rea
   assert _losses(two) == pytest.approx(_losses(one), rel=1e-5)
 
 
-def test_two_processes_continue_a_run_bit_for_bit(folder):
-  halving = '--config.optimizer.schedule=step_halving'
-  _train_on_two_processes(folder, 'whole', halving)
-  _train_on_two_processes(folder, 'halves', halving, '--config.steps=2')
-  outputs = _train_on_two_processes(folder, 'halves', halving)
+def test_two_processes_continue_a_run_bit_for_bit(folder, on_two_processes):
+  reader, _, whole = on_two_processes
+  changes = [f'--config.data.reader={reader}']
+  _train_on_two_processes(folder, f'halves_{reader}', *changes, '--config.steps=2')
+  outputs = _train_on_two_processes(folder, f'halves_{reader}', *changes)
   assert 'from step 2' in outputs[0][0]
-  jax.tree.map(np.testing.assert_array_equal, _weights(folder / 'halves'), _weights(folder / 'whole'))
+  jax.tree.map(np.testing.assert_array_equal, _weights(folder / f'halves_{reader}'), _weights(whole))
 
 
-def test_an_error_of_one_process_ends_all(folder):
+def test_an_error_of_process_0_ends_both(folder):
   outputs = _train_on_two_processes(folder, 'refused', '--config.init_from=nowhere', succeeds=False)
   assert "train.py: nowhere: got no folder 'checkpoints' in it" in outputs[0][1]
+
+
+def test_an_error_of_another_process_ends_both(folder):
+  processes = _start_two_processes(folder, 'alone', of_the_second=['--config.data.train.clean=nowhere'])
+  (_, _), (_, errors) = (finish(process, succeeds=False) for process in processes)
+  assert 'train.py: config.data.train.clean: got no folder at nowhere' in errors
+
+
+def test_processes_with_other_images_are_refused(folder):
+  (folder / 'fewer').mkdir()
+  shutil.copy(folder / 'images' / '0.png', folder / 'fewer')
+  processes = _start_two_processes(folder, 'differing', of_the_second=['--config.data.train.clean=fewer'])
+  for process in processes:
+    _, errors = finish(process, succeeds=False)
+    assert 'want the same on all processes' in errors or 'another task died' in errors
+
+
+def test_sigterm_to_one_process_saves_and_ends_both(folder):
+  processes = _start_two_processes(folder, 'stopped', '--config.steps=100000')
+  for line in processes[0].stdout:
+    if line.startswith('step '):
+      break
+  processes[1].send_signal(signal.SIGTERM)
+  (output, _), _ = (finish(process) for process in processes)
+  saved = sorted(int(p.name) for p in (folder / 'stopped' / 'checkpoints').iterdir())
+  assert f'stopped at step {saved[-1]}, which is saved' in output
 
 
 @pytest.mark.parametrize('cluster', ['2', '2/2@localhost:1', '0/2@localhost', 'nonsense'])

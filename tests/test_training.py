@@ -16,12 +16,12 @@ import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
 from configs import default
-from sadnet_jax import checkpoints, training
+from sadnet_jax import checkpoints, input_pipeline, training
 from sadnet_jax.datasets import layouts
 from sadnet_jax.evaluation import evaluate_folder, make_denoiser
 from sadnet_jax.images import read_image
 from sadnet_jax.model import SADNet
-from sadnet_jax.train_state import create_train_state, model_from_config
+from sadnet_jax.train_state import create_train_state, model_from_config, state_from_params
 from sadnet_jax.train_step import make_parallel_step
 from sadnet_jax.training import train, warn_of_offsets
 
@@ -53,6 +53,39 @@ def _config(folder='unused', **changes) -> ml_collections.ConfigDict:
   config.optimizer.learning_rate = 1e-3
   config.update_from_flattened_dict(changes)
   return config
+
+
+@pytest.fixture(autouse=True, scope='module')
+def compiled_once():
+  """Runs that differ in nothing that is compiled share their step and their first weights."""
+  steps, first = {}, {}
+
+  def key(config):
+    fields = json.loads(config.to_json_best_effort())
+    for name in ('steps', 'log_every', 'checkpoint_every', 'keep_checkpoints', 'validation', 'init_from'):
+      del fields[name]
+    if config.optimizer.schedule != 'step_halving':
+      fields['steps'] = config.steps
+    return json.dumps({**fields, 'data': config.data.patch_px}, sort_keys=True)
+
+  def step_of(config, devices, images=None):
+    if images is not None:
+      return make_parallel_step(config, devices, images)
+    known = (key(config), tuple(d.id for d in devices))
+    if known not in steps:
+      steps[known] = make_parallel_step(config, devices)
+    return steps[known]
+
+  def first_state(config):
+    if key(config) not in first:
+      first[key(config)] = jax.tree.map(np.asarray, create_train_state(config).params)
+    model, params = model_from_config(config.model), jax.tree.map(jnp.array, first[key(config)])
+    return state_from_params(config, model, params)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(training, 'make_parallel_step', step_of)
+    patch.setattr(training, 'create_train_state', first_state)
+    yield
 
 
 def _batch(config, seed=0):
@@ -549,3 +582,66 @@ def test_sigterm_is_given_back_after_the_run(photographs, tmp_path):
   before = signal.getsignal(signal.SIGTERM)
   train(_config(photographs, steps=1), tmp_path / 'run', jax.devices()[:1])
   assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_bad_validation_image_is_named_before_anything_is_trained(photographs, tmp_path):
+  folder = tmp_path / 'test'
+  folder.mkdir()
+  Image.new('L', (20, 20)).save(folder / 'grey.png')
+  config = _config(photographs, **{'validation.every': 2, 'validation.clean': (str(folder),)})
+  with pytest.raises(ValueError, match=r'grey.png: got a grey image, want colour'):
+    train(config, tmp_path / 'run', jax.devices()[:1])
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_step_is_saved_although_its_validation_fails(photographs, tmp_path, monkeypatch):
+  def fails(*arguments, **fields):
+    def validate(params, gives_up):
+      raise RuntimeError('out of memory')
+
+    return validate
+
+  monkeypatch.setattr(training.validation, 'make_validator', fails)
+  config = _config(photographs, **{'validation.every': 3, 'validation.clean': (str(photographs),)})
+  with pytest.raises(RuntimeError, match='out of memory'):
+    train(config, tmp_path / 'run', jax.devices()[:1])
+  assert sorted(p.name for p in (tmp_path / 'run' / 'checkpoints').iterdir()) == ['2', '3']
+
+
+def test_equal_images_validate_to_infinity_without_harm(tmp_path, pairs):
+  folder = tmp_path / 'equal'
+  folder.mkdir()
+  for role in ('clean', 'noisy'):
+    shutil.copy(next(pairs.glob('*clean.png')), folder / f'1_{role}.png')
+  changes = {'validation.every': 1, 'validation.pairs': (str(folder),), 'steps': 1}
+  config = _pairs_config(pairs, tmp_path, 'memory', **changes, **{'optimizer.learning_rate': 0.0})
+  start = create_train_state(config)
+  # A network that changes nothing: its last layer is zero.
+  start.params['out'] = jax.tree.map(jnp.zeros_like, start.params['out'])
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(training, 'create_train_state', lambda config: start)
+    train(config, tmp_path / 'run', jax.devices()[:1])
+  assert 'psnr' not in (tmp_path / 'run' / 'metrics.jsonl').read_text()
+  assert (tmp_path / 'run' / 'checkpoints' / '1').is_dir()
+
+
+def test_a_fine_tuning_continues_when_what_it_started_from_is_gone(photographs, tmp_path):
+  train(_config(photographs, steps=1), tmp_path / 'first', jax.devices()[:1])
+  changes = {'init_from': str(tmp_path / 'first')}
+  train(_config(photographs, **changes, steps=2), tmp_path / 'tuned', jax.devices()[:1])
+  shutil.rmtree(tmp_path / 'first')
+  assert int(train(_config(photographs, **changes), tmp_path / 'tuned', jax.devices()[:1]).step) == 6
+
+
+def test_an_image_gone_bad_during_a_run_is_named(tmp_path, photographs, monkeypatch):
+  folder = tmp_path / 'images'
+  shutil.copytree(photographs, folder)
+  check = input_pipeline.check_examples
+
+  def check_and_damage(examples, channels, patch_px):
+    check(examples, channels, patch_px)
+    (folder / '1.png').write_bytes((folder / '1.png').read_bytes()[:100])
+
+  monkeypatch.setattr(input_pipeline, 'check_examples', check_and_damage)
+  with pytest.raises(ValueError, match=r'1.png: got a damaged image file'):
+    train(_config(folder), tmp_path / 'run', jax.devices()[:1])

@@ -11,7 +11,9 @@ A stride of half a tile writes every pixel about four times.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+import contextlib
+import fcntl
 import os
 from pathlib import Path
 import re
@@ -103,7 +105,7 @@ def prepare(
   """Cuts a data set into tiles, unless that is done already.
 
   An interrupted preparation leaves nothing that counts as prepared, and is repeated
-  from its beginning. One process at a time may prepare a set.
+  from its beginning. A second process that wants the same tiles waits for the first.
 
   Args:
     name: One of NAMES.
@@ -126,26 +128,49 @@ def prepare(
     if path.is_dir() and not sources.div2k_is_prepared(folder):
       return TileSet(path)
     source = sources.div2k_source(folder)
-    if path.is_dir():
-      return _check(TileSet(path), folder, source.fingerprint, skip_bad)
+    fingerprint = source.fingerprint
   else:
     found = layouts.find_examples(name, folder, skip_bad=skip_bad)
-    if path.is_dir():
-      return _check(TileSet(path), folder, layouts.fingerprint(found.examples), skip_bad)
-    source = sources.files_source(name, found, skip_bad=skip_bad)
+    source, fingerprint = None, layouts.fingerprint(found.examples)
+  if not path.is_dir():
+    with _one_process(path.parent):
+      # Another process may have cut them in the meantime.
+      if not path.is_dir():
+        source = source or sources.files_source(name, found, skip_bad=skip_bad)
+        config = builder.TilesConfig(
+          name=path.parent.name,
+          dataset=name,
+          source=source,
+          tile_px=tile_px,
+          stride_px=stride_px,
+          skip_bad=skip_bad,
+        )
+        _cut(config, path, tiles_dir)
+        return TileSet(path)
+  return _check(TileSet(path), folder, fingerprint, skip_bad)
+
+
+def _cut(config, path, tiles_dir):
   # A process that was killed left its unfinished files.
   for unfinished in path.parent.glob(f'incomplete.*_{path.name}'):
     shutil.rmtree(unfinished)
-  config = builder.TilesConfig(
-    name=path.parent.name,
-    dataset=name,
-    source=source,
-    tile_px=tile_px,
-    stride_px=stride_px,
-    skip_bad=skip_bad,
-  )
   builder.build(config, tiles_dir)
-  return TileSet(path)
+
+
+@contextlib.contextmanager
+def _one_process(folder: Path) -> Iterator[None]:
+  """Waits until no other process is in here for the same folder; the system ends the wait if it dies."""
+  try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = folder.with_suffix('.lock').open('w')
+  except OSError as error:
+    raise ValueError(
+      f'{folder}: got a folder that cannot be written to ({error.strerror}), want one for tiles: give '
+      'another tiles_dir'
+    ) from error
+  with lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    yield
 
 
 def load(name: str, folder: str | Path, tiles_dir: str | Path, *, tile_px: int, stride_px: int) -> TileSet:
