@@ -14,7 +14,7 @@ def environment(packages: Sequence[str]) -> dict[str, object]:
   """What a result is written with.
 
   Args:
-    packages: Distributions whose versions matter, beside JAX's.
+    packages: Distributions whose versions matter, beside JAX's; one may be missing.
   """
   cpu_info = Path('/proc/cpuinfo')
   lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
@@ -32,7 +32,14 @@ def environment(packages: Sequence[str]) -> dict[str, object]:
     'load_before': os.getloadavg()[0],
     'device': jax.local_devices()[0].device_kind,
     'python': platform.python_version(),
-    'versions': {name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', *packages)},
+    'versions': {name: _version(name) for name in ('jax', 'jaxlib', *packages)},
     'commit': git('rev-parse', 'HEAD'),
     'uncommitted_changes': bool(git('status', '--porcelain')),
   }
+
+
+def _version(name):
+  try:
+    return importlib.metadata.version(name)
+  except importlib.metadata.PackageNotFoundError:
+    return None

@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     'clean': find_data_dir(arguments.clean_dir, '--clean_dir'),
     'polyu': find_data_dir(arguments.polyu_dir, '--polyu_dir'),
   }
-  packages = ('array_record', 'numpy', 'pillow', 'tensorflow', 'tensorflow-datasets')
+  packages = ('array_record', 'numpy', 'pillow', 'tensorflow', 'tensorflow-cpu', 'tensorflow-datasets')
   results = environment(packages) | {
     name: getattr(arguments, name) for name in ('patch_px', 'batch_size', 'seconds')
   }

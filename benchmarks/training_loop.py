@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     'clean': find_data_dir(arguments.clean_dir, '--clean_dir').resolve(),
     'polyu': find_data_dir(arguments.polyu_dir, '--polyu_dir').resolve(),
   }
-  results = environment(('flax', 'optax', 'tensorflow', 'tensorflow-datasets'))
+  results = environment(('flax', 'optax', 'tensorflow', 'tensorflow-cpu', 'tensorflow-datasets'))
   results |= {'devices': jax.device_count()}
   results |= {name: getattr(arguments, name) for name in ('patch_px', 'batch_size', 'steps')}
   rows = []
