@@ -124,5 +124,5 @@ def number(text: str, want: str) -> float:
   """A config's argument as a number; ValueError with what is wanted if it is none."""
   try:
     return float(text)
-  except ValueError as error:
-    raise ValueError(f'the argument of the config: got {text!r}, want {want}') from error
+  except ValueError:
+    raise ValueError(f'the argument of the config: got {text!r}, want {want}') from None
