@@ -58,10 +58,7 @@ def open_for_training(workdir: str | Path, keep: int) -> Iterator[ocp.Checkpoint
     preservation_policy=checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(keep), best]),
     cleanup_tmp_directories=True,
     create=False,
-    # Other processes have no part in it: what they hold is the same.
-    multiprocessing_options=ocp.options.MultiprocessingOptions(
-      primary_host=jax.process_index(), active_processes={jax.process_index()}
-    ),
+    multiprocessing_options=_this_process_alone(),
   )
   folder = (Path(workdir) / FOLDER).absolute()
   with _write_errors(folder):
@@ -72,6 +69,12 @@ def open_for_training(workdir: str | Path, keep: int) -> Iterator[ocp.Checkpoint
   finally:
     with _write_errors(folder):
       manager.close()
+
+
+def _this_process_alone():
+  """Other processes have no part in a checkpoint: what they hold is the same."""
+  index = jax.process_index()
+  return ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
 
 
 class _Manager(ocp.CheckpointManager):
@@ -192,12 +195,7 @@ def restore_params(run: str | Path, model: SADNet, config: dict[str, Any]) -> tu
   folder, wanted = split_path(run)
   if not (folder / FOLDER).is_dir():
     raise ValueError(f"{run}: got no folder '{FOLDER}' in it, want the folder of a training run")
-  options = ocp.CheckpointManagerOptions(
-    create=False,
-    multiprocessing_options=ocp.options.MultiprocessingOptions(
-      primary_host=jax.process_index(), active_processes={jax.process_index()}
-    ),
-  )
+  options = ocp.CheckpointManagerOptions(create=False, multiprocessing_options=_this_process_alone())
   with ocp.CheckpointManager(folder / FOLDER, options=options) as manager:
     steps = sorted(manager.all_steps())
     if not steps or (wanted is not None and wanted not in steps):

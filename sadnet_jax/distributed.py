@@ -1,6 +1,6 @@
 """Several processes, one run: how they find each other, and what process 0 does alone."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import hashlib
 import os
@@ -68,6 +68,11 @@ def ending_all(name: str) -> Iterator[None]:
     message = f'{name}: {error}' if isinstance(error, ValueError) else traceback.format_exc()
     print(message, file=sys.stderr, flush=True)
     os._exit(1)
+
+
+def local(devices: Sequence[jax.Device]) -> list[jax.Device]:
+  """Those devices that are this process's, in their order."""
+  return [d for d in devices if d.process_index == jax.process_index()]
 
 
 def is_first() -> bool:
@@ -138,7 +143,7 @@ class StopSignal:
     """Whether to stop after this step; to be asked after every step."""
     if jax.process_count() > 1:
       return multihost_utils.reached_preemption_sync_point(step)
-    return self._received is not None
+    return self.noted
 
   def __enter__(self) -> Self:
     """Takes the signals over."""

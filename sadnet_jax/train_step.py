@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from sadnet_jax import device_data
+from sadnet_jax import device_data, distributed
 from sadnet_jax.losses import LOSSES
 from sadnet_jax.model import mean_abs_offsets, scale_of
 from sadnet_jax.noise import add_training_noise
@@ -157,7 +157,7 @@ def make_parallel_step(
     accumulate=config.accumulate,
     axis_name=_AXIS,
   )
-  local = [d for d in devices if d.process_index == jax.process_index()]
+  local = distributed.local(devices)
   # in_axes / out_axes None: the same on all devices, without an axis of its own.
   pmap = functools.partial(
     jax.pmap, axis_name=_AXIS, out_axes=None, devices=list(devices), donate_argnums=(0,)

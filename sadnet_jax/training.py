@@ -59,7 +59,7 @@ def train(
   """
   devices = jax.devices() if devices is None else devices
   check_config(config, len(devices))
-  data = training_data.open_training_data(config, _local(devices)[0])
+  data = training_data.open_training_data(config, distributed.local(devices)[0])
   with contextlib.ExitStack() as stack:
     # None on processes other than the first, here and below.
     validator, folder = distributed.on_first_process(
@@ -125,9 +125,7 @@ def _first_state(config):
 def _restore(config, data, manager):
   """The state of the newest checkpoint, or the first one."""
   distributed.check_same('config.data', data.fingerprint)
-  latest = distributed.on_first_process(
-    lambda: -1 if manager.latest_step() is None else manager.latest_step()
-  )
+  latest = distributed.on_first_process(lambda: manager.latest_step())
   if distributed.from_first_process(np.int32(-1 if latest is None else latest)) < 0:
     return _first_state(config)
   state = create_train_state(config)
@@ -155,7 +153,7 @@ class _Run:
     self._schedule = schedule_from_config(config)
     self._pending: collections.deque[tuple[int, Any]] = collections.deque()
     self._skipped_in_a_row = 0
-    self._local = _local(devices)
+    self._local = distributed.local(devices)
 
   def loop(self, state: TrainState) -> TrainState:
     config, first = self._config, int(state.step)
@@ -236,10 +234,6 @@ class _Run:
     self._log.write_validation(step, results)
     score = next(iter(results.values())).denoised_psnr
     return score if math.isfinite(score) else None
-
-
-def _local(devices):
-  return [d for d in devices if d.process_index == jax.process_index()]
 
 
 def _numbers(metrics) -> dict[str, float]:
