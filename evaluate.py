@@ -1,77 +1,155 @@
-"""Evaluates a trained SADNet on a folder of clean images.
+"""Evaluates a trained SADNet, and other methods, by published protocols.
 
-  python evaluate.py --config=configs/color.py:50 --checkpoint=runs/color-50 --dataset=FOLDER
+  python evaluate.py --config=configs/color.py:50 --checkpoint=runs/color-50 \\
+    --datasets=cbsd68,kodak24 --sigmas=30,50,70 --data=FOLDER
+  python evaluate.py --methods=noisy,bm3d --datasets=cbsd68 --sigmas=50
 
-Adds Gaussian noise of the config's sigma to every image, prints the PSNR before
-and after, and writes the pictures and ``results.json``.
+Sets known by name are looked for in the folder of ``--data``; any folder of clean
+images or of pairs can be given too. Prints a table, the paper's figures beside
+ours, and writes results.json, images.csv, index.html (to look at), the denoised
+pictures, and the submissions of sets without public ground truth.
 """
 
 from pathlib import Path
 
 from absl import flags
+import jax
 from ml_collections import config_flags
 
-from sadnet_jax import checkpoints, command_line, evaluation
-from sadnet_jax.images import find_data_dir
-from sadnet_jax.noise import PROTOCOLS
+from sadnet_jax import checkpoints, command_line
+from sadnet_jax.evaluation import run
+from sadnet_jax.evaluation.known_sets import SCORED, UNSCORED
+from sadnet_jax.evaluation.methods import BM3D, Method, Noisy, SADNetMethod
+from sadnet_jax.evaluation.protocols import PROTOCOLS
+from sadnet_jax.evaluation.results import params_hash
 from sadnet_jax.train_state import model_from_config
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment, such as configs/color.py:50.')
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'The experiment, such as configs/color.py:50. For sadnet.'
+)
 _CHECKPOINT = flags.DEFINE_string(
-  'checkpoint', None, 'Folder of the run, or of one of its checkpoints.', required=True
+  'checkpoint', None, 'Folder of the run, or of one of its checkpoints. For sadnet.'
 )
-_DATASET = flags.DEFINE_string(
-  'dataset', None, 'Folder of clean images; may be relative to SADNET_DATA.', required=True
-)
-_PROTOCOL = flags.DEFINE_enum(
-  'protocol',
+_DATASETS = flags.DEFINE_list(
+  'datasets',
   None,
-  PROTOCOLS,
-  'How noise is added; by default as the config trains: clipped8 if it clips, unclipped if not.',
+  f'Some of {", ".join((*SCORED, *UNSCORED))}; or folders of clean images or of pairs (clean:FOLDER and '
+  'pairs:FOLDER say which).',
+  required=True,
+)
+_DATA = flags.DEFINE_string(
+  'data', None, 'Folder with the sets known by name; by default that of the variable SADNET_DATA.'
+)
+_METHODS = flags.DEFINE_list('methods', ['sadnet'], 'Some of sadnet, noisy (the image as it is), bm3d.')
+_SIGMAS = flags.DEFINE_list(
+  'sigmas',
+  None,
+  "Standard deviations of the noise to add, on the scale of 8-bit images; by default the config's.",
+)
+_PROTOCOLS = flags.DEFINE_list(
+  'protocols', ['unclipped'], f'How clean images are evaluated: some of {", ".join(PROTOCOLS)}.'
 )
 _OUTPUT = flags.DEFINE_string(
-  'output', None, 'Folder for pictures and results; by default a new one in the folder of the run.'
+  'output',
+  None,
+  "Folder for what is written; by default a new one, in the run's folder or below evaluation/.",
 )
 _OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Write into an output folder that has something in it.')
+_KEEP_GOING = flags.DEFINE_bool(
+  'keep_going', False, 'Evaluate the rest where something is bad, list what was, and fail at the end.'
+)
+flags.DEFINE_alias('keep-going', 'keep_going')
+_PICTURES = flags.DEFINE_bool('pictures', True, 'Write the pictures, alone and beside noisy and clean.')
+_PAGE_IMAGES = flags.DEFINE_integer(
+  'page_images',
+  12,
+  'Images of each result on the page: half of them the worst, half the best.',
+  lower_bound=0,
+)
+_BATCH_SIZE = flags.DEFINE_integer('batch_size', 1, 'Images a device denoises at once. For sadnet.')
+_PAD_TO_PX = flags.DEFINE_integer(
+  'pad_to_px',
+  None,
+  'Extend sides to multiples of this; by default 8, as the network does, or 64 where a set has more than 8 '
+  'sizes. For sadnet.',
+)
+_SIDD_FORMS = flags.DEFINE_list(
+  'sidd_forms', ['csv'], f"Of the submission to SIDD's benchmark, some of {', '.join(run.SIDD_FORMS)}."
+)
+_DND_MARGIN_PX = flags.DEFINE_integer(
+  'dnd_margin_px', 64, 'Pixels around each box of DND that the method sees as well.', lower_bound=0
+)
 
 
 def main() -> None:
-  """Evaluates the run of the command line."""
-  config, dataset = _CONFIG.value, find_data_dir(_DATASET.value, '--dataset')
-  sigma_255 = config.noise.sigma_255
-  protocol = _PROTOCOL.value or ('clipped8' if config.noise.clip else 'unclipped')
+  """Evaluates what the command line asks for."""
+  config = _CONFIG.value
+  sigmas_255: list[float] = []
+  if _SIGMAS.value is not None:
+    sigmas_255 = command_line.numbers('sigmas', _SIGMAS.value)
+  elif config is not None:
+    sigmas_255 = [config.noise.sigma_255]
+  methods, label = _methods(config)
+  output = Path(_OUTPUT.value or label.format(run.folder_name(_DATASETS.value, sigmas_255, _PROTOCOLS.value)))
+  run.evaluate(
+    methods,
+    run.Options(
+      datasets=_DATASETS.value,
+      data=_DATA.value,
+      # Methods without a network take the images as they are.
+      channels=config.model.channels if config is not None else None,
+      sigmas_255=sigmas_255,
+      protocols=_PROTOCOLS.value,
+      output=output,
+      overwrite=_OVERWRITE.value,
+      keep_going=_KEEP_GOING.value,
+      pictures=_PICTURES.value,
+      page_images=_PAGE_IMAGES.value,
+      sidd_forms=_SIDD_FORMS.value,
+      dnd_margin_px=_DND_MARGIN_PX.value,
+    ),
+  )
+
+
+def _methods(config) -> tuple[list[Method], str]:
+  """The methods asked for, and where to write to by default, with a place for what is evaluated."""
+  methods: list[Method] = []
+  label = 'evaluation/{}'
+  for name in _METHODS.value:
+    if name == 'noisy':
+      methods.append(Noisy())
+    elif name == 'bm3d':
+      methods.append(BM3D())
+    elif name == 'sadnet':
+      method, label = _sadnet(config)
+      methods.append(method)
+    else:
+      raise ValueError(f'--methods: got {name!r}, want some of sadnet, noisy, bm3d')
+  return methods, label
+
+
+def _sadnet(config):
+  if config is None or _CHECKPOINT.value is None:
+    raise ValueError('--methods: got sadnet without --config and --checkpoint, want both for it')
   model = model_from_config(config.model)
   step, params = checkpoints.restore_params(_CHECKPOINT.value, model, config.to_dict())
-  label = f'{dataset.resolve().name}-sigma{sigma_255:g}-{protocol}-step{step}'
-  run, _ = checkpoints.split_path(_CHECKPOINT.value)
-  output = Path(_OUTPUT.value or run / 'evaluation' / label)
-  if output.exists() and not output.is_dir():
-    raise ValueError(f'--output: got {output}, which is a file, want a folder')
-  if output.exists() and any(output.iterdir()) and not _OVERWRITE.value:
-    raise ValueError(f'{output}: got a folder with something in it, want an empty one, or pass --overwrite')
-
-  print(f'{dataset}: sigma_255 {sigma_255:g}, protocol {protocol}, checkpoint of step {step}')
-  print(f'{"image":32} {"noisy":>9} {"denoised":>9}  PSNR in dB')
-  results = []
-  denoise = evaluation.make_denoiser(model, params)
-  for result in evaluation.evaluate_folder(
-    denoise, dataset, channels=config.model.channels, sigma_255=sigma_255, protocol=protocol, output=output
-  ):
-    results.append(result)
-    print(f'{result.name:32} {result.noisy_psnr:9.3f} {result.denoised_psnr:9.3f}', flush=True)
-  noisy, denoised = evaluation.mean_psnr(results)
-  print(f'{f"mean of {len(results)}":32} {noisy:9.3f} {denoised:9.3f}')
   labels = {
-    'dataset': dataset.resolve().name,
-    'sigma_255': sigma_255,
-    'protocol': protocol,
+    'config': command_line.config_argument(),
     'checkpoint': str(_CHECKPOINT.value),
     'step': step,
+    'sha256': params_hash(params),
   }
-  evaluation.write_results(output, results, labels)
-  print(f'pictures and {evaluation.RESULTS_FILE} are in {output}')
+  method = SADNetMethod(
+    model,
+    params,
+    labels,
+    devices=jax.local_devices(),
+    batch_size=_BATCH_SIZE.value,
+    pad_to_px=_PAD_TO_PX.value,
+  )
+  folder, _ = checkpoints.split_path(_CHECKPOINT.value)
+  return method, f'{folder}/evaluation/{{}}-step{step}'
 
 
 if __name__ == '__main__':
-  flags.mark_flag_as_required('config')
   command_line.run(main)

@@ -28,7 +28,7 @@ def main() -> None:
   """Trains the experiment of the command line."""
   if _DISTRIBUTED.value:
     distributed.initialize(_DISTRIBUTED.value)
-  name = command_line.config_name(config_flags.get_config_filename(flags.FLAGS['config']))
+  name = command_line.config_name(command_line.config_argument())
   with distributed.ending_all('train.py') if _DISTRIBUTED.value else contextlib.nullcontext():
     training.train(_CONFIG.value, _WORKDIR.value or Path('runs', name))
 

@@ -19,7 +19,6 @@ import statistics
 import sys
 import time
 
-from environment import environment
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +29,7 @@ from torchvision.ops import deform_conv2d as torch_deform_conv2d
 
 from sadnet_jax.authors_weights import params_from_state_dict
 from sadnet_jax.deform_conv import deform_conv2d
+from sadnet_jax.environment import environment
 from sadnet_jax.model import SADNet, mean_abs_offsets
 
 FORWARD_ABS_TOLERANCE = 1e-4

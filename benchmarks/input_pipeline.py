@@ -22,11 +22,11 @@ import time
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
-from environment import environment
 import jax
 
 from sadnet_jax import device_data, input_pipeline
 from sadnet_jax.datasets import layouts, tiles
+from sadnet_jax.environment import environment
 from sadnet_jax.image_sources import FileImages, ImageSource, TileImages
 from sadnet_jax.images import find_data_dir
 

@@ -20,8 +20,9 @@ import tempfile
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
-from environment import environment
 import jax
+
+from sadnet_jax.environment import environment
 
 # The configs are not installed.
 sys.path.append(str(Path(__file__).resolve().parent.parent))

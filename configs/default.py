@@ -102,10 +102,10 @@ def get_config() -> ml_collections.ConfigDict:
   # Steps between two validations; 0 does not validate.
   config.validation.every = 5_000
   # Of training on clean images, folders of such (noise.sigma_255 is added); of training on
-  # pairs, folders of pairs. What is not there is left out. The mean over the first set
-  # that is there decides which checkpoint is best.
+  # pairs, folders of pairs, or of SIDD's validation .mat files. What is not there is left
+  # out. The mean over the first set that is there decides which checkpoint is best.
   config.validation.clean = ('test/CBSD68', 'test/Kodak24')
-  config.validation.pairs = ('test/Nam',)
+  config.validation.pairs = ('test/Nam', 'test/SIDD')
   # Validate on the scenes of data.held_out, before the folders.
   config.validation.held_out = True
   # Of every set: images to measure (evenly spread; 0 for all), and to show in TensorBoard.

@@ -3,7 +3,7 @@
 Puts photographs that ship with scikit-image into two folders, trains a small
 SADNet on the one (``train.py --config=configs/demo.py``), evaluates it on the
 other (``evaluate.py``), and fails unless the photographs it never saw gain at
-least 10 dB. Pictures: demo_output/evaluation/comparison/, noisy | denoised | clean.
+least 10 dB. To look at: demo_output/evaluation/index.html, noisy, denoised, clean.
 """
 
 import json
@@ -56,16 +56,17 @@ def main() -> None:
     'evaluate.py',
     '--config=configs/demo.py',
     '--checkpoint=demo_output/run',
-    '--dataset=demo_output/test',
+    '--datasets=demo_output/test',
     '--output=demo_output/evaluation',
     '--overwrite',
   )
   results = json.loads((OUTPUT / 'evaluation' / 'results.json').read_text())
-  gain = results['mean_psnr_denoised'] - results['mean_psnr_noisy']
+  mean = results['results'][0]['mean']
+  gain = mean['psnr'] - mean['psnr_noisy']
   print(
     f'\ngain on photographs never seen in training: {gain:.2f} dB (at least {REQUIRED_GAIN_DB:g} required)'
   )
-  print(f'pictures: {OUTPUT.relative_to(ROOT)}/evaluation/comparison')
+  print(f'to look at: {OUTPUT.relative_to(ROOT)}/evaluation/index.html')
   if gain < REQUIRED_GAIN_DB:
     raise SystemExit('the demo failed: the gain is too small')
 

@@ -1,11 +1,12 @@
 """What the commands share: flags, quiet libraries, errors as one line."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import os
 from pathlib import Path
 import sys
 
-from absl import app, logging
+from absl import app, flags, logging
+from ml_collections import config_flags
 
 
 def run(command: Callable[[], None]) -> None:
@@ -52,3 +53,16 @@ def config_name(argument: str) -> str:
   """'configs/color.py:50' -> 'color-50'."""
   path, _, value = argument.partition(':')
   return Path(path).stem + (f'-{value}' if value else '')
+
+
+def config_argument() -> str:
+  """What the flag ``--config`` was given: 'configs/color.py:50'."""
+  return config_flags.get_config_filename(flags.FLAGS['config'])
+
+
+def numbers(flag: str, texts: Sequence[str]) -> list[float]:
+  """A list flag's values as numbers; ValueError if one is none."""
+  try:
+    return [float(text) for text in texts]
+  except ValueError as error:
+    raise ValueError(f'--{flag}: got {",".join(texts)}, want numbers, such as --{flag}=30,50') from error

@@ -34,13 +34,13 @@ def find_data_dir(path: str | Path, source: str) -> Path:
   return folder
 
 
-def look_for_data_dir(path: str | Path) -> Path | None:
-  """As `find_data_dir`, but None where neither exists."""
-  return next((folder for folder in _places(path) if folder.is_dir()), None)
+def look_for_data_dir(path: str | Path, root: str | Path | None = None) -> Path | None:
+  """As `find_data_dir`, but None where neither exists; a root takes SADNET_DATA's place."""
+  return next((folder for folder in _places(path, root) if folder.is_dir()), None)
 
 
-def _places(path):
-  root = os.environ.get('SADNET_DATA')
+def _places(path, root=None):
+  root = root or os.environ.get('SADNET_DATA')
   return [Path(path)] + ([Path(root) / path] if root else [])
 
 
@@ -103,11 +103,21 @@ def rgb_to_gray(rgb: np.ndarray) -> np.ndarray:
 
 
 def write_png(path: str | Path, image: np.ndarray) -> None:
-  """Writes [H, W, 1 or 3], clipped to [0, 1] and rounded to 8 bits; makes folders."""
+  """Writes [H, W, 1 or 3], uint8, or floats clipped to [0, 1] and rounded to 8 bits; makes folders."""
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  pixels = np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
+  pixels = image if image.dtype == np.uint8 else to_uint8(image)
   Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(path)
+
+
+def to_uint8(image: np.ndarray) -> np.ndarray:
+  """Clips to [0, 1] and rounds to the nearest of 256 levels: uint8 0 to 255."""
+  return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
+
+
+def side_by_side(*images: np.ndarray) -> np.ndarray:
+  """Images [H, W, C] of one height, as one picture, uint8."""
+  return to_uint8(np.concatenate(images, axis=1))
 
 
 def _open(path):

@@ -4,10 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sadnet_jax.metrics import round_to_8_bits
-
-PROTOCOLS = ('unclipped', 'clipped8')
-
 
 def add_training_noise(
   keys: jax.Array, clean: jax.Array, sigma_255_range: tuple[float, float], clip: bool
@@ -38,8 +34,8 @@ def add_training_noise(
   return jnp.clip(noisy, 0, 1) if clip else noisy
 
 
-def add_benchmark_noise(clean: np.ndarray, sigma_255: float, protocol: str) -> np.ndarray:
-  """The noisy version of a test image under a named protocol.
+def add_benchmark_noise(clean: np.ndarray, sigma_255: float) -> np.ndarray:
+  """The noisy version of a test image.
 
   The generator starts from seed 0 for every image, so an image's noise does not
   depend on the set it is in: NumPy's ``seed(0)``, then ``normal(0, sigma / 255,
@@ -48,19 +44,8 @@ def add_benchmark_noise(clean: np.ndarray, sigma_255: float, protocol: str) -> n
   Args:
     clean: [H, W, C] in [0, 1].
     sigma_255: Standard deviation on the scale of 8-bit images, 0 to 255.
-    protocol: 'unclipped': the noisy image keeps its float values (DnCNN, FFDNet,
-      DRUNet, SwinIR, Restormer). 'clipped8': clipped to [0, 1] and rounded to
-      8 bits, as if read from an image file (RNAN, RIDNet, SADNet's own test).
 
   Returns:
-    float32 [H, W, C].
-
-  Raises:
-    ValueError: Unknown protocol.
+    float32 [H, W, C], not clipped.
   """
-  if protocol not in PROTOCOLS:
-    raise ValueError(f'protocol: got {protocol!r}, want one of {PROTOCOLS}')
-  noisy = clean + np.random.RandomState(0).normal(0, sigma_255 / 255, clean.shape)
-  if protocol == 'clipped8':
-    noisy = round_to_8_bits(noisy)
-  return noisy.astype(np.float32)
+  return (clean + np.random.RandomState(0).normal(0, sigma_255 / 255, clean.shape)).astype(np.float32)

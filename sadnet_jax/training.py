@@ -19,7 +19,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from sadnet_jax import checkpoints, distributed, input_pipeline, training_data, validation
+from sadnet_jax import checkpoints, distributed, training_data, validation
 from sadnet_jax.config_check import check_config, is_paired
 from sadnet_jax.run_folder import open_run_folder
 from sadnet_jax.run_log import RunLog
@@ -94,17 +94,17 @@ def _make_validator(config, data):
     data.held_out if fields.held_out else (),
     fields.images,
   )
-  names = ', '.join(f'{s.name} ({len(s.examples)} images)' for s in sets) or 'nothing'
+  names = ', '.join(f'{s.name} ({len(s.images)} images)' for s in sets) or 'nothing'
   print(f'validation on {names}' + (f'; not there: {", ".join(missing)}' if missing else ''), flush=True)
   for validation_set in sets:
-    input_pipeline.check_examples(validation_set.examples, config.model.channels, patch_px=1)
+    validation.check_images(validation_set, config.model.channels)
   if not sets:
     return None
   return validation.make_validator(
     model_from_config(config.model),
     sets,
     sigma_255=config.noise.sigma_255,
-    protocol='clipped8' if config.noise.clip else 'unclipped',
+    clip=config.noise.clip,
     pictures=fields.pictures,
   )
 

@@ -1,17 +1,22 @@
 """PSNR on test images while a run is training."""
 
+import collections
 from collections.abc import Callable, Mapping, Sequence
+import concurrent.futures
 import dataclasses
 from typing import Any
 
 import jax
 import numpy as np
 
-from sadnet_jax.datasets.layouts import Example, find_examples, read_example
-from sadnet_jax.images import look_for_data_dir
-from sadnet_jax.metrics import psnr, round_to_8_bits
+from sadnet_jax.datasets.layouts import Example, find_examples
+from sadnet_jax.evaluation import image_sets
+from sadnet_jax.evaluation.image_sets import EvaluationImage, FileImage
+from sadnet_jax.evaluation.known_sets import SIDD_VALIDATION_FILES
+from sadnet_jax.evaluation.protocols import CLIPPED8, UNCLIPPED
+from sadnet_jax.images import look_for_data_dir, side_by_side
+from sadnet_jax.metrics import psnr
 from sadnet_jax.model import SADNet
-from sadnet_jax.noise import add_benchmark_noise
 
 HELD_OUT = 'held_out'
 
@@ -21,7 +26,7 @@ class ValidationSet:
   """Images to measure on, named as in the log."""
 
   name: str
-  examples: Sequence[Example]
+  images: Sequence[EvaluationImage]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +51,16 @@ def find_validation_sets(
 
   Args:
     clean: Folders of clean images, as given or below SADNET_DATA.
-    pairs: Folders of noisy and clean images, likewise.
+    pairs: Folders of noisy and clean images, likewise; or of SIDD's validation blocks.
     held_out: Pairs kept from training; the first set, where there are any.
     images: How many of every set, evenly spread; 0 for all.
 
   Raises:
     ValueError: A folder that is there has nothing of the kind in it.
   """
-  sets, missing = [ValidationSet(HELD_OUT, _spread(held_out, images))] if held_out else [], []
+  sets, missing = [], []
+  if held_out:
+    sets.append(ValidationSet(HELD_OUT, _spread([FileImage(e) for e in held_out], images)))
   for layout, folders in (('clean', clean), ('pairs', pairs)):
     for folder in folders:
       found = look_for_data_dir(folder)
@@ -63,18 +70,30 @@ def find_validation_sets(
         name = found.resolve().name
         # Two folders of one name go by what they were given as.
         name = folder if any(s.name == name for s in sets) else name
-        sets.append(ValidationSet(name, _spread(find_examples(layout, found).examples, images)))
+        sets.append(ValidationSet(name, _spread(_images(layout, found), images)))
   return sets, missing
 
 
-def _spread(examples, count):
-  if not count or count >= len(examples):
-    return list(examples)
-  return [examples[i * len(examples) // count] for i in range(count)]
+def _images(layout, folder):
+  if layout == 'pairs' and all((folder / name).is_file() for name in SIDD_VALIDATION_FILES):
+    return image_sets.sidd_blocks(folder)
+  return [FileImage(example) for example in find_examples(layout, folder).examples]
+
+
+def _spread(images, count):
+  if not count or count >= len(images):
+    return list(images)
+  return [images[i * len(images) // count] for i in range(count)]
+
+
+def check_images(validation_set: ValidationSet, channels: int) -> None:
+  """Reads every image once, so that a bad one is found before anything is trained; ValueError names it."""
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    collections.deque(pool.map(lambda image: image.read(channels)[0], validation_set.images), maxlen=0)
 
 
 def make_validator(
-  model: SADNet, sets: Sequence[ValidationSet], *, sigma_255: float, protocol: str, pictures: int
+  model: SADNet, sets: Sequence[ValidationSet], *, sigma_255: float, clip: bool, pictures: int
 ) -> Callable[[Any, Callable[[], bool]], Mapping[str, SetResult] | None]:
   """A function from parameters to the result of every set.
 
@@ -86,29 +105,25 @@ def make_validator(
     model: The network.
     sets: What to measure on.
     sigma_255: Standard deviation of the noise added to clean images.
-    protocol: How it is added, see `add_benchmark_noise`.
+    clip: Whether noise is clipped: protocol `clipped8`, else `unclipped`.
     pictures: Pictures to return of every set.
   """
   apply = jax.jit(lambda params, noisy: model.apply({'params': params}, noisy))
+  protocol = CLIPPED8 if clip else UNCLIPPED
 
   def measure(params, validation_set, gives_up):
     before, after = [], []
     shown: dict[str, np.ndarray] = {}
-    for example in validation_set.examples:
+    for image in validation_set.images:
       if gives_up():
         return None
-      noisy, clean = read_example(example, model.channels)
-      clean = clean.astype(np.float32) / 255
-      if noisy is None:
-        noisy = add_benchmark_noise(clean, sigma_255, protocol)
-      else:
-        noisy = noisy.astype(np.float32) / 255
-      denoised = round_to_8_bits(np.asarray(apply(params, noisy[None])[0]))
+      noisy, clean = image.read(model.channels)
+      noisy, clean = protocol.prepare(noisy, clean, sigma_255)
+      denoised = protocol.finish(np.asarray(apply(params, noisy[None])[0]))
       before.append(psnr(noisy, clean))
       after.append(psnr(denoised, clean))
       if len(shown) < pictures:
-        side_by_side = np.concatenate([noisy, denoised, clean], axis=1)
-        shown[example.name] = np.round(np.clip(side_by_side, 0, 1) * 255).astype(np.uint8)
+        shown[image.name] = side_by_side(noisy, denoised, clean)
     return SetResult(float(np.mean(before)), float(np.mean(after)), shown)
 
   def measure_all(params, gives_up):

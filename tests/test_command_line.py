@@ -10,9 +10,9 @@ import pytest
 from sadnet_jax.images import read_image
 
 
-def _run(*arguments, cwd=ROOT, succeeds=True):
+def _run(*arguments, cwd=ROOT, succeeds=True, **variables):
   """(stdout, stderr) of a command."""
-  return finish(start(*arguments, cwd=cwd), succeeds=succeeds)
+  return finish(start(*arguments, cwd=cwd, **variables), succeeds=succeeds)
 
 
 @pytest.fixture(scope='module')
@@ -49,24 +49,53 @@ def test_train_resume_and_evaluate(images, tmp_path):
   lines = (run / 'metrics.jsonl').read_text().splitlines()
   assert [json.loads(line)['step'] for line in lines] == [1, 2, 3]
 
-  evaluate = [ROOT / 'evaluate.py', *small, f'--checkpoint={run}', f'--dataset={images}']
+  evaluate = [ROOT / 'evaluate.py', *small, f'--checkpoint={run}', f'--datasets={images}']
   result = _run(*evaluate, cwd=tmp_path)
-  output = run / 'evaluation' / f'{images.name}-sigma25-clipped8-step3'
-  results = json.loads((output / 'results.json').read_text())
-  assert [r['name'] for r in results['images']] == ['0.png', '1.png']
-  assert results['mean_psnr_noisy'] == pytest.approx(20.5, abs=1)
-  assert f'{results["mean_psnr_denoised"]:.3f}' in result[0]
+  output = run / 'evaluation' / f'{images.name}-sigma25-unclipped-step3'
+  content = json.loads((output / 'results.json').read_text())
+  (results,) = content['results']
+  assert [r['name'] for r in results['images']] == ['0', '1']
+  assert results['mean']['psnr_noisy'] == pytest.approx(20.18, abs=0.3)
+  assert f'{results["mean"]["psnr"]:.3f}' in result[0]
+  method = results['method']
+  assert (method['name'], method['config'], method['step']) == ('sadnet', f'{ROOT}/configs/color.py:25', 3)
   # The figure is that of the file written, not of what was rounded away.
-  denoised = read_image(output / 'denoised' / '0.png', 3).astype(np.float64)
+  pictures = output / f'{images.name}-sigma25-unclipped-sadnet'
+  denoised = read_image(pictures / 'denoised' / '0.png', 3).astype(np.float64)
   clean = read_image(images / '0.png', 3).astype(np.float64)
   written = -10 * np.log10(np.mean((denoised - clean) ** 2) / 255**2)
-  assert results['images'][0]['denoised_psnr'] == pytest.approx(written, abs=1e-4)
-  assert read_image(output / 'comparison' / '0.png', 3).shape == (19, 3 * 33, 3)
+  assert results['images'][0]['psnr'] == pytest.approx(written, abs=1e-4)
+  assert read_image(pictures / 'comparison' / '0.png', 3).shape == (19, 3 * 33, 3)
 
   again = _run(*evaluate, cwd=tmp_path, succeeds=False)
   assert 'got a folder with something in it, want an empty one, or pass --overwrite' in again[1]
-  _run(*evaluate, '--overwrite', '--protocol=unclipped', f'--output={output}', cwd=tmp_path)
-  assert json.loads((output / 'results.json').read_text())['protocol'] == 'unclipped'
+  # Several devices, several sigmas, a bad image among the good ones.
+  (images / '2.png').write_text('no image')
+  flags = ['--overwrite', '--protocols=clipped8', '--sigmas=25,50', '--keep-going', f'--output={output}']
+  several = {'XLA_FLAGS': '--xla_force_host_platform_device_count=3'}
+  failed = _run(*evaluate, *flags, cwd=tmp_path, succeeds=False, **several)
+  assert '2: ' in failed[1]
+  assert '2.png: got no readable image' in failed[1]
+  assert 'Traceback' not in failed[1]
+  results = json.loads((output / 'results.json').read_text())['results']
+  assert [(r['sigma_255'], r['protocol'], len(r['images'])) for r in results] == [
+    (25.0, 'clipped8', 2),
+    (50.0, 'clipped8', 2),
+  ]
+
+
+def test_evaluate_without_a_network(images, tmp_path):
+  flags = ['--methods=noisy,bm3d', f'--datasets={images}', '--keep-going', '--output=out']
+  (images / '2.png').unlink(missing_ok=True)
+  result = _run(ROOT / 'evaluate.py', *flags, '--sigmas=50', cwd=tmp_path)
+  assert [line.split()[3] for line in result[0].splitlines()[1:3]] == ['noisy', 'bm3d']
+  for bad, message in [
+    ('--methods=sadnet', '--methods: got sadnet without --config and --checkpoint, want both for it'),
+    ('--methods=median', "--methods: got 'median', want some of sadnet, noisy, bm3d"),
+    ('--sigmas=fifty', '--sigmas: got fifty, want numbers, such as --sigmas=30,50'),
+  ]:
+    failed = _run(ROOT / 'evaluate.py', *flags, '--overwrite', bad, cwd=tmp_path, succeeds=False)
+    assert failed[1].startswith(f'evaluate.py: {message}')
 
 
 def test_an_unknown_field_is_an_error_of_one_line(tmp_path):

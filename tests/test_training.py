@@ -18,7 +18,10 @@ from tensorboard.backend.event_processing import event_accumulator
 from configs import default
 from sadnet_jax import checkpoints, input_pipeline, training
 from sadnet_jax.datasets import layouts
-from sadnet_jax.evaluation import evaluate_folder, make_denoiser
+from sadnet_jax.evaluation.image_sets import open_set
+from sadnet_jax.evaluation.methods import SADNetMethod
+from sadnet_jax.evaluation.protocols import CLIPPED8, UNCLIPPED
+from sadnet_jax.evaluation.scoring import evaluate_set
 from sadnet_jax.images import read_image
 from sadnet_jax.model import SADNet
 from sadnet_jax.train_state import create_train_state, model_from_config, state_from_params
@@ -267,30 +270,24 @@ def test_grey_trains_and_is_evaluated_on_colour_files(photographs, tmp_path):
   model = model_from_config(config.model)
   _, params = checkpoints.restore_params(tmp_path / 'run', model, config.to_dict())
   _assert_equal(params, state.params)
-  results = list(
-    evaluate_folder(
-      make_denoiser(model, params),
-      photographs,
-      channels=1,
-      sigma_255=25,
-      protocol='unclipped',
-      output=tmp_path / 'pictures',
-    )
-  )
-  assert [r.name for r in results] == ['0.png', '1.png', 'more/last.jpg']
-  assert read_image(tmp_path / 'pictures' / 'denoised' / 'more' / 'last.png', 1).shape == (37, 24, 1)
+  results = _evaluate(model, params, photographs, sigma_255=25, protocol=UNCLIPPED)
+  assert [(r.name, r.height, r.width) for r in results] == [
+    ('0', 40, 33),
+    ('1', 24, 41),
+    ('more/last', 37, 24),
+  ]
 
 
-def test_pictures_of_images_with_one_stem_are_not_written_over_each_other(tmp_path):
-  for name in ('a.png', 'a.bmp', 'b.png'):
-    Image.new('RGB', (8, 8)).save(tmp_path / name)
-  results = evaluate_folder(
-    lambda noisy: noisy, tmp_path, channels=3, sigma_255=25, protocol='unclipped', output=tmp_path / 'out'
-  )
-  with pytest.raises(
-    ValueError, match=r"got images that differ only in their ending: \['a'\], want distinct"
-  ):
-    next(results)
+def _evaluate(model, params, folder, *, sigma_255, protocol):
+  method = SADNetMethod(model, params, {}, devices=jax.devices()[:1])
+  return evaluate_set(
+    method,
+    open_set(str(folder), None),
+    channels=model.channels,
+    sigma_255=sigma_255,
+    protocol=protocol,
+    keep_going=False,
+  ).images
 
 
 def test_a_folder_without_checkpoints_is_refused(tmp_path):
@@ -398,11 +395,8 @@ def test_validation_measures_what_evaluation_does(photographs, tmp_path):
   _, params = checkpoints.restore_params(tmp_path / 'run', model, config.to_dict())
   _assert_equal(params, state.ema)
   assert not np.array_equal(params['out']['kernel'], state.params['out']['kernel'])
-  denoise = make_denoiser(model, params)
-  results = evaluate_folder(
-    denoise, photographs, channels=3, sigma_255=50.0, protocol='clipped8', output=tmp_path / 'pictures'
-  )
-  expected = np.mean([r.denoised_psnr for r in results])
+  results = _evaluate(model, params, photographs, sigma_255=50.0, protocol=CLIPPED8)
+  expected = np.mean([r.psnr for r in results])
   assert line[f'psnr/{photographs.name}'] == pytest.approx(expected, abs=1e-4)
 
 

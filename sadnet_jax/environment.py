@@ -20,22 +20,30 @@ def environment(packages: Sequence[str]) -> dict[str, object]:
   lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
   models = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
 
-  def git(*arguments):
-    done = subprocess.run(
-      ['git', *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() if done.returncode == 0 else None
+  in_clone = _git('ls-files', '--error-unmatch', Path(__file__).name) is not None
 
   return {
     'cpu': models[0] if models else platform.processor() or platform.machine(),
     'cores': os.cpu_count(),
     'load_before': os.getloadavg()[0],
     'device': jax.local_devices()[0].device_kind,
+    'devices': jax.local_device_count(),
     'python': platform.python_version(),
     'versions': {name: _version(name) for name in ('jax', 'jaxlib', *packages)},
-    'commit': git('rev-parse', 'HEAD'),
-    'uncommitted_changes': bool(git('status', '--porcelain')),
+    'commit': _git('rev-parse', 'HEAD') if in_clone else None,
+    'uncommitted_changes': bool(_git('status', '--porcelain')) if in_clone else None,
   }
+
+
+def _git(*arguments):
+  """What git says of the folder of this file; None where it fails, as outside a clone."""
+  try:
+    done = subprocess.run(
+      ['git', *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+  except OSError:
+    return None
+  return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _version(name):

@@ -1,0 +1,150 @@
+"""Test sets known by name: what they consist of, and where they are looked for.
+
+A set known by name is looked for below one folder, the root, as ``test/<folder>``,
+``real/<folder>`` or ``<folder>``, where case is ignored; files of MATLAB also in the root itself, and
+those of DND in ``dnd_2017``:
+
+===============  ============  ======================================================
+name             folder        files
+===============  ============  ======================================================
+cbsd68           CBSD68        68 colour images
+bsd68            BSD68         68 grey images
+kodak24          Kodak24       24 colour images; full, or the centre crops of FFDNet
+mcmaster         McMaster      18 colour images
+set12            Set12         12 grey images
+urban100         Urban100      100 colour images
+nam              Nam           25 pairs, ``Nam_patches/01_noise.png``, ``Nam_patch_GT/01_gt.png``
+polyu            PolyU         100 pairs, ``CroppedImages/*_{real,mean}.JPG``
+sidd_val         SIDD          Validation{Noisy,Gt}BlocksSrgb.mat
+sidd_benchmark   SIDD          BenchmarkNoisyBlocksSrgb.mat; no ground truth
+dnd              DND           info.mat and images_srgb/*.mat; no ground truth
+===============  ============  ======================================================
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import os
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class KnownSet:
+  """A set of image files.
+
+  Attributes:
+    title: For people, and the name of its folder.
+    layout: As in `datasets.layouts`.
+    count: Images, or pairs.
+    channels: 3 or 1.
+    source: Where to download it.
+    versions: Names of the versions in use, by the number of images and their sides, the
+      shorter first.
+  """
+
+  title: str
+  layout: str
+  count: int
+  channels: int
+  source: str
+  versions: dict[tuple[int, frozenset[tuple[int, int]]], str] = dataclasses.field(default_factory=dict)
+
+
+IMAGE_SETS = {
+  'cbsd68': KnownSet(
+    'CBSD68', 'clean', 68, 3, 'the 68 test images of FFDNet and DnCNN in colour, PNG, from their repositories'
+  ),
+  'bsd68': KnownSet('BSD68', 'clean', 68, 1, 'the 68 grey test images of DnCNN, PNG, from its repository'),
+  'kodak24': KnownSet(
+    'Kodak24',
+    'clean',
+    24,
+    3,
+    "Kodak's 24 PhotoCD images, PNG, from Rich Franzen's page (768x512), or FFDNet's crops of them (500x500)",
+    {
+      (24, frozenset({(500, 500)})): "FFDNet's centre crops",
+      (24, frozenset({(512, 768)})): 'full images',
+    },
+  ),
+  'mcmaster': KnownSet('McMaster', 'clean', 18, 3, 'the 18 images of Lei Zhang (PolyU), TIFF or PNG'),
+  'set12': KnownSet('Set12', 'clean', 12, 1, 'the 12 grey test images of DnCNN, PNG, from its repository'),
+  'urban100': KnownSet('Urban100', 'clean', 100, 3, 'the 100 high-resolution images of SelfExSR'),
+  'nam': KnownSet(
+    'Nam',
+    'pairs',
+    25,
+    3,
+    'the 25 patches of 512x512 of CBDNet, PNG, from its repository',
+    {(25, frozenset({(512, 512)})): "CBDNet's 25 patches", (15, frozenset({(512, 512)})): 'the 15 crops'},
+  ),
+  'polyu': KnownSet(
+    'PolyU', 'polyu', 100, 3, "Jun Xu's repository of the PolyU real-world noisy images, CroppedImages"
+  ),
+}
+# Sets without public ground truth: what comes of them is a submission.
+SIDD_VALIDATION_FILES = ('ValidationNoisyBlocksSrgb.mat', 'ValidationGtBlocksSrgb.mat')
+UNSCORED = ('sidd_benchmark', 'dnd')
+SIDD_VALIDATION_BLOCKS = 1280
+_MATLAB = {
+  'sidd_val': (
+    'SIDD',
+    SIDD_VALIDATION_FILES,
+    'the SIDD page of York University, sRGB validation data',
+  ),
+  'sidd_benchmark': (
+    'SIDD',
+    ('BenchmarkNoisyBlocksSrgb.mat',),
+    'the SIDD page of York University, sRGB benchmark data',
+  ),
+  'dnd': ('DND', ('info.mat',), 'the DND page of TU Darmstadt, dnd_2017 with images_srgb'),
+}
+
+
+# Those with ground truth.
+SCORED = (*IMAGE_SETS, 'sidd_val')
+
+
+def find_folder(name: str, root: str | Path | None) -> Path:
+  """The folder of a set known by name.
+
+  Args:
+    name: One of SCORED or UNSCORED.
+    root: As `open_set`.
+
+  Raises:
+    ValueError: It is not there; what to download and where to put it.
+  """
+  wanted: tuple[str, ...] = ()
+  if name in IMAGE_SETS:
+    title, source = IMAGE_SETS[name].title, IMAGE_SETS[name].source
+  else:
+    title, wanted, source = _MATLAB[name]
+  root = root or os.environ.get('SADNET_DATA')
+  if not root:
+    raise ValueError(
+      f'{name}: got no folder to look in, want the one with test/{title}: give --data or set SADNET_DATA'
+    )
+  root = Path(root)
+  if not root.is_dir():
+    raise ValueError(f'{name}: got {root}, which is no folder, want the one with test/{title} in it')
+  candidates = _candidates(root, title, bool(wanted))
+  folders = [f for f in candidates if f.is_dir() and all((f / w).is_file() for w in wanted)]
+  if not folders:
+    files = f' with {" and ".join(wanted)}' if wanted else ''
+    raise ValueError(
+      f'{name}: got no {title}{files} in {root}, want {root / "test" / title}: download it ({source}), and '
+      f'put {" and ".join(wanted) or "its images"} there'
+    )
+  return folders[0]
+
+
+def _candidates(root, title, named_files) -> Iterator[Path]:
+  """Folders of that title, with another case too; any folder if it is told by the files in it.
+
+  Those are the folder that DND's archive unpacks to, and the root itself.
+  """
+  parents = [parent for parent in (root / 'test', root / 'real', root) if parent.is_dir()]
+  for parent in parents:
+    for folder in sorted(p for p in parent.iterdir() if p.name.lower() == title.lower()):
+      yield from (folder, folder / 'dnd_2017') if named_files else (folder,)
+  if named_files:
+    yield from (*(parent / 'dnd_2017' for parent in parents), root)

@@ -1,0 +1,153 @@
+"""Results as JSON and CSV.
+
+PSNR is over all pixels and channels of an image, in dB; SSIM has two conventions, `metrics.ssim_wang`
+and `metrics.ssim_matlab`. A set's figures are the means over its images.
+"""
+
+from collections.abc import Sequence
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sadnet_jax.evaluation.image_sets import ImageSet
+from sadnet_jax.evaluation.protocols import Protocol
+from sadnet_jax.evaluation.published import published
+from sadnet_jax.files import write_text
+
+RESULTS_FILE, IMAGES_FILE, PAGE_FILE = 'results.json', 'images.csv', 'index.html'
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageResult:
+  """Figures of one image, those of the noisy one beside those of the denoised.
+
+  Attributes:
+    name: Unique in its set.
+    height: Rows that were measured.
+    width: Columns that were measured.
+    psnr_noisy: dB; infinite where the images are equal.
+    psnr: dB.
+    ssim_wang_noisy: None where the image is smaller than the window.
+    ssim_wang: The same.
+    ssim_matlab_noisy: In the other convention.
+    ssim_matlab: The same.
+    seconds: That the method took, without reading, noise and compilation.
+  """
+
+  name: str
+  height: int
+  width: int
+  psnr_noisy: float
+  psnr: float
+  ssim_wang_noisy: float | None
+  ssim_wang: float | None
+  ssim_matlab_noisy: float
+  ssim_matlab: float
+  seconds: float
+
+
+MEASURES = tuple(f.name for f in dataclasses.fields(ImageResult) if f.name not in ('name', 'height', 'width'))
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+  """What could not be evaluated, and why."""
+
+  name: str
+  error: str
+
+
+@dataclasses.dataclass(frozen=True)
+class SetResult:
+  """One method on one set.
+
+  Attributes:
+    image_set: What was evaluated.
+    channels: 3 or 1.
+    sigma_255: Of the noise added; None for real noise.
+    protocol: Before and after the method.
+    method: Its name and what else it tells.
+    images: One result an image.
+    failures: What is missing among them.
+  """
+
+  image_set: ImageSet
+  channels: int
+  sigma_255: float | None
+  protocol: Protocol
+  method: dict[str, Any]
+  images: tuple[ImageResult, ...]
+  failures: tuple[Failure, ...]
+
+  def mean(self) -> dict[str, float | None]:
+    """Each of MEASURES, averaged over the images that have it; None where none has."""
+    columns = {name: [getattr(i, name) for i in self.images] for name in MEASURES}
+    there = {name: [v for v in values if v is not None] for name, values in columns.items()}
+    return {name: float(np.mean(values)) if values else None for name, values in there.items()}
+
+  def label(self) -> str:
+    """For names of files: 'cbsd68-sigma50-unclipped-sadnet'."""
+    name = self.image_set.title if '/' in self.image_set.name else self.image_set.name
+    sigma = '' if self.sigma_255 is None else f'-sigma{self.sigma_255:g}'
+    return f'{name}{sigma}-{self.protocol.name}-{self.method["name"]}'
+
+  def to_json(self) -> dict[str, Any]:
+    """What is written to results.json; infinities are null there."""
+    images = [{k: _finite(v) for k, v in dataclasses.asdict(i).items()} for i in self.images]
+    return {
+      'dataset': self.image_set.name,
+      'title': self.image_set.title,
+      'version': self.image_set.version,
+      'channels': self.channels,
+      'sigma_255': self.sigma_255,
+      'protocol': self.protocol.name,
+      'protocol_text': self.protocol.text,
+      'method': self.method,
+      'mean': {name: _finite(value) for name, value in self.mean().items()},
+      'published': [
+        dataclasses.asdict(p) for p in published(self.image_set.name, self.channels, self.sigma_255)
+      ],
+      'images': images,
+      'failures': [dataclasses.asdict(f) for f in self.failures],
+    }
+
+
+def _finite(value):
+  return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json(path: str | Path, content: dict[str, Any]) -> None:
+  """Writes JSON at once, so that no half of it is ever there."""
+  write_text(path, json.dumps(content, indent=1, allow_nan=False) + '\n')
+
+
+def write_csv(path: str | Path, results: Sequence[SetResult]) -> None:
+  """Writes one line an image: set, sigma, protocol, method, name, size, and MEASURES."""
+  buffer = io.StringIO()
+  fields = [f.name for f in dataclasses.fields(ImageResult)]
+  writer = csv.writer(buffer, lineterminator='\n')
+  writer.writerow(['dataset', 'sigma_255', 'protocol', 'method', *fields])
+  for r in results:
+    sigma_255 = '' if r.sigma_255 is None else f'{r.sigma_255:g}'
+    for image in r.images:
+      start = [r.image_set.name, sigma_255, r.protocol.name, r.method['name']]
+      writer.writerow([*start, *(getattr(image, f) for f in fields)])
+  write_text(path, buffer.getvalue())
+
+
+def params_hash(params: Any) -> str:
+  """SHA-256 of the names, shapes, dtypes and values of a tree of weights."""
+  digest = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    array = np.asarray(leaf)
+    digest.update(f'{jax.tree_util.keystr(path)} {array.shape} {array.dtype.str}\n'.encode())
+    digest.update(array.tobytes())
+  return digest.hexdigest()

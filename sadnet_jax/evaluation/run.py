@@ -1,0 +1,277 @@
+"""A whole evaluation: every method on every set at every sigma under every protocol, and its files."""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+from pathlib import Path
+import re
+import shlex
+import sys
+from typing import Any
+
+import tqdm
+
+from sadnet_jax.environment import environment
+from sadnet_jax.evaluation import image_sets, results, scoring
+from sadnet_jax.evaluation.known_sets import UNSCORED, find_folder
+from sadnet_jax.evaluation.methods import Method
+from sadnet_jax.evaluation.page import Showcase, write_page
+from sadnet_jax.evaluation.protocols import AUTHORS, PROTOCOLS, Protocol
+from sadnet_jax.evaluation.table import table
+from sadnet_jax.images import side_by_side, to_uint8, write_png
+
+# Of the submission to SIDD's benchmark: today's; one array; a cell of singles.
+SIDD_FORMS = ('csv', 'uint8', 'cell')
+PACKAGES = ('sadnet-jax', 'flax', 'numpy', 'pillow')
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What an evaluation is asked for; see the flags of evaluate.py.
+
+  Attributes:
+    datasets: Names of sets, or folders.
+    data: Where sets with names are; None for SADNET_DATA.
+    channels: 3 or 1; None for what the images of each set have.
+    sigmas_255: Of noise to add, on the scale of 8-bit images.
+    protocols: Names of those for clean images.
+    output: Folder to write to.
+    overwrite: Whether it may have something in it.
+    keep_going: Whether to go on where something is bad.
+    pictures: Whether to write the images.
+    page_images: Images of each result on the page.
+    sidd_forms: Of SIDD's submission.
+    dnd_margin_px: Around the boxes of DND.
+  """
+
+  datasets: Sequence[str]
+  data: str | None
+  channels: int | None
+  sigmas_255: Sequence[float]
+  protocols: Sequence[str]
+  output: Path
+  overwrite: bool
+  keep_going: bool
+  pictures: bool
+  page_images: int
+  sidd_forms: Sequence[str]
+  dnd_margin_px: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scored:
+  """One line of the table to be."""
+
+  image_set: image_sets.ImageSet
+  channels: int
+  sigma_255: float | None
+  protocol: Protocol
+
+
+def folder_name(datasets: Sequence[str], sigmas_255: Sequence[float], protocols: Sequence[str]) -> str:
+  """'cbsd68+kodak24-sigma30+50-unclipped'."""
+  names = [re.sub(r'[^\w.-]+', '_', Path(d.rpartition(':')[2]).name) or 'images' for d in datasets]
+  sigmas = '+'.join(f'{s:g}' for s in sigmas_255)
+  # Without sigmas there is nothing that a protocol is for.
+  return '+'.join(names) + (f'-sigma{sigmas}-{"+".join(protocols)}' if sigmas else '')
+
+
+def evaluate(methods: Sequence[Method], options: Options) -> None:
+  """Evaluates, prints, and writes results.json, images.csv, index.html, pictures, submissions.
+
+  Every result is written as soon as it is there.
+
+  Args:
+    methods: Each is tried on everything.
+    options: Everything else.
+
+  Raises:
+    ValueError: An option, a set or an image is not as it should be; with ``keep_going``
+      at the end, if anything failed.
+  """
+  _check(options)
+  failures: list[results.Failure] = []
+  scored = list(_lines(options, failures))
+  unscored = _unscored(options, failures)
+  writer = _Writer(options, failures)
+  for line in scored:
+    for method in methods:
+      writer.add(*_evaluate_line(method, line, options, writer.folder(line, method)))
+  for dataset, folder in unscored:
+    for method in methods:
+      try:
+        writer.add_submission(_submit(method, dataset, folder, options))
+      except ValueError as error:
+        if not options.keep_going:
+          raise
+        failures.append(results.Failure(f'{dataset}, {method.name}', str(error)))
+  writer.finish()
+
+
+def _check(options):
+  for name in options.protocols:
+    if name not in PROTOCOLS:
+      raise ValueError(f'--protocols: got {name!r}, want some of {", ".join(PROTOCOLS)}')
+  for sigma_255 in options.sigmas_255:
+    if not 0 <= sigma_255 <= 255:
+      raise ValueError(f'--sigmas: got {sigma_255:g}, want numbers from 0 to 255')
+  for form in options.sidd_forms:
+    if form not in SIDD_FORMS:
+      raise ValueError(f'--sidd_forms: got {form!r}, want some of {", ".join(SIDD_FORMS)}')
+  output = options.output
+  if output.exists() and not output.is_dir():
+    raise ValueError(f'--output: got {output}, which is a file, want a folder')
+  if output.exists() and any(output.iterdir()) and not options.overwrite:
+    raise ValueError(f'{output}: got a folder with something in it, want an empty one, or pass --overwrite')
+
+
+def _lines(options, failures) -> Iterator[_Scored]:
+  """Opens all sets before anything is evaluated, so that what is missing is told at once."""
+  for name in options.datasets:
+    if name in UNSCORED:
+      continue
+    try:
+      image_set = image_sets.open_set(name, options.data)
+      channels = options.channels or image_set.channels
+      if channels == 3 and image_set.channels == 1:
+        raise ValueError(f'{name}: got grey images, want colour; for grey ones use a network with 1 channel')
+      if not image_set.real and not options.sigmas_255:
+        raise ValueError(f'{name}: got no sigma for the noise to add, want --sigmas, such as --sigmas=50')
+    except ValueError as error:
+      if not options.keep_going:
+        raise
+      failures.append(results.Failure(name, str(error)))
+      continue
+    for note in image_set.notes:
+      print(f'note: {note}', flush=True)
+    if image_set.protocol is not None:
+      yield _Scored(image_set, channels, None, image_set.protocol)
+      if AUTHORS.name in options.protocols:
+        yield _Scored(image_set, channels, None, AUTHORS)
+    else:
+      for sigma_255 in options.sigmas_255:
+        for protocol in options.protocols:
+          yield _Scored(image_set, channels, sigma_255, PROTOCOLS[protocol])
+
+
+def _unscored(options, failures):
+  """(name, folder) of the sets without ground truth."""
+  found = []
+  for name in options.datasets:
+    if name in UNSCORED:
+      try:
+        found.append((name, find_folder(name, options.data)))
+      except ValueError as error:
+        if not options.keep_going:
+          raise
+        failures.append(results.Failure(name, str(error)))
+  return found
+
+
+def _evaluate_line(method, line, options, folder):
+  """The result, and the images to show of it."""
+  showcase = Showcase(worst=(options.page_images + 1) // 2, best=options.page_images // 2)
+  text = f'{line.image_set.title} {"" if line.sigma_255 is None else f"{line.sigma_255:g} "}{method.name}'
+  with tqdm.tqdm(total=len(line.image_set.images), desc=text, unit='image', disable=None) as bar:
+
+    def on_image(scored: scoring.Scored) -> None:
+      name = scored.result.name
+      noisy, denoised, clean = (to_uint8(i) for i in (scored.noisy, scored.denoised, scored.clean))
+      showcase.add(name, scored.result.psnr, noisy, denoised, clean)
+      if options.pictures:
+        # A name may have a dot in it, and none of the file's ending.
+        write_png(folder / 'denoised' / f'{name}.png', denoised)
+        write_png(folder / 'comparison' / f'{name}.png', side_by_side(noisy, denoised, clean))
+      bar.set_postfix_str(f'{scored.result.psnr:.2f} dB', refresh=False)
+      bar.update()
+
+    result = scoring.evaluate_set(
+      method,
+      line.image_set,
+      channels=line.channels,
+      sigma_255=line.sigma_255,
+      protocol=line.protocol,
+      keep_going=options.keep_going,
+      on_image=on_image,
+    )
+  return result, showcase
+
+
+def _submit(method, dataset, folder, options):
+  # SciPy and h5py are needed for these sets only.
+  from sadnet_jax.evaluation import submissions
+
+  with tqdm.tqdm(
+    total=submissions.count(dataset, folder), desc=f'{dataset} {method.name}', unit='image', disable=None
+  ) as bar:
+    return submissions.submit(
+      dataset,
+      method,
+      folder,
+      options.output / f'{dataset}-{method.name}',
+      forms=options.sidd_forms,
+      margin_px=options.dnd_margin_px,
+      on_image=bar.update,
+    )
+
+
+class _Writer:
+  """Collects results, and writes them when there is a new one."""
+
+  def __init__(self, options: Options, failures: list[results.Failure]):
+    self._options, self._failures = options, failures
+    self._results: list[results.SetResult] = []
+    self._showcases: list[Showcase] = []
+    self._submissions: list[Any] = []
+    self._folders: dict[Any, Path] = {}
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    self._about: dict[str, Any] = {'command': f'python {command}', 'environment': environment(PACKAGES)}
+    options.output.mkdir(parents=True, exist_ok=True)
+
+  def folder(self, line: _Scored, method: Method) -> Path:
+    """Where the pictures of a result go; two sets of one title have two."""
+    sigma = '' if line.sigma_255 is None else f'-sigma{line.sigma_255:g}'
+    name = re.sub(r'[^\w.-]+', '_', line.image_set.title)
+    name = f'{name}{sigma}-{line.protocol.name}-{method.name}'
+    path = self._options.output / name
+    while path in self._folders.values():
+      path = path.with_name(f'{path.name}-again')
+    self._folders[len(self._folders)] = path
+    return path
+
+  def add(self, result: results.SetResult, showcase: Showcase) -> None:
+    """Takes a result, says it, and writes all."""
+    self._results.append(result)
+    self._showcases.append(showcase)
+    self._failures.extend(result.failures)
+    self._write()
+
+  def add_submission(self, submission: Any) -> None:
+    """Takes a submission, says it, and writes all."""
+    self._submissions.append(submission)
+    print('\n'.join(submission.checks), flush=True)
+    self._write()
+
+  def _content(self):
+    return {
+      **self._about,
+      'results': [r.to_json() for r in self._results],
+      'submissions': [dataclasses.asdict(s) for s in self._submissions],
+      'failures': [dataclasses.asdict(f) for f in self._failures],
+    }
+
+  def _write(self):
+    output = self._options.output
+    results.write_json(output / results.RESULTS_FILE, self._content())
+    results.write_csv(output / results.IMAGES_FILE, self._results)
+
+  def finish(self) -> None:
+    """Prints the table, writes the page, and raises if anything failed."""
+    self._write()
+    output = self._options.output
+    write_page(output / results.PAGE_FILE, self._content(), self._showcases)
+    if self._results:
+      print(table(self._results))
+    print(f'{output}: {results.RESULTS_FILE}, {results.IMAGES_FILE}, {results.PAGE_FILE} to look at')
+    if self._failures:
+      lines = '\n'.join(f'  {f.name}: {f.error}' for f in self._failures)
+      raise ValueError(f'got {len(self._failures)} failures, want none; the rest is evaluated\n{lines}')

@@ -1,0 +1,140 @@
+"""One method on one set: noise, denoise, measure."""
+
+from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+import time
+
+import numpy as np
+
+from sadnet_jax.evaluation.image_sets import EvaluationImage, ImageSet
+from sadnet_jax.evaluation.methods import Method
+from sadnet_jax.evaluation.protocols import Protocol
+from sadnet_jax.evaluation.results import Failure, ImageResult, SetResult
+from sadnet_jax.metrics import psnr, ssim_matlab, ssim_wang
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+  """An image with its result.
+
+  Attributes:
+    result: The figures.
+    noisy: float32 [H, W, C], as the method got it.
+    denoised: [H, W, C], as it was measured.
+    clean: float32 [H, W, C].
+  """
+
+  result: ImageResult
+  noisy: np.ndarray
+  denoised: np.ndarray
+  clean: np.ndarray
+
+
+def evaluate_set(
+  method: Method,
+  image_set: ImageSet,
+  *,
+  channels: int,
+  sigma_255: float | None,
+  protocol: Protocol,
+  keep_going: bool,
+  on_image: Callable[[Scored], None] = lambda scored: None,
+) -> SetResult:
+  """Evaluates a method on all images of a set.
+
+  Args:
+    method: What denoises.
+    image_set: The images.
+    channels: 3, or 1 (colour files are converted).
+    sigma_255: Standard deviation of the noise that is added, on the scale of 8-bit images;
+      None for real noise.
+    protocol: What is done before and after.
+    keep_going: List what cannot be evaluated among the failures, instead of raising.
+    on_image: Is given every image with its result, in the order in which they are denoised.
+
+  Returns:
+    The results in the order of the set.
+
+  Raises:
+    ValueError: A file cannot be read, the sizes of a pair differ, a file lacks its partner,
+      or the method fails; unless ``keep_going``.
+  """
+  failures = [Failure(problem.partition(': ')[0], problem) for problem in image_set.problems]
+  if failures and not keep_going:
+    more = f'; {len(failures) - 1} more like it' if len(failures) > 1 else ''
+    raise ValueError(f'{failures[0].error}{more} (--keep-going evaluates the rest)')
+  results: dict[str, ImageResult] = {}
+
+  def attempt(images: Sequence[EvaluationImage], function, *arguments):
+    """Calls a function; None, and a failure for each of the images, where it raises."""
+    try:
+      return function(*arguments)
+    except ValueError as error:
+      if not keep_going:
+        raise
+      failures.extend(Failure(image.name, str(error)) for image in images)
+      return None
+
+  for images in _batches(method, image_set, protocol, attempt):
+    read = [(i, attempt([i], _read, i, channels, sigma_255, protocol)) for i in images]
+    ready = [(image, pair) for image, pair in read if pair is not None]
+    if not ready:
+      continue
+    method.prepare(ready[0][1][0].shape)
+    start = time.perf_counter()
+    batch = [noisy for _, (noisy, _) in ready]
+    denoised = attempt([image for image, _ in ready], method.denoise, batch, sigma_255)
+    seconds = (time.perf_counter() - start) / len(ready)
+    for (image, (noisy, clean)), out in zip(ready, denoised or (), strict=denoised is not None):
+      scored = _score(image.name, noisy, protocol.finish(out), clean, seconds)
+      results[image.name] = scored.result
+      on_image(scored)
+  ordered = tuple(results[image.name] for image in image_set.images if image.name in results)
+  return SetResult(image_set, channels, sigma_255, protocol, method.describe(), ordered, tuple(failures))
+
+
+def _batches(method, image_set, protocol, attempt) -> Iterator[list[EvaluationImage]]:
+  """Images that are denoised at once; those of one size follow each other."""
+  sizes = [(image, attempt([image], image.shape)) for image in image_set.images]
+  cropped = [
+    (image, tuple(side // protocol.multiple * protocol.multiple for side in shape[:2]))
+    for image, shape in sizes
+    if shape
+  ]
+  method.plan([size for _, size in cropped])
+  groups: dict = {}
+  for image, size in cropped:
+    groups.setdefault(method.group(size), []).append(image)
+  for images in groups.values():
+    for first in range(0, len(images), method.batch):
+      yield images[first : first + method.batch]
+
+
+def _read(image, channels, sigma_255, protocol):
+  noisy, clean = image.read(channels)
+  try:
+    return protocol.prepare(noisy, clean, sigma_255)
+  except ValueError as error:
+    raise ValueError(f'{image.name}: {error}') from error
+
+
+def _score(name, noisy, denoised, clean, seconds) -> Scored:
+  before, after = _quality(noisy, clean), _quality(denoised, clean)
+  result = ImageResult(
+    name,
+    clean.shape[0],
+    clean.shape[1],
+    psnr_noisy=before[0],
+    psnr=after[0],
+    ssim_wang_noisy=before[1],
+    ssim_wang=after[1],
+    ssim_matlab_noisy=before[2],
+    ssim_matlab=after[2],
+    seconds=seconds,
+  )
+  return Scored(result, noisy, denoised, clean)
+
+
+def _quality(image, clean):
+  wang = float(ssim_wang(image, clean)) if min(clean.shape[:2]) >= 11 else None
+  return float(psnr(image, clean)), wang, float(ssim_matlab(image, clean))

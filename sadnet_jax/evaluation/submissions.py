@@ -1,0 +1,147 @@
+"""Submissions to SIDD's benchmark and to DND, whose ground truth is not public."""
+
+from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from pathlib import Path
+import time
+from typing import Any
+
+import numpy as np
+
+from sadnet_jax.evaluation import dnd, sidd, submission_check
+from sadnet_jax.evaluation.methods import Method
+
+
+@dataclasses.dataclass(frozen=True)
+class Submission:
+  """What was written.
+
+  Attributes:
+    dataset: 'sidd_benchmark' or 'dnd'.
+    title: For people.
+    version: How many blocks or patches.
+    method: Its name and what else it tells.
+    files: Relative to the folder of the evaluation; of DND the folders alone.
+    checks: What was checked after it was written.
+    seconds: That the method took in all, without reading and compilation.
+  """
+
+  dataset: str
+  title: str
+  version: str
+  method: dict[str, Any]
+  files: list[str]
+  checks: list[str]
+  seconds: float
+
+
+def submit(
+  dataset: str,
+  method: Method,
+  folder: Path,
+  output: Path,
+  *,
+  forms: Sequence[str],
+  margin_px: int,
+  on_image: Callable[[], None] = lambda: None,
+) -> Submission:
+  """Denoises a set without ground truth, writes its submission, and reads it again to check it.
+
+  Args:
+    dataset: 'sidd_benchmark' or 'dnd'.
+    method: What denoises.
+    folder: Where the set is.
+    output: Folder to write to, over what is there of an earlier submission.
+    forms: Of SIDD's submission, some of `run.SIDD_FORMS`.
+    margin_px: Pixels around each box of DND that the method sees as well.
+    on_image: Called after every block or patch.
+
+  Raises:
+    ValueError: The set, or what was written, is not as it should be.
+  """
+  if dataset == 'dnd':
+    return _submit_dnd(method, folder, output, margin_px, on_image)
+  return _submit_sidd(method, folder, output, forms, on_image)
+
+
+class _Timed:
+  """Denoises image after image in batches, and adds up the time."""
+
+  def __init__(self, method: Method, on_image: Callable[[], None]):
+    self._method, self._on_image = method, on_image
+    self.seconds = 0.0
+
+  def __call__(self, named: Iterator[tuple[Any, np.ndarray]]) -> Iterator[tuple[Any, np.ndarray]]:
+    """(key, noisy) -> (key, denoised), in the same order."""
+    batch: list[tuple[Any, np.ndarray]] = []
+    for key, noisy in named:
+      full = len(batch) == self._method.batch
+      if batch and (full or noisy.shape != batch[0][1].shape):
+        yield from self._denoise(batch)
+        batch = []
+      batch.append((key, noisy))
+    if batch:
+      yield from self._denoise(batch)
+
+  def _denoise(self, batch):
+    shape = batch[0][1].shape
+    self._method.prepare(shape)
+    start = time.perf_counter()
+    denoised = self._method.denoise([noisy for _, noisy in batch], None)
+    self.seconds += time.perf_counter() - start
+    for (key, _), image in zip(batch, denoised, strict=True):
+      self._on_image()
+      yield key, image
+
+
+def count(dataset: str, folder: Path) -> int:
+  """Blocks or patches that there are to denoise."""
+  if dataset == 'dnd':
+    return len(dnd.read_dnd(folder))
+  return len(sidd.read_sidd(folder, 'benchmark'))
+
+
+def _submit_sidd(method, folder, output, forms, on_image):
+  blocks = sidd.read_sidd(folder, 'benchmark')
+  images, per_image, height, width, _ = blocks.noisy.shape
+  method.plan([(height, width)])
+  timed = _Timed(method, on_image)
+  denoised = np.empty(blocks.noisy.shape, np.float32)
+  indices = np.ndindex(images, per_image)
+  for index, out in timed(
+    (i, b.noisy.astype(np.float32) / 255) for i, b in zip(indices, blocks, strict=True)
+  ):
+    denoised[index] = out
+  per_megapixel = timed.seconds / (len(blocks) * height * width / 1e6)
+  files, checks = [], []
+  for form in forms:
+    to = output / form
+    if form == 'csv':
+      path = sidd.write_csv_submission(to, denoised, overwrite=True)
+    elif form == 'uint8':
+      path = sidd.write_uint8_submission(to, denoised, overwrite=True)
+    else:
+      path = sidd.write_cell_submission(
+        to, denoised, seconds_per_megapixel=per_megapixel, method_name=method.name, overwrite=True
+      )
+    checks.append(
+      submission_check.check_sidd_submission(path, images=images, blocks=per_image, block_px=height)
+    )
+    files.append(str(path.relative_to(output.parent)))
+  return Submission(
+    'sidd_benchmark', 'SIDD benchmark', blocks.label, method.describe(), files, checks, timed.seconds
+  )
+
+
+def _submit_dnd(method, folder, output, margin_px, on_image):
+  data = dnd.read_dnd(folder)
+  method.plan([])
+  timed = _Timed(method, on_image)
+  for patch, out in timed((p, p.noisy) for p in data.patches(margin_px)):
+    dnd.write_patch(output, patch.name, np.ascontiguousarray(patch.cut(out)), overwrite=True)
+  images, boxes = data.boxes.shape[:2]
+  dnd.bundle(output, images=images, boxes=boxes, overwrite=True)
+  patch_px = int(data.boxes[0, 0, 2] - data.boxes[0, 0, 0])
+  check = submission_check.check_dnd_submission(output, images=images, boxes=boxes, patch_px=patch_px)
+  files = [output.name, f'{output.name}/{dnd.BUNDLE_FOLDER}']
+  return Submission('dnd', 'DND', data.label, method.describe(), files, [check], timed.seconds)
