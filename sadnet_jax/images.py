@@ -48,7 +48,7 @@ def find_images(folder: str | Path, suffixes: Sequence[str] = SUFFIXES) -> list[
   """All image files below a folder, sorted by path.
 
   Args:
-    folder: Searched with its subfolders.
+    folder: Searched with its subfolders; hidden ones and hidden files do not count.
     suffixes: Lower-case endings that count, with the dot; case is ignored.
 
   Returns:
@@ -60,10 +60,17 @@ def find_images(folder: str | Path, suffixes: Sequence[str] = SUFFIXES) -> list[
   folder = Path(folder)
   if not folder.is_dir():
     raise ValueError(f'{folder}: got no such folder, want a folder of images')
-  found = sorted(p for p in folder.rglob('*') if p.suffix.lower() in suffixes and p.is_file())
+  found = sorted(
+    p for p in folder.rglob('*') if p.suffix.lower() in suffixes and p.is_file() and not is_hidden(p, folder)
+  )
   if not found:
     raise ValueError(f'{folder}: got no image in it, want at least one file ending in {", ".join(suffixes)}')
   return found
+
+
+def is_hidden(path: Path, folder: Path) -> bool:
+  """Whether a name below a folder begins with a dot, as of macOS's ``._1.png`` and viewers' thumbnails."""
+  return any(part.startswith('.') for part in path.relative_to(folder).parts)
 
 
 def read_image(path: str | Path, channels: int) -> np.ndarray:

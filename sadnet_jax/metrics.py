@@ -14,6 +14,8 @@ _WINDOW_PX = 11
 _REACH_PX = _WINDOW_PX // 2
 _GAUSSIAN = np.exp(-(np.arange(-_REACH_PX, _REACH_PX + 1) ** 2) / (2 * 1.5**2))
 _WEIGHTS = (_GAUSSIAN / _GAUSSIAN.sum()).astype(np.float32)
+# Sides of what is compiled are multiples of this.
+_COMPILED_PX = 32
 # (K1 * peak)**2 and (K2 * peak)**2.
 _C1, _C2 = 0.01**2, 0.03**2
 
@@ -59,8 +61,8 @@ def ssim_wang(image: np.ndarray | jax.Array, reference: np.ndarray | jax.Array) 
   pixels of one channel under a Gaussian of sigma 1.5, which weights its means m,
   variances v and covariance vxy; C1 = 0.01^2, C2 = 0.03^2.
 
-  Computed on the device in float32, in a form without cancellation. Each size of
-  images compiles its own programs, once.
+  Computed on the device in float32, in a form without cancellation. Sides are extended
+  to multiples of 32 pixels, which are not counted, so that few sizes compile.
 
   Args:
     image: [..., H, W, C], floating point; H and W at least 11.
@@ -125,11 +127,23 @@ def _check_ssim_pair(image, reference):
 
 
 def _mean_ssim(image, reference, volume):
+  height, width = image.shape[-3:-1]
+  image, reference = (_extend(x, _REACH_PX if volume else 0) for x in (image, reference))
   # A program for each axis: XLA merges the passes of a single one, several times as slow on a CPU.
-  mean, variance = _pixels(jnp.asarray(image, jnp.float32), jnp.asarray(reference, jnp.float32), volume)
+  mean, variance = _pixels(image, reference, volume)
   for axis in (-2, -1):
     mean, variance = _pool_axis(mean, variance, axis)
-  return _ssim_of_moments(mean, variance)
+  inside = 0 if volume else 2 * _REACH_PX
+  return _ssim_of_moments(mean, variance, height - inside, width - inside)
+
+
+def _extend(image, before_px):
+  """Goes on beyond the borders of an image as it is there, up to the next size that is compiled for."""
+  sides = [side + 2 * before_px for side in image.shape[-3:-1]]
+  after = [before_px + -side % _COMPILED_PX for side in sides]
+  pad = [(0, 0)] * (image.ndim - 3) + [(before_px, px) for px in after] + [(0, 0)]
+  pad_with = np.pad if isinstance(image, np.ndarray) else jnp.pad
+  return jnp.asarray(pad_with(image, pad, mode='edge'), jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnames='volume')
@@ -138,8 +152,6 @@ def _pixels(image, reference, volume):
   mean = jnp.moveaxis(jnp.stack([image, reference, image - reference]), -1, -3)
   if not volume:
     return mean, None
-  pad = [(0, 0)] * (mean.ndim - 2) + [(_REACH_PX, _REACH_PX)] * 2
-  mean = jnp.pad(mean, pad, mode='edge')
   # weights[i, j]: of channel i in the window around channel j.
   channels = mean.shape[-3]
   padded = np.pad(np.eye(channels, dtype=np.float32), ((0, 0), (_REACH_PX, _REACH_PX)), mode='edge')
@@ -175,12 +187,20 @@ def _pool(centre, parts):
 
 
 @jax.jit
-def _ssim_of_moments(mean, variance):
+def _ssim_of_moments(mean, variance, rows, columns):
+  """The mean over the first rows and columns: those of the windows of the image itself."""
   # With d = x - y, 2 mx my = mx^2 + my^2 - md^2 and 2 vxy = vx + vy - vd, so that SSIM = (1 - a) (1 - b):
   # no covariance, and no difference of numbers that are almost equal.
   a = mean[2] ** 2 / (mean[0] ** 2 + mean[1] ** 2 + _C1)
   b = variance[2] / (variance[0] + variance[1] + _C2)
-  loss = a + b - a * b
+  lost = a + b - a * b
+  height, width = lost.shape[-2:]
+  of_image = (jnp.arange(height) < rows)[:, None] & (jnp.arange(width) < columns)
+
+  def average(x):
+    total = jnp.sum(jnp.where(of_image, x, 0), (-3, -2, -1), keepdims=True)
+    return total / (x.shape[-3] * rows * columns)
+
   # A float32 sum of thousands of numbers is off in the sixth digit: sum what is left about it, too.
-  rough = loss.mean((-3, -2, -1), keepdims=True)
-  return 1 - (rough + (loss - rough).mean((-3, -2, -1), keepdims=True))[..., 0, 0, 0]
+  rough = average(lost)
+  return 1 - (rough + average(lost - rough))[..., 0, 0, 0]

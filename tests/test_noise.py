@@ -1,4 +1,4 @@
-"""Noise: its statistics, its seeds, and the benchmark protocols."""
+"""Noise: its statistics and its seeds."""
 
 import jax
 import jax.numpy as jnp
@@ -92,26 +92,27 @@ def test_blind_noise_up_to_zero_sigma_is_as_a_whole_the_mixture():
   assert abs(error.mean()) < 0.002
 
 
-def test_unclipped_protocol_is_numpy_seed_0_and_normal():
+def test_benchmark_noise_is_numpy_seed_0_and_normal():
   clean = np.random.default_rng(1).random((13, 17, 3)).astype(np.float32)
   np.random.seed(0)
   expected = clean + np.random.normal(0, 50 / 255, clean.shape)
-  noisy = add_benchmark_noise(clean, 50, 'unclipped')
+  noisy = add_benchmark_noise(clean, 50)
   np.testing.assert_allclose(noisy, expected, atol=1e-6)
   assert noisy.dtype == np.float32
+  # Not clipped.
+  assert noisy.min() < 0
+  assert noisy.max() > 1
 
 
-def test_clipped8_protocol_has_256_levels_of_the_same_noise():
-  clean = np.random.default_rng(1).random((13, 17, 3)).astype(np.float32)
-  levels = add_benchmark_noise(clean, 50, 'clipped8') * 255
-  np.testing.assert_allclose(levels, np.round(levels), atol=1e-4)
-  assert levels.min() == 0
-  assert levels.max() == 255
-  np.testing.assert_allclose(
-    levels, np.round(np.clip(add_benchmark_noise(clean, 50, 'unclipped'), 0, 1) * 255), atol=1e-4
-  )
+def test_benchmark_noise_does_not_depend_on_what_was_drawn_before_nor_change_what_is_drawn_after():
+  clean = np.zeros((5, 7, 3), np.float32)
+  np.random.seed(3)
+  first, drawn = add_benchmark_noise(clean, 25), np.random.random()
+  np.random.seed(3)
+  assert drawn == np.random.random()
+  np.testing.assert_array_equal(add_benchmark_noise(clean, 25), first)
 
 
-def test_unknown_protocol_is_named():
-  with pytest.raises(ValueError, match=r"protocol: got 'float', want one of \('unclipped', 'clipped8'\)"):
-    add_benchmark_noise(np.zeros((2, 2, 1)), 50, 'float')
+def test_no_benchmark_noise_is_the_clean_image():
+  clean = np.random.default_rng(1).random((5, 7, 1)).astype(np.float32)
+  np.testing.assert_array_equal(add_benchmark_noise(clean, 0), clean)

@@ -71,6 +71,11 @@ def find_pairs(paths: Iterable[Path], folder: Path) -> tuple[list[tuple[Path, Pa
   return sorted(pairs + more), problems
 
 
+def roles(paths: Iterable[Path], folder: Path) -> set[str]:
+  """What the words in the names of files below a folder say they are: 'noisy', 'clean', both, neither."""
+  return {file.role for path in paths if (file := _parse(path, folder))}
+
+
 def _parse(path, folder):
   *folders, name = path.relative_to(folder).parts
   words = _words(Path(name).stem)

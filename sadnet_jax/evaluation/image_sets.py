@@ -22,7 +22,7 @@ from sadnet_jax.evaluation.known_sets import (
   find_folder,
 )
 from sadnet_jax.evaluation.protocols import FLOAT, ROUNDED, Protocol
-from sadnet_jax.images import SUFFIXES, look_for_data_dir
+from sadnet_jax.images import SUFFIXES, is_hidden, look_for_data_dir
 
 
 class EvaluationImage(typing.Protocol):
@@ -85,7 +85,7 @@ class ImageSet:
   """What is evaluated together.
 
   Attributes:
-    name: As given, and in the names of files.
+    name: Of a known set, or 'folder:' and the folder's.
     title: For people.
     version: What tells this copy of the set from others: how many images of what size.
     channels: 1 if the images are grey, else 3.
@@ -140,12 +140,13 @@ def open_set(name: str, root: str | Path | None) -> ImageSet:
       'or a folder of images (to say what it holds: clean:FOLDER, pairs:FOLDER)'
     )
   title = folder.resolve().name
-  return _open_files(title, title, kind or _kind(folder), folder, None)
+  # Never the name of a known set: there are no published figures of a user's images.
+  return _open_files(f'folder:{title}', title, kind or _kind(folder), folder, None)
 
 
 def _kind(folder):
   """Whether a folder holds clean images or pairs, by the words of its files."""
-  paths = [p for p in folder.rglob('*') if p.suffix.lower() in SUFFIXES]
+  paths = [p for p in folder.rglob('*') if p.suffix.lower() in SUFFIXES and not is_hidden(p, folder)]
   found = roles(paths, folder)
   if not found:
     return 'clean'
@@ -170,7 +171,7 @@ def _open_files(name: str, title: str, layout: str, folder: Path, known: KnownSe
     channels = known.channels
     if len(images) != known.count:
       notes.append(f'{folder}: got {len(images)} images, not the {known.count} of {title}')
-  there = [p for p in sorted(folder.rglob('*')) if not p.name.startswith('.')]
+  there = [p for p in sorted(folder.rglob('*')) if not is_hidden(p, folder)]
   notes += _note(
     folder,
     'files that are no images to it',

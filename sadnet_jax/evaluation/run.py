@@ -96,10 +96,10 @@ def evaluate(methods: Sequence[Method], options: Options) -> None:
   for line in scored:
     for method in methods:
       writer.add(*_evaluate_line(method, line, options, writer.folder(line, method)))
-  for dataset, folder in unscored:
+  for dataset, data in unscored:
     for method in methods:
       try:
-        writer.add_submission(_submit(method, dataset, folder, options))
+        writer.add_submission(_submit(method, dataset, data, options))
       except ValueError as error:
         if not options.keep_going:
           raise
@@ -154,12 +154,17 @@ def _lines(options, failures) -> Iterator[_Scored]:
 
 
 def _unscored(options, failures):
-  """(name, folder) of the sets without ground truth."""
+  """(name, data) of the sets without ground truth."""
+  if not set(UNSCORED) & set(options.datasets):
+    return []
+  # SciPy and h5py are needed for these sets only.
+  from sadnet_jax.evaluation import submissions
+
   found = []
   for name in options.datasets:
     if name in UNSCORED:
       try:
-        found.append((name, find_folder(name, options.data)))
+        found.append((name, submissions.open_data(name, find_folder(name, options.data))))
       except ValueError as error:
         if not options.keep_going:
           raise
@@ -196,17 +201,13 @@ def _evaluate_line(method, line, options, folder):
   return result, showcase
 
 
-def _submit(method, dataset, folder, options):
-  # SciPy and h5py are needed for these sets only.
+def _submit(method, dataset, data, options):
   from sadnet_jax.evaluation import submissions
 
-  with tqdm.tqdm(
-    total=submissions.count(dataset, folder), desc=f'{dataset} {method.name}', unit='image', disable=None
-  ) as bar:
+  with tqdm.tqdm(total=len(data), desc=f'{dataset} {method.name}', unit='image', disable=None) as bar:
     return submissions.submit(
-      dataset,
+      data,
       method,
-      folder,
       options.output / f'{dataset}-{method.name}',
       forms=options.sidd_forms,
       margin_px=options.dnd_margin_px,

@@ -80,17 +80,25 @@ def evaluate_set(
     ready = [(image, pair) for image, pair in read if pair is not None]
     if not ready:
       continue
-    method.prepare(ready[0][1][0].shape)
-    start = time.perf_counter()
     batch = [noisy for _, (noisy, _) in ready]
-    denoised = attempt([image for image, _ in ready], method.denoise, batch, sigma_255)
-    seconds = (time.perf_counter() - start) / len(ready)
-    for (image, (noisy, clean)), out in zip(ready, denoised or (), strict=denoised is not None):
+    done = attempt([image for image, _ in ready], _denoise, method, batch, sigma_255)
+    if done is None:
+      continue
+    denoised, seconds = done
+    for (image, (noisy, clean)), out in zip(ready, denoised, strict=True):
       scored = _score(image.name, noisy, protocol.finish(out), clean, seconds)
       results[image.name] = scored.result
       on_image(scored)
   ordered = tuple(results[image.name] for image in image_set.images if image.name in results)
   return SetResult(image_set, channels, sigma_255, protocol, method.describe(), ordered, tuple(failures))
+
+
+def _denoise(method, batch, sigma_255):
+  """The images, and seconds for each."""
+  method.prepare(batch[0].shape)
+  start = time.perf_counter()
+  denoised = method.denoise(batch, sigma_255)
+  return denoised, (time.perf_counter() - start) / len(batch)
 
 
 def _batches(method, image_set, protocol, attempt) -> Iterator[list[EvaluationImage]]:

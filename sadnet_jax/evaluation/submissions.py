@@ -35,10 +35,14 @@ class Submission:
   seconds: float
 
 
+def open_data(dataset: str, folder: Path) -> sidd.SiddBlocks | dnd.Dnd:
+  """'sidd_benchmark' or 'dnd'; its length is the number of images to denoise. ValueError if it is damaged."""
+  return dnd.read_dnd(folder) if dataset == 'dnd' else sidd.read_sidd(folder, 'benchmark')
+
+
 def submit(
-  dataset: str,
+  data: sidd.SiddBlocks | dnd.Dnd,
   method: Method,
-  folder: Path,
   output: Path,
   *,
   forms: Sequence[str],
@@ -48,9 +52,8 @@ def submit(
   """Denoises a set without ground truth, writes its submission, and reads it again to check it.
 
   Args:
-    dataset: 'sidd_benchmark' or 'dnd'.
+    data: The set.
     method: What denoises.
-    folder: Where the set is.
     output: Folder to write to, over what is there of an earlier submission.
     forms: Of SIDD's submission, some of `run.SIDD_FORMS`.
     margin_px: Pixels around each box of DND that the method sees as well.
@@ -59,9 +62,9 @@ def submit(
   Raises:
     ValueError: The set, or what was written, is not as it should be.
   """
-  if dataset == 'dnd':
-    return _submit_dnd(method, folder, output, margin_px, on_image)
-  return _submit_sidd(method, folder, output, forms, on_image)
+  if isinstance(data, dnd.Dnd):
+    return _submit_dnd(data, method, output, margin_px, on_image)
+  return _submit_sidd(data, method, output, forms, on_image)
 
 
 class _Timed:
@@ -94,15 +97,7 @@ class _Timed:
       yield key, image
 
 
-def count(dataset: str, folder: Path) -> int:
-  """Blocks or patches that there are to denoise."""
-  if dataset == 'dnd':
-    return len(dnd.read_dnd(folder))
-  return len(sidd.read_sidd(folder, 'benchmark'))
-
-
-def _submit_sidd(method, folder, output, forms, on_image):
-  blocks = sidd.read_sidd(folder, 'benchmark')
+def _submit_sidd(blocks, method, output, forms, on_image):
   images, per_image, height, width, _ = blocks.noisy.shape
   method.plan([(height, width)])
   timed = _Timed(method, on_image)
@@ -114,7 +109,8 @@ def _submit_sidd(method, folder, output, forms, on_image):
     denoised[index] = out
   per_megapixel = timed.seconds / (len(blocks) * height * width / 1e6)
   files, checks = [], []
-  for form in forms:
+  # A cell may turn out larger than the server takes, which is an error: it goes last.
+  for form in sorted(forms, key=lambda form: form == 'cell'):
     to = output / form
     if form == 'csv':
       path = sidd.write_csv_submission(to, denoised, overwrite=True)
@@ -133,8 +129,7 @@ def _submit_sidd(method, folder, output, forms, on_image):
   )
 
 
-def _submit_dnd(method, folder, output, margin_px, on_image):
-  data = dnd.read_dnd(folder)
+def _submit_dnd(data, method, output, margin_px, on_image):
   method.plan([])
   timed = _Timed(method, on_image)
   for patch, out in timed((p, p.noisy) for p in data.patches(margin_px)):
