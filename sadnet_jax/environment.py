@@ -31,7 +31,7 @@ def environment(packages: Sequence[str]) -> dict[str, object]:
     'python': platform.python_version(),
     'versions': {name: _version(name) for name in ('jax', 'jaxlib', *packages)},
     'commit': _git('rev-parse', 'HEAD') if in_clone else None,
-    'uncommitted_changes': bool(_git('status', '--porcelain')) if in_clone else None,
+    'uncommitted_changes': bool(_git('status', '--porcelain', '--untracked-files=no')) if in_clone else None,
   }
 
 

@@ -1,0 +1,60 @@
+"""What a page is written of, in small."""
+
+import numpy as np
+
+from sadnet_jax.evaluation.page import Showcase
+
+# What a careless page would take for markup, or would end its script at.
+BAD_NAME = '</script><img src=x onerror="document.title=1">&amp;\u2028{{content}}$name.png'
+
+
+def image(name, psnr, **more):
+  """One entry of a result's images."""
+  figures = {'ssim_wang': 0.8, 'ssim_wang_noisy': 0.2, 'ssim_matlab': 0.9, 'ssim_matlab_noisy': 0.3}
+  return (
+    {'name': name, 'height': 20, 'width': 30, 'psnr_noisy': 14.1, 'psnr': psnr, 'seconds': 0.5}
+    | figures
+    | more
+  )
+
+
+def result(images=(), **more):
+  """One result; the paper's figure is of the same protocol and images."""
+  mean = {'psnr_noisy': 14.161, 'psnr': 28.052, 'seconds': 1.25}
+  mean |= {'ssim_wang_noisy': 0.2345, 'ssim_wang': 0.7934, 'ssim_matlab_noisy': 0.3456, 'ssim_matlab': 0.8765}
+  published = {'method': 'SADNet (paper)', 'psnr': 28.32, 'ssim': None, 'protocol': 'clipped8', 'version': ''}
+  plain = {
+    'dataset': 'cbsd68',
+    'title': 'CBSD68',
+    'version': '68 images, 53 of 481x321, 15 of 321x481',
+    'channels': 3,
+    'sigma_255': 50.0,
+    'protocol': 'clipped8',
+    'protocol_text': 'noisy clipped and rounded to 8 bits, output rounded',
+    'method': {'name': 'sadnet', 'config': 'configs/color_fast.py:50', 'step': 5000, 'sha256': 64 * 'a'},
+    'mean': mean,
+    'published': [published],
+    'images': list(images),
+    'failures': [],
+  }
+  return plain | more
+
+
+def content(*results, **more):
+  """What results.json holds."""
+  environment = {'cpu': 'AMD EPYC', 'cores': 2, 'versions': {'jax': '0.10.2'}, 'commit': None}
+  plain = {'environment': environment, 'command': 'evaluate.py --datasets=cbsd68', 'results': list(results)}
+  return plain | more
+
+
+def pixels(seed, shape=(20, 30, 3)):
+  """A noise image; no two pixels are alike, as good as surely."""
+  return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def showcase(names_and_psnrs, worst=2, best=2, clean=True):
+  """Of images whose pixels are those of seeds 10 * i, 10 * i + 1, 10 * i + 2."""
+  made = Showcase(worst, best)
+  for i, (name, psnr) in enumerate(names_and_psnrs):
+    made.add(name, psnr, pixels(10 * i), pixels(10 * i + 1), pixels(10 * i + 2) if clean else None)
+  return made
