@@ -105,7 +105,7 @@ def get_config() -> ml_collections.ConfigDict:
   # pairs, folders of pairs, or of SIDD's validation .mat files. What is not there is left
   # out. The mean over the first set that is there decides which checkpoint is best.
   config.validation.clean = ('test/CBSD68', 'test/Kodak24')
-  config.validation.pairs = ('test/Nam', 'test/SIDD')
+  config.validation.pairs = ('test/Nam',)
   # Validate on the scenes of data.held_out, before the folders.
   config.validation.held_out = True
   # Of every set: images to measure (evenly spread; 0 for all), and to show in TensorBoard.

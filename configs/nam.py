@@ -31,6 +31,7 @@ def get_config(scenes: str = 'all') -> ml_collections.ConfigDict:
   config.data.held_out = HELD_OUT if scenes == 'held_out' else ()
   config.steps = 60_000
   config.optimizer.halve_every = 20_000
+  config.validation.pairs = ('test/Nam',)
   config.validation.every = 1_000
   config.checkpoint_every = 1_000
   return config

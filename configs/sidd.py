@@ -24,4 +24,6 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.train.sidd = 'real/SIDD_Medium_Srgb'
   config.data.train.renoir = 'real/RENOIR'
   config.data.reader = 'tiles'
+  # The first that is there decides which checkpoint is best: SIDD's validation blocks (.mat files).
+  config.validation.pairs = ('test/SIDD', 'test/Nam')
   return config

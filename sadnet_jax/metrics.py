@@ -10,8 +10,9 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-_WINDOW_PX = 11
-_REACH_PX = _WINDOW_PX // 2
+# Side of the windows of both.
+SSIM_WINDOW_PX = 11
+_REACH_PX = SSIM_WINDOW_PX // 2
 _GAUSSIAN = np.exp(-(np.arange(-_REACH_PX, _REACH_PX + 1) ** 2) / (2 * 1.5**2))
 _WEIGHTS = (_GAUSSIAN / _GAUSSIAN.sum()).astype(np.float32)
 # Sides of what is compiled are multiples of this.
@@ -81,10 +82,10 @@ def ssim_wang(image: np.ndarray | jax.Array, reference: np.ndarray | jax.Array) 
   """
   _check_ssim_pair(image, reference)
   height, width = image.shape[-3:-1]
-  if min(height, width) < _WINDOW_PX:
+  if min(height, width) < SSIM_WINDOW_PX:
     raise ValueError(
-      f'image: got {height}x{width} pixels, want at least {_WINDOW_PX}x{_WINDOW_PX}, the window of ssim_wang '
-      '(ssim_matlab takes any size)'
+      f'image: got {height}x{width} pixels, want at least {SSIM_WINDOW_PX}x{SSIM_WINDOW_PX}, the window of '
+      'ssim_wang (ssim_matlab takes any size)'
     )
   return _mean_ssim(image, reference, volume=False)
 
@@ -155,7 +156,7 @@ def _pixels(image, reference, volume):
   # weights[i, j]: of channel i in the window around channel j.
   channels = mean.shape[-3]
   padded = np.pad(np.eye(channels, dtype=np.float32), ((0, 0), (_REACH_PX, _REACH_PX)), mode='edge')
-  weights = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW_PX, axis=1) @ _WEIGHTS
+  weights = np.lib.stride_tricks.sliding_window_view(padded, SSIM_WINDOW_PX, axis=1) @ _WEIGHTS
   return _pool(mean, [(weights[i, :, None, None], mean[..., i : i + 1, :, :], None) for i in range(channels)])
 
 

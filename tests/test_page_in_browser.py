@@ -183,7 +183,7 @@ def test_a_card_starts_with_half_noisy_and_half_denoised(cards):
   assert cards[0].now() == 50
 
 
-def test_the_divider_is_dragged_by_the_mouse(cards):
+def test_the_divider_is_dragged_by_the_mouse(cards, driver):
   card = cards[1]
   noisy, denoised, _ = _images(card)
   card.drag((15 * SCALE + 12, 100), (6 * SCALE + 12, 130))  # Beside the line, but on the divider.
@@ -195,6 +195,7 @@ def test_the_divider_is_dragged_by_the_mouse(cards):
   card.drag((24 * SCALE, 150), (32 * SCALE, 150))  # Out of the picture.
   assert card.now() == 100
   assert cards[0].now() == 50
+  assert driver.switch_to.active_element == card.slider  # For the wheel and the keys.
 
 
 def test_the_divider_stays_where_it_is_let_go(cards):
@@ -218,12 +219,17 @@ def test_a_finger_that_scrolls_the_page_leaves_the_divider(open_page, driver):
   card = _Card(driver, driver.find_element(By.CSS_SELECTOR, 'figure'))
   card.bring_into_view()
   before = driver.execute_script('return scrollY')
-  watch = 'new MutationObserver(() => places.push(arguments[0].style.left)).observe(arguments[0], {attributes: true})'
-  driver.execute_script(f'window.places = []; {watch}', card.slider)
+  observer = 'new MutationObserver(() => places.push(arguments[0].style.left))'
+  driver.execute_script(
+    f'window.places = []; {observer}.observe(arguments[0], {{attributes: true}})', card.slider
+  )
   _swipe(driver, card.view, [(100 - step, 100 - 20 * step) for step in range(10)])
   WebDriverWait(driver, 10).until(lambda _: driver.execute_script('return scrollY') > before)
   assert card.now() == 50
   assert set(driver.execute_script('return places')) <= {'50%'}  # Not even for a moment.
+  card.bring_into_view()
+  _swipe(driver, card.view, [(100 - 12 * step, 100 - 20 * step) for step in range(10)])
+  assert card.now() == 50
 
 
 def _swipe(driver, element, places):

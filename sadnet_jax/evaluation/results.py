@@ -93,12 +93,6 @@ class SetResult:
     there = {name: [v for v in values if v is not None] for name, values in columns.items()}
     return {name: float(np.mean(values)) if values else None for name, values in there.items()}
 
-  def label(self) -> str:
-    """For names of files: 'cbsd68-sigma50-unclipped-sadnet'."""
-    name = self.image_set.title if '/' in self.image_set.name else self.image_set.name
-    sigma = '' if self.sigma_255 is None else f'-sigma{self.sigma_255:g}'
-    return f'{name}{sigma}-{self.protocol.name}-{self.method["name"]}'
-
   def to_json(self) -> dict[str, Any]:
     """What is written to results.json; infinities are null there."""
     images = [{k: _finite(v) for k, v in dataclasses.asdict(i).items()} for i in self.images]

@@ -223,7 +223,7 @@ class _Writer:
     self._results: list[results.SetResult] = []
     self._showcases: list[Showcase] = []
     self._submissions: list[Any] = []
-    self._folders: dict[Any, Path] = {}
+    self._folders: set[Path] = set()
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     self._about: dict[str, Any] = {'command': f'python {command}', 'environment': environment(PACKAGES)}
     options.output.mkdir(parents=True, exist_ok=True)
@@ -234,16 +234,17 @@ class _Writer:
     name = re.sub(r'[^\w.-]+', '_', line.image_set.title)
     name = f'{name}{sigma}-{line.protocol.name}-{method.name}'
     path = self._options.output / name
-    while path in self._folders.values():
+    while path in self._folders:
       path = path.with_name(f'{path.name}-again')
-    self._folders[len(self._folders)] = path
+    self._folders.add(path)
     return path
 
   def add(self, result: results.SetResult, showcase: Showcase) -> None:
     """Takes a result, says it, and writes all."""
     self._results.append(result)
     self._showcases.append(showcase)
-    self._failures.extend(result.failures)
+    # A file that is bad is so at every sigma.
+    self._failures.extend(f for f in result.failures if f not in self._failures)
     self._write()
 
   def add_submission(self, submission: Any) -> None:
@@ -275,4 +276,4 @@ class _Writer:
     print(f'{output}: {results.RESULTS_FILE}, {results.IMAGES_FILE}, {results.PAGE_FILE} to look at')
     if self._failures:
       lines = '\n'.join(f'  {f.name}: {f.error}' for f in self._failures)
-      raise ValueError(f'got {len(self._failures)} failures, want none; the rest is evaluated\n{lines}')
+      raise ValueError(f'got {len(self._failures)} failure(s), want none; the rest is evaluated\n{lines}')

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import time
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from sadnet_jax.evaluation.image_sets import EvaluationImage, ImageSet
 from sadnet_jax.evaluation.methods import Method
 from sadnet_jax.evaluation.protocols import Protocol
 from sadnet_jax.evaluation.results import Failure, ImageResult, SetResult
-from sadnet_jax.metrics import psnr, ssim_matlab, ssim_wang
+from sadnet_jax.metrics import SSIM_WINDOW_PX, psnr, ssim_matlab, ssim_wang
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +86,11 @@ def evaluate_set(
     if done is None:
       continue
     denoised, seconds = done
-    for (image, (noisy, clean)), out in zip(ready, denoised, strict=True):
-      scored = _score(image.name, noisy, protocol.finish(out), clean, seconds)
-      results[image.name] = scored.result
+    measured = [
+      (noisy, protocol.finish(out), clean) for (_, (noisy, clean)), out in zip(ready, denoised, strict=True)
+    ]
+    for scored in _score([image.name for image, _ in ready], measured, seconds):
+      results[scored.result.name] = scored.result
       on_image(scored)
   ordered = tuple(results[image.name] for image in image_set.images if image.name in results)
   return SetResult(image_set, channels, sigma_255, protocol, method.describe(), ordered, tuple(failures))
@@ -126,23 +129,26 @@ def _read(image, channels, sigma_255, protocol):
     raise ValueError(f'{image.name}: {error}') from error
 
 
-def _score(name, noisy, denoised, clean, seconds) -> Scored:
-  before, after = _quality(noisy, clean), _quality(denoised, clean)
-  result = ImageResult(
-    name,
-    clean.shape[0],
-    clean.shape[1],
-    psnr_noisy=before[0],
-    psnr=after[0],
-    ssim_wang_noisy=before[1],
-    ssim_wang=after[1],
-    ssim_matlab_noisy=before[2],
-    ssim_matlab=after[2],
-    seconds=seconds,
-  )
-  return Scored(result, noisy, denoised, clean)
+def _score(names, measured, seconds) -> list[Scored]:
+  """Measures (noisy, denoised, clean) of each; images of one size at once."""
+  scored: dict[str, Scored] = {}
+  for shape in {clean.shape for _, _, clean in measured}:
+    alike = [(name, images) for name, images in zip(names, measured, strict=True) if images[2].shape == shape]
+    noisy, denoised, clean = (np.stack([images[i] for _, images in alike]) for i in range(3))
+    before, after = _quality(noisy, clean), _quality(denoised, clean)
+    for k, (name, images) in enumerate(alike):
+      figures = {f'{m}_noisy': before[m][k] for m in before} | {m: after[m][k] for m in after}
+      result = ImageResult(name, shape[0], shape[1], seconds=seconds, **figures)
+      scored[name] = Scored(result, *images)
+  return [scored[name] for name in names]
 
 
-def _quality(image, clean):
-  wang = float(ssim_wang(image, clean)) if min(clean.shape[:2]) >= 11 else None
-  return float(psnr(image, clean)), wang, float(ssim_matlab(image, clean))
+def _quality(images, clean) -> dict[str, list[Any]]:
+  """[N, H, W, C] each: N figures by name."""
+  nothing = [None] * len(images)
+  fits = min(clean.shape[1:3]) >= SSIM_WINDOW_PX
+  return {
+    'psnr': psnr(images, clean).tolist(),
+    'ssim_wang': ssim_wang(images, clean).tolist() if fits else nothing,
+    'ssim_matlab': ssim_matlab(images, clean).tolist(),
+  }
