@@ -475,6 +475,15 @@ def test_the_page_starts_with_the_command_the_hardware_and_the_versions(open_pag
   assert dict(zip(names, values, strict=True)) == {'cpu': 'AMD EPYC', 'cores': '2', 'jax': '0.10.2'}
 
 
+def test_results_are_told_apart_by_their_headings(open_page, driver):
+  noisy = result(protocol='authors', method={'name': 'noisy'}, mean={'seconds': 3e-6})
+  open_page(content(result(), noisy))
+  heads = [_text(head) for head in driver.find_elements(By.TAG_NAME, 'h2')]
+  assert heads == [f'CBSD68, {SIGMA} 50 SADNet, clipped8', f'CBSD68, {SIGMA} 50 Noisy input, authors']
+  # Zero is what no method takes.
+  assert driver.find_element(By.CSS_SELECTOR, '#result-1 .tile:nth-child(4) .value').text == '< 0.001 s'
+
+
 def test_failures_are_red_and_told_once(open_page, driver):
   bad = {'name': 'bad.png', 'error': 'bad.png: got a damaged image file, want a complete one'}
   missing = {'name': 'urban100', 'error': 'got no folder'}
