@@ -62,7 +62,7 @@ flags.DEFINE_alias('keep-going', 'keep_going')
 _PICTURES = flags.DEFINE_bool('pictures', True, 'Write the pictures, alone and beside noisy and clean.')
 _PAGE_IMAGES = flags.DEFINE_integer(
   'page_images',
-  12,
+  8,
   'Images of each result on the page: half of them the worst, half the best.',
   lower_bound=0,
 )

@@ -323,6 +323,7 @@ def test_sidd_benchmark_in_three_forms(tmp_path, capsys):
   written = sidd.read_variables(tmp_path / 'output' / submission['files'][1], sidd.VARIABLE)[sidd.VARIABLE]
   np.testing.assert_allclose(written, expected * 255, atol=0.501)
   assert capsys.readouterr().out.count('no problem') == 3
+  assert '0002_01' in (tmp_path / 'output' / 'index.html').read_text()
 
 
 def test_dnd_patches_are_cut_out_of_their_surroundings(tmp_path):

@@ -8,6 +8,7 @@ import shlex
 import sys
 from typing import Any
 
+import numpy as np
 import tqdm
 
 from sadnet_jax.environment import environment
@@ -99,7 +100,7 @@ def evaluate(methods: Sequence[Method], options: Options) -> None:
   for dataset, data in unscored:
     for method in methods:
       try:
-        writer.add_submission(_submit(method, dataset, data, options))
+        writer.add_submission(*_submit(method, dataset, data, options))
       except ValueError as error:
         if not options.keep_going:
           raise
@@ -202,17 +203,25 @@ def _evaluate_line(method, line, options, folder):
 
 
 def _submit(method, dataset, data, options):
+  """The submission, and images to show of it."""
   from sadnet_jax.evaluation import submissions
 
+  showcase = Showcase(worst=options.page_images, best=0)
   with tqdm.tqdm(total=len(data), desc=f'{dataset} {method.name}', unit='image', disable=None) as bar:
-    return submissions.submit(
+
+    def on_image(name: str, noisy: np.ndarray, denoised: np.ndarray) -> None:
+      showcase.add(name, None, to_uint8(noisy), to_uint8(denoised), None)
+      bar.update()
+
+    submission = submissions.submit(
       data,
       method,
       options.output / f'{dataset}-{method.name}',
       forms=options.sidd_forms,
       margin_px=options.dnd_margin_px,
-      on_image=bar.update,
+      on_image=on_image,
     )
+  return submission, showcase
 
 
 class _Writer:
@@ -223,6 +232,7 @@ class _Writer:
     self._results: list[results.SetResult] = []
     self._showcases: list[Showcase] = []
     self._submissions: list[Any] = []
+    self._submission_showcases: list[Showcase] = []
     self._folders: set[Path] = set()
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     self._about: dict[str, Any] = {'command': f'python {command}', 'environment': environment(PACKAGES)}
@@ -247,9 +257,10 @@ class _Writer:
     self._failures.extend(f for f in result.failures if f not in self._failures)
     self._write()
 
-  def add_submission(self, submission: Any) -> None:
+  def add_submission(self, submission: Any, showcase: Showcase) -> None:
     """Takes a submission, says it, and writes all."""
     self._submissions.append(submission)
+    self._submission_showcases.append(showcase)
     print('\n'.join(submission.checks), flush=True)
     self._write()
 
@@ -270,7 +281,7 @@ class _Writer:
     """Prints the table, writes the page, and raises if anything failed."""
     self._write()
     output = self._options.output
-    write_page(output / results.PAGE_FILE, self._content(), self._showcases)
+    write_page(output / results.PAGE_FILE, self._content(), [*self._showcases, *self._submission_showcases])
     if self._results:
       print(table(self._results))
     print(f'{output}: {results.RESULTS_FILE}, {results.IMAGES_FILE}, {results.PAGE_FILE} to look at')

@@ -1,15 +1,18 @@
 """Submissions to SIDD's benchmark and to DND, whose ground truth is not public."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
 from pathlib import Path
 import time
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from sadnet_jax.evaluation import dnd, sidd, submission_check
 from sadnet_jax.evaluation.methods import Method
+
+Item = TypeVar('Item', sidd.SiddBlock, dnd.DndPatch)
+OnImage = Callable[[str, np.ndarray, np.ndarray], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +50,7 @@ def submit(
   *,
   forms: Sequence[str],
   margin_px: int,
-  on_image: Callable[[], None] = lambda: None,
+  on_image: OnImage = lambda name, noisy, denoised: None,
 ) -> Submission:
   """Denoises a set without ground truth, writes its submission, and reads it again to check it.
 
@@ -57,7 +60,7 @@ def submit(
     output: Folder to write to, over what is there of an earlier submission.
     forms: Of SIDD's submission, some of `run.SIDD_FORMS`.
     margin_px: Pixels around each box of DND that the method sees as well.
-    on_image: Called after every block or patch.
+    on_image: Is given the name of every block or patch, the noisy image and the denoised one.
 
   Raises:
     ValueError: The set, or what was written, is not as it should be.
@@ -70,19 +73,19 @@ def submit(
 class _Timed:
   """Denoises image after image in batches, and adds up the time."""
 
-  def __init__(self, method: Method, on_image: Callable[[], None]):
+  def __init__(self, method: Method, on_image: OnImage):
     self._method, self._on_image = method, on_image
     self.seconds = 0.0
 
-  def __call__(self, named: Iterator[tuple[Any, np.ndarray]]) -> Iterator[tuple[Any, np.ndarray]]:
-    """(key, noisy) -> (key, denoised), in the same order."""
-    batch: list[tuple[Any, np.ndarray]] = []
-    for key, noisy in named:
+  def __call__(self, images: Iterable[tuple[Item, np.ndarray]]) -> Iterator[tuple[Item, np.ndarray]]:
+    """(item, noisy) -> (item, denoised), in the same order."""
+    batch: list[tuple[Item, np.ndarray]] = []
+    for item, noisy in images:
       full = len(batch) == self._method.batch
       if batch and (full or noisy.shape != batch[0][1].shape):
         yield from self._denoise(batch)
         batch = []
-      batch.append((key, noisy))
+      batch.append((item, noisy))
     if batch:
       yield from self._denoise(batch)
 
@@ -92,9 +95,9 @@ class _Timed:
     start = time.perf_counter()
     denoised = self._method.denoise([noisy for _, noisy in batch], None)
     self.seconds += time.perf_counter() - start
-    for (key, _), image in zip(batch, denoised, strict=True):
-      self._on_image()
-      yield key, image
+    for (item, noisy), image in zip(batch, denoised, strict=True):
+      self._on_image(item.name, noisy, image)
+      yield item, image
 
 
 def _submit_sidd(blocks, method, output, forms, on_image):
@@ -102,10 +105,8 @@ def _submit_sidd(blocks, method, output, forms, on_image):
   method.plan([(height, width)])
   timed = _Timed(method, on_image)
   denoised = np.empty(blocks.noisy.shape, np.float32)
-  indices = np.ndindex(images, per_image)
-  for index, out in timed(
-    (i, b.noisy.astype(np.float32) / 255) for i, b in zip(indices, blocks, strict=True)
-  ):
+  outputs = timed((block, block.noisy.astype(np.float32) / 255) for block in blocks)
+  for index, (_, out) in zip(np.ndindex(images, per_image), outputs, strict=True):
     denoised[index] = out
   per_megapixel = timed.seconds / (len(blocks) * height * width / 1e6)
   files, checks = [], []
