@@ -18,7 +18,7 @@ from ml_collections import config_flags
 
 from sadnet_jax import checkpoints, command_line
 from sadnet_jax.evaluation import run
-from sadnet_jax.evaluation.known_sets import SCORED, UNSCORED
+from sadnet_jax.evaluation.known_sets import SCORED, SIDD_FORMS, UNSCORED
 from sadnet_jax.evaluation.methods import BM3D, Method, Noisy, SADNetMethod
 from sadnet_jax.evaluation.protocols import PROTOCOLS
 from sadnet_jax.evaluation.results import params_hash
@@ -74,7 +74,7 @@ _PAD_TO_PX = flags.DEFINE_integer(
   'sizes. For sadnet.',
 )
 _SIDD_FORMS = flags.DEFINE_list(
-  'sidd_forms', ['csv'], f"Of the submission to SIDD's benchmark, some of {', '.join(run.SIDD_FORMS)}."
+  'sidd_forms', ['csv'], f"Of the submission to SIDD's benchmark, some of {', '.join(SIDD_FORMS)}."
 )
 _DND_MARGIN_PX = flags.DEFINE_integer(
   'dnd_margin_px', 64, 'Pixels around each box of DND that the method sees as well.', lower_bound=0
@@ -87,10 +87,11 @@ def main() -> None:
   sigmas_255: list[float] = []
   if _SIGMAS.value is not None:
     sigmas_255 = command_line.numbers('sigmas', _SIGMAS.value)
-  elif config is not None:
+  elif config is not None and config.noise.sigma_255 > 0:
     sigmas_255 = [config.noise.sigma_255]
-  methods, label = _methods(config)
-  output = Path(_OUTPUT.value or label.format(run.folder_name(_DATASETS.value, sigmas_255, _PROTOCOLS.value)))
+  methods, folder, step = _methods(config)
+  name = run.folder_name(_METHODS.value, _DATASETS.value, sigmas_255, _PROTOCOLS.value)
+  output = Path(_OUTPUT.value or folder / f'{name}{step}')
   run.evaluate(
     methods,
     run.Options(
@@ -111,21 +112,21 @@ def main() -> None:
   )
 
 
-def _methods(config) -> tuple[list[Method], str]:
-  """The methods asked for, and where to write to by default, with a place for what is evaluated."""
+def _methods(config) -> tuple[list[Method], Path, str]:
+  """The methods asked for, where to write to by default, and the end of the folder's name."""
   methods: list[Method] = []
-  label = 'evaluation/{}'
+  folder, step = Path('evaluation'), ''
   for name in _METHODS.value:
     if name == 'noisy':
       methods.append(Noisy())
     elif name == 'bm3d':
       methods.append(BM3D())
     elif name == 'sadnet':
-      method, label = _sadnet(config)
+      method, folder, step = _sadnet(config)
       methods.append(method)
     else:
       raise ValueError(f'--methods: got {name!r}, want some of sadnet, noisy, bm3d')
-  return methods, label
+  return methods, folder, step
 
 
 def _sadnet(config):
@@ -148,7 +149,7 @@ def _sadnet(config):
     pad_to_px=_PAD_TO_PX.value,
   )
   folder, _ = checkpoints.split_path(_CHECKPOINT.value)
-  return method, f'{folder}/evaluation/{{}}-step{step}'
+  return method, folder / 'evaluation', f'-step{step}'
 
 
 if __name__ == '__main__':

@@ -12,8 +12,6 @@ import json
 from pathlib import Path
 import sys
 
-from sadnet_jax.evaluation.published import PAPER
-
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / 'benchmarks' / 'results' / 'evaluation'
 BEGIN, END = '<!-- results: by benchmarks/readme_results.py -->', '<!-- end of results -->'
@@ -25,7 +23,7 @@ _HEAD = (
   'noisy',
   'PSNR',
   'SSIM, Wang et al. / MATLAB',
-  "paper's SADNet",
+  'published',
   'difference',
 )
 
@@ -37,12 +35,15 @@ def rows(name: str, content: dict) -> list[tuple[str, ...]]:
     name: What the weights are called.
     content: A results.json.
   """
+  for result in content['results']:
+    if result['failures'] or None in result['mean'].values():
+      raise SystemExit(f'{name}: got {result["title"]} with failures or without some figure, want it whole')
   return [_row(name, result) for result in content['results']]
 
 
 def _row(name, result):
   mean, method = result['mean'], result['method']['name']
-  paper = next((p for p in result['published'] if p['method'] == PAPER), None)
+  figure = next((p for p in result['published'] if p['method'] == result['compared_with']), None)
   cells = [
     f'{result["title"]}, {result["version"]}',
     'real' if result['sigma_255'] is None else f'{result["sigma_255"]:g}',
@@ -52,11 +53,10 @@ def _row(name, result):
     f'{mean["psnr"]:.2f}',
     f'{mean["ssim_wang"]:.4f} / {mean["ssim_matlab"]:.4f}',
   ]
-  if paper is None:
+  if figure is None:
     return (*cells, '', '')
-  alike = paper['protocol'] == result['protocol'] and result['version'].startswith(paper['version'])
-  note = '' if alike else f' ({", ".join(filter(None, (paper["protocol"], paper["version"])))})'
-  return (*cells, f'{paper["psnr"]:.2f}{note}', f'{mean["psnr"] - paper["psnr"]:+.2f}')
+  note = f' ({", ".join(figure["differs"])})' if figure['differs'] else ''
+  return (*cells, f'{figure["method"]} {figure["psnr"]:.2f}{note}', f'{mean["psnr"] - figure["psnr"]:+.2f}')
 
 
 def _title(method, channels):
@@ -77,6 +77,8 @@ def markdown(files: list[Path]) -> str:
     content = json.loads(file.read_text())
     lines += ['| ' + ' | '.join(cells) + ' |' for cells in rows(file.stem, content)]
     environment = content['environment']
+    if environment['commit'] is None or environment['uncommitted_changes']:
+      raise SystemExit(f'{file}: got results of code that is in no commit, want those of a clean clone')
     commands.append(
       f'- `{file.stem}`: `{content["command"]}`; {environment["cores"]} cores, {environment["cpu"]}, '
       f'{environment["device"]}; commit {environment["commit"][:7]}'

@@ -10,7 +10,7 @@ from ml_collections import config_flags
 
 
 def run(command: Callable[[], None]) -> None:
-  """Parses the flags and runs a command; a ValueError ends it with one line.
+  """Parses the flags and runs a command; a ValueError or OSError ends it with one line.
 
   Args:
     command: The command; reads its flags itself.
@@ -23,7 +23,7 @@ def run(command: Callable[[], None]) -> None:
     logging.set_verbosity(logging.WARNING)
     try:
       command()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
       raise SystemExit(f'{name}: {error}') from error
 
   # Read by TensorFlow when it is imported, which happens later, if at all. It only

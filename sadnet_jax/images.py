@@ -88,7 +88,7 @@ def read_image(path: str | Path, channels: int) -> np.ndarray:
     ValueError: The file is no readable image, is not 8-bit grey or RGB, or is
       grey where colour is wanted.
   """
-  with _open(path) as image:
+  with open_image(path) as image:
     if image.mode not in ('L', 'RGB'):
       raise ValueError(f'{path}: got an image of mode {image.mode}, want 8-bit grey (L) or RGB')
     if image.mode == 'L' and channels == 3:
@@ -127,8 +127,9 @@ def side_by_side(*images: np.ndarray) -> np.ndarray:
   return to_uint8(np.concatenate(images, axis=1))
 
 
-def _open(path):
+def open_image(path: str | Path) -> Image.Image:
+  """Opens an image file, to be closed by the caller; ValueError if it is none, or too large for Pillow."""
   try:
     return Image.open(path)
-  except (OSError, UnidentifiedImageError) as error:
+  except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
     raise ValueError(f'{path}: got no readable image ({error}), want an image file') from error

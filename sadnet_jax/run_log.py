@@ -11,7 +11,7 @@ from typing import Self
 from absl import logging
 from tensorboardX import SummaryWriter
 
-from sadnet_jax.validation import SetResult
+from sadnet_jax.validation import ValidationResult
 
 METRICS_FILE = 'metrics.jsonl'
 
@@ -62,7 +62,7 @@ class RunLog:
     self._add_scalars(step, metrics)
     print(line, flush=True)
 
-  def write_validation(self, step: int, results: Mapping[str, SetResult]) -> None:
+  def write_validation(self, step: int, results: Mapping[str, ValidationResult]) -> None:
     """Adds what validation measured: a line for each set, its pictures to TensorBoard."""
     scores = {f'psnr/{name}': result.denoised_psnr for name, result in results.items()}
     # JSON has no infinity, which equal images would give.

@@ -12,8 +12,8 @@ import numpy as np
 from sadnet_jax.datasets.layouts import Example, find_examples
 from sadnet_jax.evaluation import image_sets
 from sadnet_jax.evaluation.image_sets import EvaluationImage, FileImage
-from sadnet_jax.evaluation.known_sets import SIDD_VALIDATION_FILES
-from sadnet_jax.evaluation.protocols import CLIPPED8, UNCLIPPED
+from sadnet_jax.evaluation.known_sets import SIDD_FILES
+from sadnet_jax.evaluation.protocols import CLIPPED8, FLOAT, ROUNDED, UNCLIPPED, Protocol
 from sadnet_jax.images import look_for_data_dir, side_by_side
 from sadnet_jax.metrics import psnr
 from sadnet_jax.model import SADNet
@@ -23,19 +23,26 @@ HELD_OUT = 'held_out'
 
 @dataclasses.dataclass(frozen=True)
 class ValidationSet:
-  """Images to measure on, named as in the log."""
+  """Images to measure on.
+
+  Attributes:
+    name: As in the log.
+    images: Clean ones, or pairs.
+    protocol: Of real noise; None where the run's config decides how noise is added.
+  """
 
   name: str
   images: Sequence[EvaluationImage]
+  protocol: Protocol | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class SetResult:
+class ValidationResult:
   """What was measured on one set: means over its images in dB, and pictures.
 
   Attributes:
     noisy_psnr: Before; the noisy images as the network gets them.
-    denoised_psnr: After, clipped and rounded to 8 bits.
+    denoised_psnr: After.
     pictures: uint8 [H, 3 * W, C]: noisy, denoised and clean side by side, by name.
   """
 
@@ -60,7 +67,7 @@ def find_validation_sets(
   """
   sets, missing = [], []
   if held_out:
-    sets.append(ValidationSet(HELD_OUT, _spread([FileImage(e) for e in held_out], images)))
+    sets.append(ValidationSet(HELD_OUT, _spread([FileImage(e) for e in held_out], images), ROUNDED))
   for layout, folders in (('clean', clean), ('pairs', pairs)):
     for folder in folders:
       found = look_for_data_dir(folder)
@@ -70,14 +77,22 @@ def find_validation_sets(
         name = found.resolve().name
         # Two folders of one name go by what they were given as.
         name = folder if any(s.name == name for s in sets) else name
-        sets.append(ValidationSet(name, _spread(_images(layout, found), images)))
+        found_images, protocol = _images(layout, found)
+        if found_images is None:
+          missing.append(folder)
+        else:
+          sets.append(ValidationSet(name, _spread(found_images, images), protocol))
   return sets, missing
 
 
 def _images(layout, folder):
-  if layout == 'pairs' and all((folder / name).is_file() for name in SIDD_VALIDATION_FILES):
-    return image_sets.sidd_blocks(folder)
-  return [FileImage(example) for example in find_examples(layout, folder).examples]
+  """Images of a folder and their protocol; None of one with SIDD's benchmark alone."""
+  if layout == 'pairs' and all((folder / name).is_file() for name in SIDD_FILES['validation']):
+    return image_sets.sidd_blocks(folder), FLOAT
+  if layout == 'pairs' and all((folder / name).is_file() for name in SIDD_FILES['benchmark']):
+    return None, None
+  found = [FileImage(example) for example in find_examples(layout, folder).examples]
+  return found, ROUNDED if layout == 'pairs' else None
 
 
 def _spread(images, count):
@@ -94,7 +109,7 @@ def check_images(validation_set: ValidationSet, channels: int) -> None:
 
 def make_validator(
   model: SADNet, sets: Sequence[ValidationSet], *, sigma_255: float, clip: bool, pictures: int
-) -> Callable[[Any, Callable[[], bool]], Mapping[str, SetResult] | None]:
+) -> Callable[[Any, Callable[[], bool]], Mapping[str, ValidationResult] | None]:
   """A function from parameters to the result of every set.
 
   It compiles once a size of image, reads an image when it is measured, and runs on the
@@ -109,9 +124,10 @@ def make_validator(
     pictures: Pictures to return of every set.
   """
   apply = jax.jit(lambda params, noisy: model.apply({'params': params}, noisy))
-  protocol = CLIPPED8 if clip else UNCLIPPED
+  added_noise = CLIPPED8 if clip else UNCLIPPED
 
   def measure(params, validation_set, gives_up):
+    protocol = validation_set.protocol or added_noise
     before, after = [], []
     shown: dict[str, np.ndarray] = {}
     for image in validation_set.images:
@@ -124,7 +140,7 @@ def make_validator(
       after.append(psnr(denoised, clean))
       if len(shown) < pictures:
         shown[image.name] = side_by_side(noisy, denoised, clean)
-    return SetResult(float(np.mean(before)), float(np.mean(after)), shown)
+    return ValidationResult(float(np.mean(before)), float(np.mean(after)), shown)
 
   def measure_all(params, gives_up):
     results = {}

@@ -5,7 +5,10 @@ import numpy as np
 from sadnet_jax.evaluation.page import Showcase
 
 # What a careless page would take for markup, or would end its script at.
-BAD_NAME = '</script><img src=x onerror="document.title=1">&amp;\u2028{{content}}$name.png'
+BAD_NAME = '</script><img src=x onerror="document.title=1">&amp;\u2028{{content}}$content${style}$$.png'
+# Of `five_images`.
+NAMES = ['c10.png', 'worst.png', 'c9.png', BAD_NAME, 'best.png']
+PSNRS = [25.0, 19.5, 24.0, 28.0, 31.25]
 
 
 def image(name, psnr, **more):
@@ -19,10 +22,11 @@ def image(name, psnr, **more):
 
 
 def result(images=(), **more):
-  """One result; the paper's figure is of the same protocol and images."""
+  """One result; the published figure beside it is of the same protocol and images."""
   mean = {'psnr_noisy': 14.161, 'psnr': 28.052, 'seconds': 1.25}
   mean |= {'ssim_wang_noisy': 0.2345, 'ssim_wang': 0.7934, 'ssim_matlab_noisy': 0.3456, 'ssim_matlab': 0.8765}
-  published = {'method': 'SADNet (paper)', 'psnr': 28.32, 'ssim': None, 'protocol': 'clipped8', 'version': ''}
+  published = {'method': 'SADNet (paper)', 'psnr': 28.32, 'ssim': None, 'differs': []}
+  published |= {'protocols': ['clipped8', 'authors'], 'version': ''}
   plain = {
     'dataset': 'cbsd68',
     'title': 'CBSD68',
@@ -34,6 +38,7 @@ def result(images=(), **more):
     'method': {'name': 'sadnet', 'config': 'configs/color_fast.py:50', 'step': 5000, 'sha256': 64 * 'a'},
     'mean': mean,
     'published': [published],
+    'compared_with': 'SADNet (paper)',
     'images': list(images),
     'failures': [],
   }
@@ -58,3 +63,9 @@ def showcase(names_and_psnrs, worst=2, best=2, clean=True):
   for i, (name, psnr) in enumerate(names_and_psnrs):
     made.add(name, psnr, pixels(10 * i), pixels(10 * i + 1), pixels(10 * i + 2) if clean else None)
   return made
+
+
+def five_images():
+  """Content with one result of NAMES and PSNRS, and what is shown of it: the two worst, the two best."""
+  images = [image(name, psnr) for name, psnr in zip(NAMES, PSNRS, strict=True)]
+  return content(result(images)), [showcase(zip(NAMES, PSNRS, strict=True))]

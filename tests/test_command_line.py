@@ -84,6 +84,21 @@ def test_train_resume_and_evaluate(images, tmp_path):
   ]
 
 
+def test_evaluate_needs_no_tensorflow(images, tmp_path):
+  code = '\n'.join(
+    [
+      'import runpy, sys',
+      'for name in ("tensorflow", "tensorflow_datasets", "torch", "matplotlib", "tensorboardX"):',
+      '  sys.modules[name] = None  # Any import of it now fails.',
+      f'sys.argv = ["evaluate.py", "--methods=noisy", "--datasets={images}", "--sigmas=50", "--output=out"]',
+      f'sys.path.insert(0, {str(ROOT)!r})',
+      f'runpy.run_path({str(ROOT / "evaluate.py")!r}, run_name="__main__")',
+    ]
+  )
+  (images / '2.png').unlink(missing_ok=True)
+  assert '50     unclipped  noisy' in _run('-c', code, cwd=tmp_path)[0]
+
+
 def test_evaluate_without_a_network(images, tmp_path):
   flags = ['--methods=noisy,bm3d', f'--datasets={images}', '--keep-going', '--output=out']
   (images / '2.png').unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from sadnet_jax.evaluation.known_sets import IMAGE_SETS
 from sadnet_jax.evaluation.protocols import AUTHORS, CLIPPED8, FLOAT, PROTOCOLS, ROUNDED, UNCLIPPED
 from sadnet_jax.evaluation.published import PAPER, published
 from sadnet_jax.evaluation.results import ImageResult, SetResult
-from sadnet_jax.evaluation.table import paper_row, table
+from sadnet_jax.evaluation.table import table
 
 GAUSSIAN = [('cbsd68', 3), ('kodak24', 3), ('bsd68', 1), ('kodak24', 1)]
 FULL_KODAK = 'full images, 24 images, 18 of 768x512, 6 of 512x768'
@@ -106,11 +106,11 @@ def test_figures_are_of_versions_and_protocols_that_there_are():
   for name, channels in GAUSSIAN:
     for sigma_255 in (15, 25, 30, 50, 70):
       for row in published(name, channels, sigma_255):
-        assert row.protocol in PROTOCOLS
+        assert set(row.protocols) <= set(PROTOCOLS)
         found.add((name, row.version))
   for name in ('nam', 'sidd_val'):
     for row in published(name, 3, None):
-      assert row.protocol == {'nam': ROUNDED, 'sidd_val': FLOAT}[name].name
+      assert row.protocols == ({'nam': ROUNDED, 'sidd_val': FLOAT}[name].name,)
       found.add((name, row.version))
   for name, version in found:
     assert not version or version in IMAGE_SETS[name].versions.values()
@@ -130,38 +130,53 @@ def test_figures_fall_with_sigma_and_are_above_the_noisy_images():
 
 
 @pytest.mark.parametrize(
-  ('result', 'psnr', 'alike'),
+  ('result', 'psnr', 'differs'),
   [
-    (_result('cbsd68', 68), 28.32, True),
-    (_result('cbsd68', 68, protocol=UNCLIPPED), 28.32, False),
-    (_result('cbsd68', 68, protocol=AUTHORS), 28.32, False),
+    (_result('cbsd68', 68), 28.32, []),
+    (_result('cbsd68', 68, protocol=UNCLIPPED), 28.32, ['protocol clipped8 or authors']),
+    (_result('cbsd68', 68, protocol=AUTHORS), 28.32, []),
     # Some of the images are other images.
-    (_result('cbsd68', 67), 28.32, False),
-    (_result('cbsd68', 68, channels=1), 26.51, True),
-    (_result('kodak24', 24, version=FULL_KODAK), 29.64, True),
-    (_result('kodak24', 24, version=CROPS_OF_KODAK), 29.64, False),
-    (_result('kodak24', 23, version=FULL_KODAK), 29.64, False),
-    (_result('nam', 25, None, ROUNDED, version=NAM), 42.92, True),
-    (_result('nam', 15, None, ROUNDED, version='the 15 crops, 15 images of 512x512'), 42.92, False),
-    (_result('sidd_val', 1280, None, FLOAT), 39.46, True),
-    (_result('sidd_val', 1279, None, FLOAT), 39.46, False),
-    (_result('sidd_val', 1280, None, AUTHORS), 39.46, False),
+    (_result('cbsd68', 67), 28.32, ['all 68 images']),
+    (_result('cbsd68', 68, channels=1), 26.51, []),
+    (_result('kodak24', 24, version=FULL_KODAK), 29.64, []),
+    (_result('kodak24', 24, version=CROPS_OF_KODAK), 29.64, ['full images']),
+    (_result('kodak24', 23, version=FULL_KODAK), 29.64, ['all 24 images']),
+    (_result('nam', 25, None, ROUNDED, version=NAM), 42.92, []),
+    (
+      _result('nam', 15, None, ROUNDED, version='the 15 crops, 15 images of 512x512'),
+      42.92,
+      ["CBDNet's 25 patches", 'all 25 images'],
+    ),
+    (_result('sidd_val', 1280, None, FLOAT), 39.46, []),
+    (_result('sidd_val', 1279, None, FLOAT), 39.46, ['all 1280 images']),
+    (_result('sidd_val', 1280, None, AUTHORS), 39.46, ['protocol float']),
   ],
 )
-def test_the_papers_figure_is_of_the_same_only_if_protocol_and_images_are(result, psnr, alike):
-  paper, same = paper_row(result)
-  assert (paper.method, paper.psnr, same) == (PAPER, psnr, alike)
+def test_the_papers_figure_is_of_the_same_only_if_protocol_and_images_are(result, psnr, differs):
+  paper = result.compared_with()
+  assert (paper.method, paper.psnr, result.differs(paper)) == (PAPER, psnr, differs)
+  (written,) = (p for p in result.to_json()['published'] if p['method'] == result.to_json()['compared_with'])
+  assert (written['psnr'], written['differs']) == (psnr, differs)
+
+
+def test_bm3d_is_compared_with_bm3d_and_the_noisy_images_with_nothing():
+  colour = _result('kodak24', 24, protocol=UNCLIPPED, version=CROPS_OF_KODAK, method='bm3d').compared_with()
+  assert (colour.method, colour.psnr) == ('CBM3D', 28.46)
+  assert _result('bsd68', 68, 25.0, channels=1, method='bm3d').compared_with().psnr == 28.57
+  assert _result('cbsd68', 68, 30.0, method='bm3d').compared_with() is None
+  assert _result('cbsd68', 68, method='noisy').compared_with() is None
 
 
 def test_a_set_that_the_paper_lacks_has_no_figure_of_it():
   for result in (_result('cbsd68', 68, 25.0), _result('mcmaster', 18), _result('polyu', 100, None, ROUNDED)):
-    assert paper_row(result) == (None, False)
+    assert result.compared_with() is None
+    assert result.to_json()['compared_with'] is None
 
 
 def test_the_table_has_the_difference_to_the_paper():
   results = [
     _result('cbsd68', 68, title='CBSD68', psnr=28.3),
-    _result('cbsd68', 68, title='CBSD68', psnr=27.123, method='bm3d'),
+    _result('cbsd68', 68, title='CBSD68', protocol=UNCLIPPED, psnr=27.5, method='bm3d'),
     _result('cbsd68', 68, 25.5, psnr=31.0),
     _result('nam', 25, None, ROUNDED, version=NAM, psnr=43.0),
   ]
@@ -176,13 +191,14 @@ def test_the_table_has_the_difference_to_the_paper():
     'SSIM W': '0.8000',
     'SSIM M': '0.9000',
     's/image': '0.125',
-    'paper': '28.32',
+    'published': '28.32',
     'diff': '-0.02',
+    'of': 'SADNet (paper)',
   }
-  assert [(row['paper'], row['diff']) for row in rows[1:]] == [
-    ('28.32', '-1.20'),
-    ('-', '-'),
-    ('42.92', '+0.08'),
+  assert [(row['published'], row['diff'], row['of']) for row in rows[1:]] == [
+    ('27.38', '+0.12', 'CBM3D'),
+    ('-', '-', '-'),
+    ('42.92', '+0.08', 'SADNet (paper)'),
   ]
   assert [row['sigma'] for row in rows] == ['50', '50', '25.5', 'real']
   assert [row['method'] for row in rows] == ['sadnet', 'bm3d', 'sadnet', 'sadnet']
@@ -195,19 +211,19 @@ def test_figures_of_another_protocol_or_other_images_have_a_star_and_a_note():
   results = [
     _result('cbsd68', 68, protocol=UNCLIPPED, psnr=28.0),
     _result('cbsd68', 68, psnr=28.4),
-    _result('kodak24', 24, version=CROPS_OF_KODAK, psnr=30.0),
+    _result('kodak24', 24, version=CROPS_OF_KODAK, title='KODAK24', psnr=30.0),
     _result('sidd_val', 2, None, FLOAT, title='SIDD validation', psnr=40.0),
   ]
   rows, notes = _rows(results)
-  assert [(row['paper'], row['diff']) for row in rows] == [
+  assert [(row['published'], row['diff']) for row in rows] == [
     ('28.32*', '-0.32*'),
     ('28.32', '+0.08'),
     ('29.64*', '+0.36*'),
     ('39.46*', '+0.54*'),
   ]
   assert notes[-1] == (
-    "* the paper's figure is of another protocol or other images: CBSD68: clipped8; "
-    'KODAK24: clipped8, full images; SIDD validation: float, all 1280 images'
+    '* the published figure is of: CBSD68, SADNet (paper): protocol clipped8 or authors; '
+    'KODAK24, SADNet (paper): full images; SIDD validation, SADNet (paper): all 1280 images'
   )
 
 
@@ -226,10 +242,10 @@ def test_a_table_of_what_cannot_be_measured_has_dashes_and_infinities():
     _result('cbsd68', 68, psnr=math.inf, psnr_noisy=math.inf, ssim_wang=None),
   ]
   rows, notes = _rows(results)
-  measures = ('noisy', 'PSNR', 'SSIM W', 'SSIM M', 's/image', 'paper', 'diff')
+  measures = ('noisy', 'PSNR', 'SSIM W', 'SSIM M', 's/image', 'published', 'diff')
   assert [rows[0][m] for m in measures] == ['-', '-', '-', '-', '-', '28.32*', '-']
   assert [rows[1][m] for m in measures] == ['inf', 'inf', '-', '0.9000', '0.125', '28.32', '+inf']
-  assert notes[-1].endswith('CBSD68: clipped8, all 68 images')
+  assert notes[-1].endswith('CBSD68, SADNet (paper): all 68 images')
 
 
 def test_words_start_and_figures_end_in_line():
@@ -240,9 +256,9 @@ def test_words_start_and_figures_end_in_line():
   ]
   lines = table(results).split('\n')[:4]
   cells = [list(re.finditer(r'\S+(?: \S+)*', line)) for line in lines]
-  assert {len(row) for row in cells} == {11}
-  for column in range(11):
-    places = {row[column].start() if column < 4 else row[column].end() for row in cells}
+  assert {len(row) for row in cells} == {12}
+  for column in range(12):
+    places = {row[column].end() if 4 <= column < 11 else row[column].start() for row in cells}
     assert len(places) == 1
 
 

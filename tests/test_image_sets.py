@@ -340,7 +340,10 @@ def test_sidd_validation_is_its_blocks_image_by_image(tmp_path, hdf5):
   assert _names(image_set) == ['0001_01', '0001_02', '0001_03', '0002_01', '0002_02', '0002_03']
   assert (image_set.protocol, image_set.channels, image_set.title) == (FLOAT, 3, 'SIDD validation')
   assert image_set.version == '6 images of 12x8'
-  assert image_set.notes == [f'{tmp_path / "SIDD"}: got 6 blocks, not the 1280 of SIDD']
+  assert image_set.notes == [
+    f'{tmp_path / "SIDD"}: got 6 blocks (2 images x 3 of 12x8), not the 1280 (40 x 32 of 256x256) of SIDD '
+    'validation'
+  ]
   for number, image in enumerate(image_set.images):
     noisy, clean = image.read(3)
     np.testing.assert_array_equal(noisy, content[SIDD_FILES[0]][divmod(number, 3)])

@@ -49,12 +49,12 @@ def test_missing_and_empty_folders_are_named(tmp_path):
 def test_data_folder_may_be_relative_to_the_root_in_the_environment(tmp_path, monkeypatch):
   (tmp_path / 'train' / 'set').mkdir(parents=True)
   monkeypatch.delenv('SADNET_DATA', raising=False)
-  with pytest.raises(ValueError, match=r'--dataset: got no folder at train/set, want'):
-    find_data_dir('train/set', '--dataset')
+  with pytest.raises(ValueError, match=r'--flag: got no folder at train/set, want'):
+    find_data_dir('train/set', '--flag')
   monkeypatch.setenv('SADNET_DATA', str(tmp_path))
-  assert find_data_dir('train/set', '--dataset') == tmp_path / 'train' / 'set'
+  assert find_data_dir('train/set', '--flag') == tmp_path / 'train' / 'set'
   with pytest.raises(ValueError, match=rf'got no folder at other or {tmp_path}/other, want'):
-    find_data_dir('other', '--dataset')
+    find_data_dir('other', '--flag')
 
 
 def test_what_is_no_image_is_refused_by_name(tmp_path):
@@ -80,3 +80,12 @@ def test_modes_that_would_lose_something_are_refused(tmp_path):
   Image.fromarray(_colour(4, 4)).convert('RGBA').save(tmp_path / 'alpha.png')
   with pytest.raises(ValueError, match=r'alpha.png: got an image of mode RGBA, want 8-bit grey'):
     read_image(tmp_path / 'alpha.png', 3)
+
+
+def test_an_image_too_large_for_pillow_is_refused_by_name(tmp_path, monkeypatch):
+  Image.new('L', (16, 16)).save(tmp_path / 'huge.png')
+  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
+  with pytest.raises(
+    ValueError, match=r'huge\.png: got no readable image \(Image size \(256 pixels\) exceeds'
+  ):
+    read_image(tmp_path / 'huge.png', 1)

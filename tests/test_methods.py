@@ -29,6 +29,8 @@ class _Shifts:
   That takes no time to compile, and shows where an image went and how it was extended.
   """
 
+  channels = 3
+
   def __init__(self):
     self.compiled_for = []
 
@@ -261,5 +263,20 @@ def test_a_batch_of_no_image_is_refused():
 
 def test_sadnet_refuses_images_of_other_channels(variables):
   method = SADNetMethod(MODEL, variables['params'], {}, devices=jax.local_devices()[:1])
+  method.check(3, real=True)
+  with pytest.raises(ValueError, match=r'sadnet: got images of 1 channel\(s\) for a network of 3, want'):
+    method.check(1, real=False)
   with pytest.raises(ValueError, match=r'noisy: got shape .* want \[N, H, W, 3\]'):
     method.denoise(_images((16, 24), channels=1), None)
+
+
+def test_what_the_device_has_no_memory_for_is_an_error_of_the_image():
+  def fail(variables, noisy):
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of\nmemory')
+
+  method, network = _shifts()
+  network.apply = fail
+  with pytest.raises(
+    ValueError, match=r'sadnet: got images of 24x16 pixels that the device fails at \(RESOURCE.*out of memory'
+  ):
+    method.denoise(_images((16, 24)), None)

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import math
+from pathlib import Path
 import re
 
 import numpy as np
@@ -157,8 +158,10 @@ def test_all_that_is_given_is_on_the_page(tmp_path):
   made = showcase([('a.png', 20.0), (BAD_NAME, 30.0)])
   _, read = _written(tmp_path / 'new' / 'page.html', given, [made])
   assert {key: read[key] for key in given} == given
-  assert [(card['place'], card['name']) for card in read['showcases'][0]] == _names(made)
-  start, _, first = read['pictures'][read['showcases'][0][0]['denoised']].partition(',')
+  (shown,) = read['showcases']
+  assert shown['images'] == 2
+  assert [(card['place'], card['name']) for card in shown['cards']] == _names(made)
+  start, _, first = read['pictures'][shown['cards'][0]['denoised']].partition(',')
   assert start == 'data:image/webp;base64'
   np.testing.assert_array_equal(_decode(base64.b64decode(first)), pixels(1))
 
@@ -192,15 +195,93 @@ def test_the_page_asks_for_nothing_from_elsewhere(tmp_path):
   policy = next(
     a['content'] for tag, a in reader.elements if a.get('http-equiv') == 'Content-Security-Policy'
   )
-  rules = dict(rule.split(maxsplit=1) for rule in policy.split('; '))
+  rules = dict(rule.split(maxsplit=1) for rule in policy.split(';'))
   assert rules['default-src'] == "'none'"
   assert rules['img-src'] == 'data:'
   assert {'default-src', 'img-src', 'style-src', 'script-src', 'base-uri', 'form-action'} == set(rules)
   assert rules['style-src'] == rules['script-src'] == "'unsafe-inline'"
   links = [a[key] for _, a in reader.elements for key in ('src', 'href', 'action') if key in a]
   assert links == ['data:,']
-  template = page._TEMPLATE.read_text(encoding='utf-8')
-  assert not re.search(r'https?:|url\(|@import|innerHTML|document\.write|eval\(', template)
+  whole = (tmp_path / 'page.html').read_text(encoding='utf-8')
+  assert not re.search(r'https?:|url\(|@import|innerHTML|document\.write|eval\(', whole)
+
+
+def test_the_page_is_put_together_of_all_its_parts(tmp_path):
+  reader, _ = _written(tmp_path / 'page.html', content(result()), [])
+  whole = (tmp_path / 'page.html').read_text(encoding='utf-8')
+  parts = sorted(path.name for path in Path(page.__file__).parent.glob('page*.[cj]s*'))
+  assert parts == ['page.css', 'page.js', 'page_elements.js', 'page_tables.js', 'page_viewer.js']
+  for name in parts:
+    assert whole.count(Path(page.__file__).with_name(name).read_text(encoding='utf-8').rstrip()) == 1
+  tags = [tag for tag, _ in reader.elements]
+  # The data and four parts; nothing in a part ends its element.
+  assert (tags.count('style'), tags.count('script'), tags.count('main')) == (1, 5, 1)
+  assert [script.count("'use strict';") for script in reader.scripts] == [0, 1, 1, 1, 1]
+
+
+def _two_results():
+  """Content, and showcases of six images, of two, and of four without ground truth."""
+  submission = {'title': 'DND', 'method': {'name': 'noisy'}, 'files': 1}
+  given = content(result(), result(), submissions=[submission])
+  sets = ((list('abcdef'), 0, True), (list('gh'), 10, True), (list('ijkl'), None, False))
+  showcases = []
+  for names, psnr, rated in sets:
+    made = Showcase(3, 3) if rated else Showcase(4, 0)
+    for i, name in enumerate(names):
+      noisy, denoised, clean = (pixels(100 * ord(name) + role) for role in range(3))
+      made.add(name, psnr + i if rated else None, noisy, denoised, clean if rated else None)
+    showcases.append(made)
+  return given, showcases
+
+
+def _shown(path, **options):
+  """What a page takes, and the names on it."""
+  size = write_page(path, *_two_results(), **options)
+  assert size == path.stat().st_size
+  read = json.loads(_Reader(path.read_text(encoding='utf-8')).scripts[0])
+  assert [shown['images'] for shown in read['showcases']] == [6, 2, 4]
+  # Nor are pictures left that no card shows.
+  used = {card[role] for shown in read['showcases'] for card in shown['cards'] for role in ('noisy', 'clean')}
+  assert max(used - {None}) < len(read['pictures'])
+  assert len(read['pictures']) == sum(
+    card[role] is not None
+    for shown in read['showcases']
+    for card in shown['cards']
+    for role in ('noisy', 'denoised', 'clean')
+  )
+  return size, [''.join(card['name'] for card in shown['cards']) for shown in read['showcases']]
+
+
+def test_over_the_budget_every_result_is_cut_alike_from_the_middle(tmp_path):
+  path = tmp_path / 'page.html'
+  size, names = _shown(path)
+  seen = [names]
+  while True:
+    # Few bytes less than what it took is too little; how the budget is written takes some, too.
+    smaller, names = _shown(path, budget_mb=(size - 20) / 1e6)
+    if names == seen[-1]:
+      break
+    # What is left is no less than it must be: few bytes more than it takes is enough for it.
+    assert _shown(path, budget_mb=(smaller + 20) / 1e6)[1] == names
+    assert smaller < size - 1000
+    size = smaller
+    seen.append(names)
+  assert seen == [
+    ['abcdef', 'gh', 'ijkl'],
+    ['abcef', 'gh', 'ijkl'],
+    ['abef', 'gh', 'ijkl'],
+    ['abf', 'gh', 'ijk'],
+    ['af', 'gh', 'ij'],
+    ['af', 'gh', 'i'],
+  ]
+  assert _shown(path, budget_mb=0)[1] == seen[-1]
+
+
+def test_a_budget_is_a_number_of_bytes(tmp_path):
+  for bad in (-1, math.nan):
+    with pytest.raises(ValueError, match=f'budget_mb: got {bad}, want millions of bytes, 0 or more'):
+      write_page(tmp_path / 'page.html', content(), [], budget_mb=bad)
+  assert not list(tmp_path.iterdir())
 
 
 def test_a_page_that_cannot_be_made_leaves_the_one_that_is_there(tmp_path):

@@ -1,404 +1,41 @@
-"""The page of results as a person uses it: in Chromium, by mouse, finger and keyboard."""
+"""The page of results as a person reads it: in Chromium, in light and dark, narrow and on paper."""
 
-import gc
-import io
 import json
-import os
-import shutil
 
+import chromium
+import dataset_files
+import matlab_files
 import numpy as np
-from page_content import BAD_NAME, content, image, pixels, result, showcase
-from PIL import Image
+from page_content import BAD_NAME, NAMES, content, five_images, image, result, showcase
 import pytest
-from selenium import webdriver
-from selenium.webdriver.common.action_chains import ActionChains
-from selenium.webdriver.common.actions.action_builder import ActionBuilder
-from selenium.webdriver.common.actions.pointer_input import PointerInput
-from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.wait import WebDriverWait
 
-from sadnet_jax.evaluation.page import Showcase, write_page
+from sadnet_jax.evaluation import run
+from sadnet_jax.evaluation.methods import Noisy
 
 # What stands for less than nothing, for noise, and for nothing known.
 MINUS, SIGMA, NONE = '\u2212', '\u03c3', '\u2013'
-# Pictures of 30x20 are shown 16 times as large.
-SCALE = 16
-NAMES = ['c10.png', 'worst.png', 'c9.png', BAD_NAME, 'best.png']
-PSNRS = [25.0, 19.5, 24.0, 28.0, 31.25]
-FLAGS = (
-  '--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
-  '--disable-component-update --disable-sync --hide-scrollbars --force-device-scale-factor=1 '
-  '--force-color-profile=srgb'
-)
-
-
-def _find(*names):
-  found = next((path for path in map(shutil.which, names) if path), None)
-  if found is None:
-    reason = (
-      f'got none of {", ".join(names)} on PATH, want Chromium and its driver (apt install chromium-driver)'
-    )
-    if os.environ.get('CI') == 'true':
-      pytest.fail(reason)
-    pytest.skip(reason)
-  return found
 
 
 @pytest.fixture(scope='module')
 def driver(tmp_path_factory):
-  options = webdriver.ChromeOptions()
-  options.binary_location = _find('chromium', 'chromium-browser', 'google-chrome')
-  for flag in (*FLAGS.split(), f'--user-data-dir={tmp_path_factory.mktemp("chromium")}'):
-    options.add_argument(flag)
-  options.set_capability('goog:loggingPrefs', {'browser': 'ALL', 'performance': 'ALL'})
-  # With its path given, Selenium looks for no driver, and downloads none.
-  service = webdriver.ChromeService(_find('chromedriver'))
-  driver = webdriver.Chrome(options, service)
-  yield driver
-  driver.quit()
-  gc.collect()  # What is not closed warns here.
+  with chromium.started(tmp_path_factory.mktemp('chromium')) as driver:
+    yield driver
 
 
 @pytest.fixture
 def open_page(driver, tmp_path):
-  """Writes a page, opens it, and looks afterwards that nothing went wrong in it, or out of it."""
-  path = tmp_path / 'page.html'
-
-  def write_and_open(given, showcases=(), *, width=1100, height=900, scheme='light', touch=False):
-    write_page(path, given, list(showcases))
-    screen = {'width': width, 'height': height, 'deviceScaleFactor': 1, 'mobile': False}
-    driver.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', screen)
-    driver.execute_cdp_cmd('Emulation.setTouchEmulationEnabled', {'enabled': touch})
-    media = [{'name': 'prefers-color-scheme', 'value': scheme}]
-    driver.execute_cdp_cmd('Emulation.setEmulatedMedia', {'features': media})
-    driver.get_log('browser'), driver.get_log('performance')
-    driver.get(path.as_uri())
-
-  yield write_and_open
-  assert driver.get_log('browser') == []
-  messages = [json.loads(entry['message'])['message'] for entry in driver.get_log('performance')]
-  sent = [m['params']['request']['url'] for m in messages if m['method'] == 'Network.requestWillBeSent']
-  assert path.as_uri() in sent
-  assert {url.split(':')[0] for url in sent} <= {'file', 'data'}
-  assert {url.split('#')[0] for url in sent if url.startswith('file:')} == {path.as_uri()}
+  with chromium.written(driver, tmp_path / 'page.html') as open_page:
+    yield open_page
 
 
-@pytest.fixture
-def cards(open_page, driver):
-  """A page with one result of five images, and what is on its cards."""
-  images = [image(name, psnr) for name, psnr in zip(NAMES, PSNRS, strict=True)]
-  open_page(content(result(images)), [showcase(zip(NAMES, PSNRS, strict=True))])
-  return [_Card(driver, element) for element in driver.find_elements(By.CSS_SELECTOR, 'figure')]
-
-
-class _Card:
-  """A card, by what a person sees of it."""
-
-  def __init__(self, driver, element):
-    self.driver, self.element = driver, element
-    self.view = element.find_element(By.CSS_SELECTOR, '.view')
-    self.slider = element.find_element(By.CSS_SELECTOR, '[role=slider]')
-    self.name = _text(element.find_element(By.CSS_SELECTOR, '.name'))
-
-  def now(self):
-    return int(self.slider.get_attribute('aria-valuenow'))
-
-  def button(self, label):
-    return self.element.find_element(By.CSS_SELECTOR, f'[aria-label="{label}"]')
-
-  def level(self):
-    return self.element.find_element(By.CSS_SELECTOR, '.level').text
-
-  def crop(self):
-    return self.element.find_element(By.CSS_SELECTOR, '.crop').text
-
-  def bring_into_view(self):
-    self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", self.view)
-
-  def at(self, x, y):
-    """Actions that start with the mouse at a place of the picture, in pixels of the screen."""
-    self.bring_into_view()
-    size = self.view.size
-    across, down = round(x - size['width'] / 2), round(y - size['height'] / 2)
-    return ActionChains(self.driver, duration=50).move_to_element_with_offset(self.view, across, down)
-
-  def drag(self, start, to):
-    moved = self.at(*start).click_and_hold()
-    moved.move_by_offset(to[0] - start[0], to[1] - start[1]).release().perform()
-
-  def seen(self):
-    """What the screen shows of the picture, uint8 [H, W, 3]."""
-    self.bring_into_view()
-    box = self.driver.execute_script('return arguments[0].getBoundingClientRect()', self.view)
-    shot = np.asarray(Image.open(io.BytesIO(self.driver.get_screenshot_as_png())).convert('RGB'))
-    top, left = round(box['top']), round(box['left'])
-    return shot[top : top + round(box['height']), left : left + round(box['width'])]
-
-  def assert_shows(self, left, right, line, box=(0, 0, 20, 30)):
-    """Compares with two images at the center of each of their pixels.
-
-    Args:
-      left: uint8 [H, W, 3].
-      right: The same shape.
-      line: Where the divider is, in pixels of the screen.
-      box: Rows and columns that are in view: (top, left, height, width).
-    """
-    seen = self.seen()
-    top, first, height, width = box
-    scale = seen.shape[0] / height
-    compared = 0
-    for row in range(height):
-      for column in range(width):
-        y, x = int((row + 0.5) * scale), int((column + 0.5) * scale)
-        # Beneath the labels and the divider there is nothing to see.
-        if y < 32 or abs(x - line) < 26:
-          continue
-        want = (left if x < line else right)[top + row, first + column]
-        np.testing.assert_array_equal(seen[y, x], want, f'row {row}, column {column}')
-        compared += 1
-    assert compared > 0.5 * height * width
-
-
-def _text(element):
-  """As it is, where `element.text` would tidy it up."""
-  return element.get_attribute('textContent')
-
-
-def _images(card):
-  """Noisy, denoised and clean of a card."""
-  return [pixels(10 * NAMES.index(card.name) + role) for role in range(3)]
-
-
-def test_cards_go_from_the_worst_to_the_best(cards):
-  assert [card.name for card in cards] == ['worst.png', 'c9.png', BAD_NAME, 'best.png']
-  places = [card.element.find_element(By.CSS_SELECTOR, '.place').text for card in cards]
-  assert places == ['Lowest PSNR'] * 2 + ['Highest PSNR'] * 2
-
-
-def test_a_card_starts_with_half_noisy_and_half_denoised(cards):
-  noisy, denoised, _ = _images(cards[0])
-  cards[0].assert_shows(noisy, denoised, 15 * SCALE)
-  assert cards[0].now() == 50
-
-
-def test_the_divider_is_dragged_by_the_mouse(cards, driver):
-  card = cards[1]
-  noisy, denoised, _ = _images(card)
-  card.drag((15 * SCALE + 12, 100), (6 * SCALE + 12, 130))  # Beside the line, but on the divider.
-  assert card.now() == 20
-  card.assert_shows(noisy, denoised, 6 * SCALE)
-  card.drag((25 * SCALE, 150), (24 * SCALE, 150))  # It comes to a pointer that is elsewhere.
-  assert card.now() == 80
-  card.assert_shows(noisy, denoised, 24 * SCALE)
-  card.drag((24 * SCALE, 150), (32 * SCALE, 150))  # Out of the picture.
-  assert card.now() == 100
-  assert cards[0].now() == 50
-  assert driver.switch_to.active_element == card.slider  # For the wheel and the keys.
-
-
-def test_the_divider_stays_where_it_is_let_go(cards):
-  card = cards[0]
-  card.drag((15 * SCALE, 100), (9 * SCALE, 100))
-  card.at(25 * SCALE, 100).perform()
-  assert card.now() == 30
-
-
-def test_the_divider_is_dragged_by_a_finger(open_page, driver):
-  open_page(content(result([image('a', 20.0)])), [showcase([('a', 20.0)])], touch=True)
-  card = _Card(driver, driver.find_element(By.CSS_SELECTOR, 'figure'))
-  card.bring_into_view()
-  _swipe(driver, card.view, [(SCALE * step, 50) for step in range(10)])
-  assert card.now() == 80
-  card.assert_shows(pixels(0), pixels(1), 24 * SCALE)
-
-
-def test_a_finger_that_scrolls_the_page_leaves_the_divider(open_page, driver):
-  open_page(content(result([image('a', 20.0)])), [showcase([('a', 20.0)])], touch=True)
-  card = _Card(driver, driver.find_element(By.CSS_SELECTOR, 'figure'))
-  card.bring_into_view()
-  before = driver.execute_script('return scrollY')
-  observer = 'new MutationObserver(() => places.push(arguments[0].style.left))'
-  driver.execute_script(
-    f'window.places = []; {observer}.observe(arguments[0], {{attributes: true}})', card.slider
-  )
-  _swipe(driver, card.view, [(100 - step, 100 - 20 * step) for step in range(10)])
-  WebDriverWait(driver, 10).until(lambda _: driver.execute_script('return scrollY') > before)
-  assert card.now() == 50
-  assert set(driver.execute_script('return places')) <= {'50%'}  # Not even for a moment.
-  card.bring_into_view()
-  _swipe(driver, card.view, [(100 - 12 * step, 100 - 20 * step) for step in range(10)])
-  assert card.now() == 50
-
-
-def _swipe(driver, element, places):
-  """A finger goes from place to place, in pixels from an element's middle."""
-  actions = ActionBuilder(driver, mouse=PointerInput('touch', 'finger'), duration=20)
-  actions.pointer_action.move_to(element, *places[0]).pointer_down()
-  for place in places[1:]:
-    actions.pointer_action.move_to(element, *place)
-  actions.pointer_action.pointer_up()
-  actions.perform()
-
-
-@pytest.mark.parametrize(
-  ('keys', 'now'),
-  [
-    (Keys.ARROW_LEFT, 48),
-    (Keys.ARROW_DOWN, 48),
-    (Keys.ARROW_RIGHT * 3, 56),
-    (Keys.ARROW_UP, 52),
-    (Keys.PAGE_DOWN, 40),
-    (Keys.PAGE_UP, 60),
-    (Keys.HOME + Keys.ARROW_LEFT, 0),
-    (Keys.END + Keys.ARROW_RIGHT, 100),
-  ],
-)
-def test_the_divider_is_moved_by_keys(cards, keys, now):
-  cards[0].slider.send_keys(keys)
-  assert cards[0].now() == now
-  noisy, denoised, _ = _images(cards[0])
-  cards[0].assert_shows(noisy, denoised, now / 100 * 30 * SCALE)
-  assert cards[0].slider.get_attribute('aria-valuetext') == f'{now}% noisy, {100 - now}% denoised'
-
-
-def test_tab_comes_to_the_divider_and_its_buttons_and_shows_where_it_is(cards, driver):
-  driver.execute_script('arguments[0].focus({focusVisible: true})', cards[0].slider)
-  ring = "return getComputedStyle(arguments[0], '::before').outlineStyle"
-  assert driver.execute_script(ring, cards[0].slider) == 'solid'
-  assert driver.execute_script(ring, cards[1].slider) == 'none'
-  labels = []
-  for _ in range(4):
-    ActionChains(driver).send_keys(Keys.TAB).perform()
-    labels.append(driver.switch_to.active_element.get_attribute('aria-label'))
-  pairs = ['Compare noisy and denoised', 'Compare denoised and clean', 'Compare noisy and clean']
-  assert labels == [*pairs, 'Zoom in']  # There is nothing yet to zoom out of.
-
-
-def test_another_pair_is_compared(cards):
-  card = cards[2]
-  noisy, denoised, clean = _images(card)
-  for name, left, right in (('denoised and clean', denoised, clean), ('noisy and clean', noisy, clean)):
-    card.button(f'Compare {name}').click()
-    card.assert_shows(left, right, 15 * SCALE)
-    pressed = card.element.find_elements(By.CSS_SELECTOR, '[aria-pressed=true]')
-    assert [button.accessible_name for button in pressed] == [f'Compare {name}']
-    assert card.slider.accessible_name == f'Divider between {name}, {card.name}'
-    labels = [span.text for span in card.view.find_elements(By.CSS_SELECTOR, 'span') if span.is_displayed()]
-    assert sorted(labels) == sorted(word.title() for word in name.split(' and '))
-
-
-def test_without_clean_there_is_one_pair(open_page, driver):
-  submission = {'title': 'DND', 'method': {'name': 'noisy'}, 'files': ['dnd-noisy'], 'seconds': 3}
-  open_page(content(submissions=[submission]), [showcase([('0001_01', None)], clean=False)])
-  card = _Card(driver, driver.find_element(By.CSS_SELECTOR, 'figure'))
-  card.assert_shows(pixels(0), pixels(1), 15 * SCALE)
-  assert not card.element.find_elements(By.CSS_SELECTOR, '[aria-pressed]')
-  assert len(card.element.find_elements(By.CSS_SELECTOR, 'img')) == 2
-
-
-def test_buttons_zoom_into_the_middle_up_to_8_times(cards):
-  card = cards[0]
-  noisy, denoised, _ = _images(card)
-  levels = []
-  for _ in range(3):
-    card.button('Zoom in').click()
-    levels.append(card.level())
-  assert levels == ['2x', '4x', '8x']
-  assert not card.button('Zoom in').is_enabled()
-  card.button('Zoom out').click()
-  assert card.level() == '4x'
-  # 30x20 / 4 = 7.5x5 pixels around the middle: from column 11.25 and row 7.5 on.
-  assert card.crop() == 'Columns 11 to 18, rows 7 to 12 of 30x20'
-  seen, scale = card.seen(), 4 * SCALE
-  for row, column in ((8, 12), (11, 13), (10, 16), (9, 17)):
-    y, x = int((row + 0.5 - 7.5) * scale), int((column + 0.5 - 11.25) * scale)
-    want = (noisy if column < 15 else denoised)[row, column]
-    # Every pixel is one square: nothing is blended.
-    np.testing.assert_array_equal(seen[y - 28 : y + 28, x - 20 : x + 20], np.broadcast_to(want, (56, 40, 3)))
-  card.button('Show the whole picture').click()
-  card.assert_shows(noisy, denoised, 15 * SCALE)
-
-
-def test_a_double_click_zooms_where_it_is_and_the_divider_still_works(cards):
-  card = cards[0]
-  noisy, denoised, _ = _images(card)
-  for _ in range(2):
-    card.at(0, 0).move_by_offset(1, 1).double_click().perform()
-  assert card.level() == '4x'
-  assert card.crop() == 'Columns 0 to 7, rows 0 to 5 of 30x20'
-  card.button('Show the whole picture').click()
-  card.slider.send_keys('+')
-  card.drag((29 * SCALE, 250), (0, 0))  # To the lower right corner's opposite: columns 15 and rows 10 on.
-  card.drag((29 * SCALE, 250), (0, 0))
-  assert card.crop() == 'Columns 15 to 29, rows 10 to 19 of 30x20'
-  card.slider.send_keys(Keys.HOME)
-  box = (10, 15, 10, 15)
-  card.assert_shows(noisy, denoised, 0, box)
-  card.slider.send_keys(Keys.PAGE_UP * 4)
-  card.assert_shows(noisy, denoised, 12 * SCALE, box)
-  card.drag((12 * SCALE, 100), (21 * SCALE, 100))
-  assert card.now() == 70
-  card.assert_shows(noisy, denoised, 21 * SCALE, box)
-
-
-def test_a_crop_is_moved_by_dragging_and_by_keys_and_never_leaves_the_picture(cards):
-  card = cards[0]
-  noisy, denoised, _ = _images(card)
-  card.slider.send_keys('+', Keys.HOME)
-  assert card.crop() == 'Columns 7 to 22, rows 5 to 14 of 30x20'
-  card.drag((300, 200), (300 - 3 * SCALE, 200 + 4 * SCALE))  # 1.5 columns to the right, 2 rows up.
-  assert card.crop() == 'Columns 9 to 23, rows 3 to 12 of 30x20'
-  card.assert_shows(noisy, denoised, 0, (3, 9, 10, 15))
-  assert card.now() == 0
-  for key, crop in (
-    (Keys.ARROW_RIGHT, 'Columns 12 to 27, rows 3 to 12 of 30x20'),
-    (Keys.ARROW_RIGHT, 'Columns 15 to 29, rows 3 to 12 of 30x20'),
-    (Keys.ARROW_UP, 'Columns 15 to 29, rows 0 to 10 of 30x20'),
-    (Keys.ARROW_DOWN * 9, 'Columns 15 to 29, rows 10 to 19 of 30x20'),
-    (Keys.ARROW_LEFT * 9, 'Columns 0 to 14, rows 10 to 19 of 30x20'),
-  ):
-    card.slider.send_keys(Keys.SHIFT, key)
-    assert card.crop() == crop
-
-
-def test_the_wheel_zooms_a_picture_in_use_and_scrolls_the_page_over_others(cards, driver):
-  card = cards[0]
-  _, denoised, _ = _images(card)
-  card.bring_into_view()
-  before = driver.execute_script('return scrollY')
-  ActionChains(driver).scroll_from_origin(ScrollOrigin.from_element(card.view), 0, -60).perform()
-  WebDriverWait(driver, 10).until(lambda _: driver.execute_script('return scrollY') < before)
-  assert card.level() == '1x'
-  card.bring_into_view()
-  card.slider.send_keys(Keys.HOME)
-  scrolled = driver.execute_script('return scrollY')
-  # At the middle of column 21 and row 15; that place stays.
-  origin = ScrollOrigin.from_element(card.view, int(6.5 * SCALE), int(5.5 * SCALE))
-  ActionChains(driver).scroll_from_origin(origin, 0, -240).perform()
-  assert card.level() == '4x'
-  assert driver.execute_script('return scrollY') == scrolled
-  seen = card.seen()
-  np.testing.assert_array_equal(seen[int(15.5 * SCALE), int(21.5 * SCALE)], denoised[15, 21])
-  np.testing.assert_array_equal(seen[int(15.5 * SCALE), int(21.5 * SCALE) - 4 * SCALE], denoised[15, 20])
-  np.testing.assert_array_equal(seen[int(15.5 * SCALE) - 8 * SCALE, int(21.5 * SCALE)], denoised[13, 21])
-
-
-def test_of_a_large_image_the_card_says_which_part_it_shows(open_page, driver):
-  made = Showcase(1, 0)
-  large = pixels(0, (100, 1100, 3))
-  made.add('large.png', 20.0, large, large, large)
-  open_page(content(result([image('large.png', 20.0, height=100, width=1100)])), [made])
-  card = _Card(driver, driver.find_element(By.CSS_SELECTOR, 'figure'))
-  assert card.crop() == 'Columns 38 to 1061, rows 0 to 99 of 1100x100, of which the page holds the middle'
-
-
-def test_a_column_sorts_by_its_numbers_and_back(cards, driver):
+def test_a_column_sorts_by_its_numbers_and_back(open_page, driver):
+  open_page(*five_images())
   table = driver.find_element(By.CSS_SELECTOR, '.images table')
 
   def names():
-    return [_text(row) for row in table.find_elements(By.CSS_SELECTOR, 'tbody th')]
+    return [chromium.text_of(row) for row in table.find_elements(By.CSS_SELECTOR, 'tbody th')]
 
   assert names() == NAMES
   head = table.find_element(By.XPATH, ".//th[contains(., 'PSNR denoised')]")
@@ -431,17 +68,18 @@ def test_what_has_no_number_is_sorted_last(open_page, driver):
   assert [row.find_elements(By.TAG_NAME, 'td')[2].text for row in rows] == ['∞', '10.50', '9.50', NONE, 'NaN']
 
 
-def test_the_summary_has_the_figures_and_the_difference_to_the_paper(open_page, driver):
-  other = result(protocol='unclipped', version="FFDNet's centre crops, 24 images of 500x500", title='Kodak24')
-  other['published'] = [other['published'][0] | {'version': 'full images'}]
-  full = other | {'protocol': 'clipped8', 'version': 'full images, 24 images of 768x512'}
+def _rows(driver):
+  rows = driver.find_elements(By.CSS_SELECTOR, '.summary tbody tr')
+  return [[cell.text for cell in row.find_elements(By.CSS_SELECTOR, 'th, td')] for row in rows]
+
+
+def test_the_summary_has_the_figures_and_the_difference_to_a_published_one(open_page, driver):
   real = result(
     sigma_255=None, title='Nam', method={'name': 'bm3d', 'version': '4.0.3'}, published=[], mean={}
   )
-  open_page(content(result(), other, full, real))
-  rows = driver.find_elements(By.CSS_SELECTOR, '.summary tbody tr')
-  cells = [[cell.text for cell in row.find_elements(By.CSS_SELECTOR, 'th, td')] for row in rows]
-  assert cells[0] == [
+  open_page(content(result(), real))
+  first, second = _rows(driver)
+  assert first == [
     'CBSD68\n68 images, 53 of 481x321, 15 of 321x481',
     f'{SIGMA} 50\nclipped8',
     'SADNet\nconfigs/color_fast.py:50, step 5000',
@@ -449,21 +87,56 @@ def test_the_summary_has_the_figures_and_the_difference_to_the_paper(open_page, 
     '0.7934\nfrom 0.2345',
     '0.8765\nfrom 0.3456',
     '1.25',
-    '28.32',
+    '28.32\nSADNet (paper)',
     f'{MINUS}0.27',
   ]
-  assert cells[1][-1] == f'{MINUS}0.271'  # With the footnote's number.
-  assert cells[2][-1] == f'{MINUS}0.27'
-  assert cells[3][1:4] == ['real noise\nclipped8', 'BM3D\nversion 4.0.3', f'{NONE} → {NONE}']
-  assert cells[3][-2:] == [NONE, NONE]
-  notes = driver.find_elements(By.CSS_SELECTOR, '#notes li')
-  assert len(notes) == 1
-  assert (
-    'measured under the protocol clipped8, not unclipped and on other images (full images, not'
-    in notes[0].text
-  )
-  rows[1].find_element(By.CSS_SELECTOR, 'sup a').click()
-  assert driver.execute_script('return document.querySelector(":target").textContent') == notes[0].text
+  assert second[1:4] == ['real noise\nclipped8', 'BM3D\nversion 4.0.3', f'{NONE} → {NONE}']
+  assert second[-2:] == [NONE, NONE]
+  assert not driver.find_elements(By.CSS_SELECTOR, '#notes li')
+
+
+def test_the_published_figure_is_the_one_that_is_named_and_what_differs_is_as_told(open_page, driver):
+  paper = result()['published'][0]
+  bm3d = {'method': 'CBM3D', 'psnr': 27.38, 'ssim': 0.9, 'protocols': ['unclipped'], 'version': ''}
+  bm3d['differs'] = ['protocol unclipped', 'all 68 images']
+  both = {'published': [paper, bm3d], 'method': {'name': 'bm3d'}}
+  named = result(**both, compared_with='CBM3D')
+  unnamed = result(**both)
+  del unnamed['compared_with']
+  untold = result(published=[{k: v for k, v in paper.items() if k != 'differs'}])
+  # Neither what differs nor what is compared is for the page to find out.
+  alike = result(protocol='unclipped', version='two images')
+  open_page(content(named, unnamed, result(**both, compared_with=None), untold, alike))
+  assert [row[-2:] for row in _rows(driver)] == [
+    ['27.38\nCBM3D', '+0.671'],  # With the footnote's number.
+    [NONE, NONE],
+    [NONE, NONE],
+    ['28.32\nSADNet (paper)', f'{MINUS}0.27'],
+    ['28.32\nSADNet (paper)', f'{MINUS}0.27'],
+  ]
+  (note,) = driver.find_elements(By.CSS_SELECTOR, '#notes li')
+  assert note.text.startswith(f'CBM3D on CBSD68, {SIGMA} 50 is of: protocol unclipped; all 68 images.')
+  driver.find_element(By.CSS_SELECTOR, '.summary sup a').click()
+  assert driver.execute_script('return document.querySelector(":target").textContent') == note.text
+  tiles = driver.find_elements(By.CSS_SELECTOR, '.tile:nth-child(5)')
+  assert [tile.text.split('\n')[0] for tile in tiles] == ['Against CBM3D', *['Against SADNet (paper)'] * 2]
+  table = driver.find_element(By.CSS_SELECTOR, '#result-0 [aria-label^="Published figures"]')
+  rows = [row.text for row in table.find_elements(By.CSS_SELECTOR, 'tbody tr')]
+  assert rows == [
+    f'SADNet (paper) 28.32 {NONE} clipped8 or authors {MINUS}0.27',
+    'CBM3D 27.38 0.9000 unclipped +0.67 protocol unclipped; all 68 images',
+  ]
+
+
+def test_notes_are_on_the_result_and_told_in_the_summary(open_page, driver):
+  notes = ['CBSD68: got 67 images, not the 68 of CBSD68', f'{BAD_NAME}: got a link']
+  open_page(content(result(notes=notes), result(notes=[]), result()))
+  (remarks,) = driver.find_elements(By.CSS_SELECTOR, '.remarks')
+  assert [chromium.text_of(item) for item in remarks.find_elements(By.TAG_NAME, 'li')] == notes
+  (link,) = driver.find_elements(By.CSS_SELECTOR, '.summary a[href^="#remarks"]')
+  assert link.text == '2 notes'
+  link.click()
+  assert driver.execute_script('return document.querySelector(":target")') == remarks
 
 
 def test_the_page_starts_with_the_command_the_hardware_and_the_versions(open_page, driver):
@@ -471,14 +144,14 @@ def test_the_page_starts_with_the_command_the_hardware_and_the_versions(open_pag
   header = driver.find_element(By.TAG_NAME, 'header')
   assert header.find_element(By.TAG_NAME, 'h1').text == 'Denoising results'
   assert header.find_element(By.TAG_NAME, 'pre').text == 'evaluate.py --datasets=cbsd68'
-  names, values = ([_text(e) for e in header.find_elements(By.TAG_NAME, tag)] for tag in ('dt', 'dd'))
+  names, values = (map(chromium.text_of, header.find_elements(By.TAG_NAME, tag)) for tag in ('dt', 'dd'))
   assert dict(zip(names, values, strict=True)) == {'cpu': 'AMD EPYC', 'cores': '2', 'jax': '0.10.2'}
 
 
 def test_results_are_told_apart_by_their_headings(open_page, driver):
   noisy = result(protocol='authors', method={'name': 'noisy'}, mean={'seconds': 3e-6})
   open_page(content(result(), noisy))
-  heads = [_text(head) for head in driver.find_elements(By.TAG_NAME, 'h2')]
+  heads = [chromium.text_of(head) for head in driver.find_elements(By.TAG_NAME, 'h2')]
   assert heads == [f'CBSD68, {SIGMA} 50 SADNet, clipped8', f'CBSD68, {SIGMA} 50 Noisy input, authors']
   # Zero is what no method takes.
   assert driver.find_element(By.CSS_SELECTOR, '#result-1 .tile:nth-child(4) .value').text == '< 0.001 s'
@@ -499,15 +172,43 @@ def test_failures_are_red_and_told_once(open_page, driver):
 def test_a_submission_is_listed_with_what_was_written(open_page, driver):
   method = {'name': 'sadnet', 'step': 5000}
   dnd = {'title': 'DND', 'method': method, 'files': ['dnd-sadnet'], 'checks': ['50 bundles'], 'seconds': 12.5}
-  open_page(content(submissions=[dnd, dnd | {'title': 'SIDD benchmark', 'files': 7}]))
+  open_page(content(submissions=[dnd | {'margin_px': 64}, dnd | {'title': 'SIDD benchmark', 'files': 7}]))
   sections = [section.text for section in driver.find_elements(By.CSS_SELECTOR, '.submission')]
   assert all(text in sections[0] for text in ('DND', 'SADNet', 'dnd-sadnet', '50 bundles', '5000', '12.5'))
   assert all(text in sections[1] for text in ('SIDD benchmark', '7 files'))
+  facts = driver.find_elements(By.CSS_SELECTOR, '.submission .facts')
+  label = 'pixels around each box'
+  assert [chromium.text_of(f).partition(label)[2][:2] for f in facts] == ['64', '']
 
 
-def test_names_that_look_like_markup_are_text(cards, driver):
+def test_the_page_says_how_many_of_the_images_it_shows_and_why_not_more(open_page, driver):
+  given, showcases = five_images()
+  note = 'Fewer images are shown than were asked for'
+
+  def heads_and_end():
+    heads = [head.text for head in driver.find_elements(By.TAG_NAME, 'h3') if 'Pictures' in head.text]
+    return heads, driver.find_element(By.CSS_SELECTOR, 'main > section:last-child').text
+
+  open_page(given, showcases)
+  heads, end = heads_and_end()
+  assert heads == ['Pictures, from the lowest PSNR to the highest: 4 of 5']
+  assert note not in end
+  open_page(given, showcases, budget_mb=0.001)
+  heads, end = heads_and_end()
+  assert heads == ['Pictures, from the lowest PSNR to the highest: 2 of 5']
+  assert f"{note}: the page's budget is 0.001 MB" in end
+  marks = driver.find_elements(By.CSS_SELECTOR, '.strip a')
+  titles = [mark.get_attribute('title') for mark in marks]
+  assert titles == ['worst.png: 19.50 dB', 'best.png: 31.25 dB']  # In the order of the results.
+  submission = {'title': 'DND', 'method': {'name': 'noisy'}, 'files': 1}
+  open_page(content(submissions=[submission]), [showcase([('a', None)], clean=False)])
+  assert heads_and_end()[0] == ['Pictures']
+
+
+def test_names_that_look_like_markup_are_text(open_page, driver):
+  open_page(*five_images())
   assert driver.title.startswith('Denoising results')
-  assert BAD_NAME in [card.name for card in cards]
+  assert BAD_NAME in [chromium.text_of(e) for e in driver.find_elements(By.CSS_SELECTOR, 'figure .name')]
   shown = [image.get_attribute('alt') for image in driver.find_elements(By.TAG_NAME, 'img')]
   assert len(shown) == 12
   assert f'Clean {BAD_NAME}' in shown
@@ -570,9 +271,9 @@ def test_narrow_screens_scroll_down_only(open_page, driver, width):
     content(long, command=f'evaluate.py --checkpoint={"e" * 90}'), [showcase([('a' * 90, 20.0)])], width=width
   )
   assert driver.execute_script('return document.documentElement.scrollWidth') <= width
-  card = _Card(driver, driver.find_element(By.CSS_SELECTOR, 'figure'))
-  assert card.view.rect['x'] >= 0
-  assert card.view.rect['x'] + card.view.rect['width'] <= width
+  view = driver.find_element(By.CSS_SELECTOR, 'figure .view').rect
+  assert view['x'] >= 0
+  assert view['x'] + view['width'] <= width
 
 
 def test_print_shows_all_rows_and_no_buttons(open_page, driver):
@@ -587,3 +288,73 @@ def test_print_shows_all_rows_and_no_buttons(open_page, driver):
   assert len(tools) == 6
   assert not any(button.is_displayed() for button in tools)
   driver.execute_cdp_cmd('Emulation.setEmulatedMedia', {'media': ''})
+
+
+@pytest.fixture
+def evaluated(tmp_path):
+  """Where run.evaluate wrote: four small images as CBSD68, one of them damaged, and DND of two images."""
+  folder = tmp_path / 'test' / 'CBSD68'
+  for i, (height, width) in enumerate([(19, 33), (40, 24), (19, 33), (16, 17)]):
+    dataset_files.write(folder / f'{i}.png', dataset_files.picture(height, width, i))
+  dataset_files.truncate(folder / '2.png')
+  boxes = np.array([[[1, 1, 12, 12], [29, 39, 40, 50]], [[7, 3, 18, 14], [49, 22, 60, 33]]])
+  matlab_files.dnd(tmp_path / 'test' / 'DND', [(40, 50), (60, 33)], boxes)
+  options = run.Options(
+    datasets=['cbsd68', 'dnd'],
+    data=str(tmp_path),
+    channels=None,
+    sigmas_255=[50.0],
+    protocols=['clipped8', 'unclipped'],
+    output=tmp_path / 'output',
+    overwrite=False,
+    keep_going=True,
+    pictures=False,
+    page_images=4,
+    sidd_forms=['csv'],
+    dnd_margin_px=3,
+  )
+  with pytest.raises(ValueError, match=r'got 1 failure\(s\)'):
+    run.evaluate([Noisy(), _Known()], options)
+  return tmp_path / 'output'
+
+
+class _Known(Noisy):
+  """By its name one that there are published figures of."""
+
+  name = 'sadnet'
+
+
+def test_the_page_of_an_evaluation_has_all_its_figures(driver, evaluated):
+  content = json.loads((evaluated / 'results.json').read_text())
+  with chromium.watched(driver, evaluated / 'index.html') as show:
+    show()
+    rows = _rows(driver)
+    assert len(rows) == len(content['results']) == 4
+    for row, told in zip(rows, content['results'], strict=True):
+      means, (paper, *_) = told['mean'], told['published']
+      assert '1 failed' in row[0]
+      assert row[3] == f'{means["psnr_noisy"]:.2f} → {means["psnr"]:.2f}'
+      assert row[4].startswith(f'{means["ssim_wang"]:.4f}\nfrom ')
+      assert row[5].startswith(f'{means["ssim_matlab"]:.4f}\nfrom ')
+      known = told['method']['name'] == 'sadnet'
+      assert row[7] == ('28.32\nSADNet (paper)' if known else NONE)
+      assert paper['differs']  # Of 3 images.
+      difference = means['psnr'] - 28.32
+      assert row[8].startswith(f'{MINUS}{-difference:.2f}' if known else NONE)
+      assert not any(NONE in cell for cell in row[: 9 if known else 7])
+    texts = [e.text for e in driver.find_elements(By.CSS_SELECTOR, '.images td, .tile, .numbers, .ends')]
+    assert len(texts) == 4 * (3 * 7 + 4 + 3 + 1) + 2  # Those with a published figure have a tile of it.
+    assert not any(NONE in text or 'NaN' in text or 'undefined' in text or not text for text in texts)
+    assert [len(e.find_elements(By.TAG_NAME, 'figure')) for e in _sections(driver)] == [3, 3, 3, 3, 4, 4]
+    (note,) = content['results'][0]['notes']
+    assert note in driver.find_element(By.CSS_SELECTOR, '#result-0 .remarks').text
+    notes = [item.text for item in driver.find_elements(By.CSS_SELECTOR, '#notes li')]
+    assert len(notes) == 2  # One a protocol.
+    assert all('all 68 images' in text for text in notes)
+    assert 'protocol clipped8 or authors' in notes[1]
+    assert '2.png: got a damaged image file' in driver.find_element(By.CSS_SELECTOR, '#failures-0').text
+    assert 'pixels around each box\n3' in driver.find_element(By.CSS_SELECTOR, '.submission .facts').text
+
+
+def _sections(driver):
+  return driver.find_elements(By.CSS_SELECTOR, '.result, .submission')

@@ -3,6 +3,7 @@
 import json
 
 from command import ROOT, finish, start
+import pytest
 
 from benchmarks import readme_results
 
@@ -15,13 +16,16 @@ def _content(**changes):
     'sigma_255': 50.0,
     'protocol': 'clipped8',
     'method': {'name': 'bm3d'},
+    'failures': [],
+    'compared_with': 'CBM3D',
     'mean': {'psnr_noisy': 14.866, 'psnr': 28.456, 'ssim_wang': 0.8123, 'ssim_matlab': 0.8765},
     'published': [
-      {'method': 'DnCNN', 'psnr': 28.95, 'protocol': 'unclipped', 'version': ''},
-      {'method': 'SADNet (paper)', 'psnr': 29.64, 'protocol': 'clipped8', 'version': 'full images'},
+      {'method': 'DnCNN', 'psnr': 28.95, 'differs': []},
+      {'method': 'CBM3D', 'psnr': 28.46, 'differs': ['protocol unclipped', 'full images']},
     ],
   }
-  environment = {'cores': 2, 'cpu': 'A', 'device': 'cpu', 'commit': '0123456789'}
+  machine = {'cores': 2, 'cpu': 'A', 'device': 'cpu'}
+  environment = {**machine, 'commit': '0123456789', 'uncommitted_changes': False}
   return {'command': 'python evaluate.py', 'environment': environment, 'results': [result | changes]}
 
 
@@ -35,16 +39,36 @@ def test_a_row_names_what_differs_from_the_paper(tmp_path):
   row = table.splitlines()[2]
   assert row == (
     "| Kodak24, FFDNet's centre crops, 24 images of 500x500 | 50 | clipped8 | CBM3D | 14.87 | 28.46 "
-    '| 0.8123 / 0.8765 | 29.64 (full images) | -1.18 |'
+    '| 0.8123 / 0.8765 | CBM3D 28.46 (protocol unclipped, full images) | -0.00 |'
   )
   assert table.endswith('- `classical`: `python evaluate.py`; 2 cores, A, cpu; commit 0123456')
 
 
-def test_rows_of_weights_of_real_noise_and_of_what_the_paper_has_not():
-  ((*_, method, noisy, psnr, ssim, paper, difference),) = readme_results.rows(
-    'color_50', _content(method={'name': 'sadnet'}, published=[], sigma_255=None)
-  )
-  assert (method, noisy, psnr, paper, difference) == ('`color_50`', '14.87', '28.46', '', '')
-  assert ssim == '0.8123 / 0.8765'
-  (row,) = readme_results.rows('a', _content(version='full images, 24 images of 768x512'))
-  assert row[-2:] == ('29.64', '-1.18')
+def test_rows_of_weights_and_of_what_nothing_is_published_for():
+  content = _content(method={'name': 'sadnet'}, compared_with=None, sigma_255=None)
+  ((_, sigma, _, method, _, psnr, _, published, difference),) = readme_results.rows('color_50', content)
+  assert (sigma, method, psnr, published, difference) == ('real', '`color_50`', '28.46', '', '')
+
+
+def test_what_is_not_whole_or_not_repeatable_is_refused(tmp_path):
+  with pytest.raises(SystemExit, match='got Kodak24 with failures or without some figure'):
+    readme_results.rows('a', _content(failures=[{'name': '1'}]))
+  with pytest.raises(SystemExit, match='without some figure'):
+    readme_results.rows('a', _content(mean={'psnr': None}))
+  content = _content()
+  content['environment']['uncommitted_changes'] = True
+  (tmp_path / 'a.json').write_text(json.dumps(content))
+  with pytest.raises(SystemExit, match=r'a\.json: got results of code that is in no commit'):
+    readme_results.markdown([tmp_path / 'a.json'])
+
+
+def test_bm3d_is_what_is_published():
+  """The harness without any network: a wrong scale, clip or mean would be far off."""
+  differences = []
+  for file in readme_results.RESULTS.glob('*.json'):
+    for result in json.loads(file.read_text())['results']:
+      for figure in result['published']:
+        if figure['method'] == result['compared_with'] and result['method']['name'] == 'bm3d':
+          differences += [] if figure['differs'] else [result['mean']['psnr'] - figure['psnr']]
+  assert differences
+  assert max(map(abs, differences)) < 0.25

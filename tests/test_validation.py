@@ -16,9 +16,15 @@ def test_sidd_blocks_are_a_folder_of_pairs(tmp_path):
   assert [image.name for image in found.images] == ['0001_01', '0001_03', '0002_01', '0002_03']
   for read, name in zip(found.images[1].read(3), names, strict=True):
     np.testing.assert_array_equal(read, content[name][0, 2])
+  assert found.protocol.name == 'float'
   check_images(found, 3)
   with pytest.raises(ValueError, match='0001_01: got a block in colour, want a network for it'):
     check_images(found, 1)
+
+
+def test_a_folder_with_the_benchmark_alone_is_no_validation_set(tmp_path):
+  matlab_files.sidd(tmp_path / 'SIDD', ('BenchmarkNoisyBlocksSrgb',), (1, 1, 16, 16, 3))
+  assert find_validation_sets((), (str(tmp_path / 'SIDD'),), (), images=0) == ([], [str(tmp_path / 'SIDD')])
 
 
 def test_a_damaged_image_is_found_by_reading_all(tmp_path):

@@ -6,9 +6,8 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from sadnet_jax.images import read_image
+from sadnet_jax.images import open_image, read_image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +68,9 @@ def example_shape(example: Example) -> tuple[int, int, int]:
   """
   sizes, colour = [], False
   for path in example.files:
-    try:
-      with Image.open(path) as image:
-        sizes.append((image.height, image.width))
-        colour = colour or image.mode != 'L'
-    except OSError as error:
-      raise ValueError(f'{path}: got no readable image ({error}), want an image file') from error
+    with open_image(path) as image:
+      sizes.append((image.height, image.width))
+      colour = colour or image.mode != 'L'
   _same_size(example, sizes)
   return *sizes[0], 3 if colour else 1
 

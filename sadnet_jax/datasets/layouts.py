@@ -114,13 +114,16 @@ class _Files:
 
 def _named(found: Iterable[_Files], folder: Path) -> list[Example]:
   paths = [files.noisy or files.clean[0] for files in found]
+  whole = [path.relative_to(folder).as_posix() for path in paths]
   names = [path.relative_to(folder).with_suffix('').as_posix() for path in paths]
-  count = collections.Counter(names)
-  examples = []
-  for files, path, name in zip(found, paths, names, strict=True):
-    name = name if count[name] == 1 else path.relative_to(folder).as_posix()
-    examples.append(Example(name, files.scene or name, files.clean, files.noisy))
-  return examples
+  # A name with its ending may be another's without: c.png and c.bmp beside c.png.jpg.
+  while len(set(names)) < len(names):
+    count = collections.Counter(names)
+    names = [name if count[name] == 1 else full for name, full in zip(names, whole, strict=True)]
+  return [
+    Example(name, files.scene or name, files.clean, files.noisy)
+    for files, name in zip(found, names, strict=True)
+  ]
 
 
 def _find_clean(folder: Path) -> tuple[list[_Files], list[str]]:

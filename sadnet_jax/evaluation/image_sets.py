@@ -16,13 +16,16 @@ from sadnet_jax.datasets.pairs import roles
 from sadnet_jax.evaluation.known_sets import (
   IMAGE_SETS,
   SCORED,
-  SIDD_VALIDATION_BLOCKS,
+  SIDD_BLOCKS,
   UNSCORED,
   KnownSet,
   find_folder,
 )
 from sadnet_jax.evaluation.protocols import FLOAT, ROUNDED, Protocol
 from sadnet_jax.images import SUFFIXES, is_hidden, look_for_data_dir
+
+if typing.TYPE_CHECKING:
+  from sadnet_jax.evaluation.sidd import SiddBlocks
 
 
 class EvaluationImage(typing.Protocol):
@@ -65,19 +68,21 @@ class BlockImage:
   """One of the blocks of SIDD's validation files."""
 
   name: str
-  noisy: np.ndarray
-  clean: np.ndarray
+  blocks: SiddBlocks
+  number: int
 
   def shape(self) -> tuple[int, int, int]:
     """Height, width and channels."""
-    height, width, channels = self.clean.shape
+    height, width, channels = self.blocks.noisy.shape[2:]
     return height, width, channels
 
   def read(self, channels: int) -> tuple[np.ndarray, np.ndarray]:
     """Copies the blocks out; ValueError if grey is wanted."""
     if channels != 3:
       raise ValueError(f'{self.name}: got a block in colour, want a network for it, with model.channels = 3')
-    return np.ascontiguousarray(self.noisy), np.ascontiguousarray(self.clean)
+    block = self.blocks[self.number]
+    assert block.clean is not None
+    return block.noisy, block.clean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,18 +204,13 @@ def sidd_blocks(folder: str | Path) -> list[BlockImage]:
   from sadnet_jax.evaluation import sidd
 
   blocks = sidd.read_sidd(folder, 'validation')
-  assert blocks.clean is not None
-  return [
-    BlockImage(sidd.block_name(*index), blocks.noisy[index], blocks.clean[index])
-    for index in np.ndindex(blocks.noisy.shape[:2])
-  ]
+  indices = np.ndindex(blocks.noisy.shape[:2])
+  return [BlockImage(sidd.block_name(*index), blocks, number) for number, index in enumerate(indices)]
 
 
 def _open_sidd(folder: Path) -> ImageSet:
   images = sidd_blocks(folder)
-  notes = []
-  if len(images) != SIDD_VALIDATION_BLOCKS:
-    notes.append(f'{folder}: got {len(images)} blocks, not the {SIDD_VALIDATION_BLOCKS} of SIDD')
+  notes = [] if len(images) == SIDD_BLOCKS else [f'{folder}: got {images[0].blocks.label}']
   return ImageSet('sidd_val', 'SIDD validation', _sizes_text(_sizes(images)[0]), 3, FLOAT, images, (), notes)
 
 

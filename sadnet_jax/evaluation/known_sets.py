@@ -49,6 +49,9 @@ class KnownSet:
   versions: dict[tuple[int, frozenset[tuple[int, int]]], str] = dataclasses.field(default_factory=dict)
 
 
+# Versions that published figures are of.
+KODAK_FULL, KODAK_CROPS = 'full images', "FFDNet's centre crops"
+NAM_PATCHES = "CBDNet's 25 patches"
 IMAGE_SETS = {
   'cbsd68': KnownSet(
     'CBSD68', 'clean', 68, 3, 'the 68 test images of FFDNet and DnCNN in colour, PNG, from their repositories'
@@ -61,8 +64,8 @@ IMAGE_SETS = {
     3,
     "Kodak's 24 PhotoCD images, PNG, from Rich Franzen's page (768x512), or FFDNet's crops of them (500x500)",
     {
-      (24, frozenset({(500, 500)})): "FFDNet's centre crops",
-      (24, frozenset({(512, 768)})): 'full images',
+      (24, frozenset({(500, 500)})): KODAK_CROPS,
+      (24, frozenset({(512, 768)})): KODAK_FULL,
     },
   ),
   'mcmaster': KnownSet('McMaster', 'clean', 18, 3, 'the 18 images of Lei Zhang (PolyU), TIFF or PNG'),
@@ -74,33 +77,35 @@ IMAGE_SETS = {
     25,
     3,
     'the 25 patches of 512x512 of CBDNet, PNG, from its repository',
-    {(25, frozenset({(512, 512)})): "CBDNet's 25 patches", (15, frozenset({(512, 512)})): 'the 15 crops'},
+    {(25, frozenset({(512, 512)})): NAM_PATCHES, (15, frozenset({(512, 512)})): 'the 15 crops'},
   ),
   'polyu': KnownSet(
     'PolyU', 'polyu', 100, 3, "Jun Xu's repository of the PolyU real-world noisy images, CroppedImages"
   ),
 }
-# Sets without public ground truth: what comes of them is a submission.
-SIDD_VALIDATION_FILES = ('ValidationNoisyBlocksSrgb.mat', 'ValidationGtBlocksSrgb.mat')
-UNSCORED = ('sidd_benchmark', 'dnd')
-SIDD_VALIDATION_BLOCKS = 1280
+# Sets of MATLAB files: SIDD's by part, the noisy blocks and the clean ones.
+SIDD_FILES = {
+  'validation': ('ValidationNoisyBlocksSrgb.mat', 'ValidationGtBlocksSrgb.mat'),
+  'benchmark': ('BenchmarkNoisyBlocksSrgb.mat',),
+}
+SIDD_BLOCKS = 1280
+# Of the submission to SIDD's benchmark: today's; one array; a cell of singles.
+SIDD_FORMS = ('csv', 'uint8', 'cell')
 _MATLAB = {
-  'sidd_val': (
-    'SIDD',
-    SIDD_VALIDATION_FILES,
-    'the SIDD page of York University, sRGB validation data',
-  ),
-  'sidd_benchmark': (
-    'SIDD',
-    ('BenchmarkNoisyBlocksSrgb.mat',),
-    'the SIDD page of York University, sRGB benchmark data',
-  ),
+  'sidd_val': ('SIDD', SIDD_FILES['validation'], 'the SIDD page of York University, sRGB validation data'),
+  'sidd_benchmark': ('SIDD', SIDD_FILES['benchmark'], 'the SIDD page of York University, sRGB benchmark'),
   'dnd': ('DND', ('info.mat',), 'the DND page of TU Darmstadt, dnd_2017 with images_srgb'),
 }
-
-
-# Those with ground truth.
 SCORED = (*IMAGE_SETS, 'sidd_val')
+# Without public ground truth: what comes of them is a submission.
+UNSCORED = ('sidd_benchmark', 'dnd')
+
+
+def count_of(name: str) -> int | None:
+  """Images, pairs or blocks of a set with ground truth; None of a folder."""
+  if name == 'sidd_val':
+    return SIDD_BLOCKS
+  return IMAGE_SETS[name].count if name in IMAGE_SETS else None
 
 
 def find_folder(name: str, root: str | Path | None) -> Path:

@@ -1,6 +1,7 @@
 """Denoisers behind one small interface, so that a harness can be checked with known ones."""
 
 from collections.abc import Hashable, Sequence
+import contextlib
 import importlib.metadata
 from typing import Any, Protocol
 
@@ -31,6 +32,9 @@ class Method(Protocol):
 
   def describe(self) -> dict[str, Any]:
     """What its figures depend on, for results.json; has its name."""
+
+  def check(self, channels: int, real: bool) -> None:
+    """Raises a ValueError if it cannot denoise images of this many channels, or real noise."""
 
   def plan(self, sizes: Sequence[tuple[int, int]]) -> None:
     """Is told the (height, width) of all images of a set beforehand."""
@@ -64,6 +68,9 @@ class _ImageByImage:
 
   def describe(self) -> dict[str, Any]:
     return {'name': self.name}
+
+  def check(self, channels, real):
+    pass
 
   def plan(self, sizes):
     pass
@@ -112,10 +119,15 @@ class BM3D(_ImageByImage):
     """Name and version of the package."""
     return {'name': self.name, 'version': importlib.metadata.version('bm3d')}
 
+  def check(self, channels: int, real: bool) -> None:
+    """Refuses real noise."""
+    if real:
+      raise ValueError('bm3d: got real noise, want noise of a known sigma, which BM3D is told')
+
   def denoise(self, noisy: Sequence[np.ndarray], sigma_255: float | None) -> list[np.ndarray]:
     """Denoises with the sigma given; ValueError without one, or if a side is below BM3D_LEAST_PX."""
-    if sigma_255 is None:
-      raise ValueError('bm3d: got real noise, want noise of a known sigma, which BM3D is told')
+    self.check(noisy[0].shape[2], sigma_255 is None)
+    assert sigma_255 is not None
     return [self._one(image, sigma_255 / 255) for image in noisy]
 
   def _one(self, image, sigma_01):
@@ -168,7 +180,7 @@ class SADNetMethod:
     if batch_size < 1:
       raise ValueError(f'--batch_size: got {batch_size}, want at least 1 image a device')
     self.batch = batch_size * len(devices)
-    self._labels, self._devices = labels, devices
+    self._labels, self._devices, self._channels = labels, devices, model.channels
     self._chosen_px, self._pad_to_px = pad_to_px, pad_to_px or STRIDE
     everywhere = NamedSharding(Mesh(np.asarray(devices), ('devices',)), PartitionSpec())
     self._params = jax.device_put(params, everywhere)
@@ -180,6 +192,14 @@ class SADNetMethod:
   def describe(self) -> dict[str, Any]:
     """Name, labels, and what sides are extended to multiples of."""
     return {'name': self.name, **self._labels, 'pad_to_px': self._pad_to_px}
+
+  def check(self, channels: int, real: bool) -> None:
+    """Refuses images of other channels than the network's."""
+    if channels != self._channels:
+      raise ValueError(
+        f'sadnet: got images of {channels} channel(s) for a network of {self._channels}, want a config with '
+        f'model.channels = {channels}'
+      )
 
   def plan(self, sizes: Sequence[tuple[int, int]]) -> None:
     """Chooses how far to pad."""
@@ -197,7 +217,8 @@ class SADNetMethod:
     if group not in self._compiled:
       devices = len(self._devices)
       batch = jax.ShapeDtypeStruct((devices, self.batch // devices, *group, shape[2]), np.float32)
-      self._compiled[group] = self._apply.lower(self._params, batch).compile()
+      with _memory_errors(group):
+        self._compiled[group] = self._apply.lower(self._params, batch).compile()
 
   def denoise(self, noisy: Sequence[np.ndarray], sigma_255: float | None) -> list[np.ndarray]:
     """Denoises; the network estimates the noise itself."""
@@ -207,8 +228,22 @@ class SADNetMethod:
     # The batch is always full: its last image fills what is left.
     images += [images[-1]] * (self.batch - len(images))
     batch = np.stack(images).reshape(len(self._devices), -1, *images[0].shape)
-    output = np.asarray(self._compiled[group](self._params, batch)).reshape(self.batch, *images[0].shape)
+    with _memory_errors(group):
+      output = np.asarray(self._compiled[group](self._params, batch)).reshape(self.batch, *images[0].shape)
     return [out[: image.shape[0], : image.shape[1]] for out, image in zip(output, noisy, strict=False)]
+
+
+@contextlib.contextmanager
+def _memory_errors(size):
+  """What JAX raises where an image does not fit, as a ValueError."""
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    reason = ' '.join(str(error).split())[:200]
+    raise ValueError(
+      f'sadnet: got images of {size[1]}x{size[0]} pixels that the device fails at ({reason}), want smaller '
+      'ones, a smaller --batch_size, or a device with more memory'
+    ) from error
 
 
 def _extended(size, multiple):

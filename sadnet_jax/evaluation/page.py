@@ -8,6 +8,7 @@ import io
 import json
 import math
 from pathlib import Path
+import string
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,15 @@ from sadnet_jax.files import replacing
 # Larger pictures are shown by their middle: a page of whole photographs would be too large to open,
 # and one made smaller would not show the noise.
 MAX_SIDE_PX = 1024
-_TEMPLATE = Path(__file__).with_name('page.html')
-_PLACEHOLDER = '{{content}}'
+# What stands in page.html under these names.
+_PARTS = {
+  'style': 'page.css',
+  'elements': 'page_elements.js',
+  'viewer': 'page_viewer.js',
+  'tables': 'page_tables.js',
+  'page': 'page.js',
+}
+_WEBP = 'data:image/webp;base64,'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +77,7 @@ class Showcase:
     self._worst, self._best = worst, best
     self._cards: list[Card] = []
     self._rated: bool | None = None
+    self._count = 0
 
   def add(
     self, name: str, psnr: float | None, noisy: np.ndarray, denoised: np.ndarray, clean: np.ndarray | None
@@ -92,6 +101,7 @@ class Showcase:
         f'{"without" if self._rated is False else "with"} one, want all with or all without'
       )
     self._rated = psnr is not None
+    self._count += 1
     room = self._worst + self._best
     place = bisect.bisect_right([_rank(card.psnr) for card in self._cards], _rank(psnr))
     # Of the cards in order, the one too many is behind the worst and before the best. Without a PSNR
@@ -102,6 +112,11 @@ class Showcase:
     self._cards.insert(place, _encode(name, psnr, noisy, denoised, clean))
     if len(self._cards) > room:
       del self._cards[surplus]
+
+  @property
+  def count(self) -> int:
+    """How many images it was given."""
+    return self._count
 
   @property
   def cards(self) -> list[tuple[str, Card]]:
@@ -117,7 +132,9 @@ class Showcase:
     return [('worst' if i < worst else 'best', card) for i, card in enumerate(self._cards)]
 
 
-def write_page(path: str | Path, content: Mapping[str, Any], showcases: Sequence[Showcase]) -> None:
+def write_page(
+  path: str | Path, content: Mapping[str, Any], showcases: Sequence[Showcase], *, budget_mb: float = 40
+) -> int:
   """Writes the page, in place of one that is there; never half of it.
 
   Args:
@@ -125,9 +142,15 @@ def write_page(path: str | Path, content: Mapping[str, Any], showcases: Sequence
     content: What ``results.json`` holds.
     showcases: One for each of ``content['results']``, in their order; after them there
       may be one for each of ``content['submissions']``. Empty for a page without pictures.
+    budget_mb: What the page may take, in millions of bytes. Where it would take more, every showcase
+      is limited to the same number of images, the least extreme left out. The worst and the best
+      one of each are always there, whatever they take.
+
+  Returns:
+    What the page takes, in bytes.
 
   Raises:
-    ValueError: Another number of showcases, or the file cannot be written.
+    ValueError: Another number of showcases, a budget that is none, or the file cannot be written.
   """
   results, submissions = len(content['results']), len(content.get('submissions', ()))
   if len(showcases) not in (0, results, results + submissions):
@@ -136,22 +159,21 @@ def write_page(path: str | Path, content: Mapping[str, Any], showcases: Sequence
       + (f', or {results + submissions}, one a result and one a submission' if submissions else '')
       + ', or none'
     )
-  pictures: dict[bytes, int] = {}
-  blob = {
-    **content,
-    'showcases': [[_describe(*card, pictures) for card in showcase.cards] for showcase in showcases],
-  }
-  blob['pictures'] = [f'data:image/webp;base64,{base64.b64encode(p).decode()}' for p in pictures]
-  page = _TEMPLATE.read_text(encoding='utf-8').replace(_PLACEHOLDER, _to_script(blob))
+  if not budget_mb >= 0:
+    raise ValueError(f'budget_mb: got {budget_mb}, want millions of bytes, 0 or more')
+  blob, pictures = _within_budget(content, showcases, budget_mb)
+  blob['pictures'] = [f'{_WEBP}{base64.b64encode(picture).decode()}' for picture in pictures]
+  page = _render(blob)
   path = Path(path)
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-      temporary.write_text(page, encoding='utf-8')
+      temporary.write_bytes(page)
   except OSError as error:
     raise ValueError(
       f'{path}: got a file that cannot be written ({error.strerror}), want a place for the page'
     ) from error
+  return len(page)
 
 
 def _rank(psnr):
@@ -190,6 +212,45 @@ def _to_webp(image):
   return file.getvalue()
 
 
+def _within_budget(content, showcases, budget_mb):
+  """The largest blob, of those with 0, 1, 2, ... images of each showcase, that the budget has room for."""
+  all_cards = [showcase.cards for showcase in showcases]
+
+  def blob_and_pictures(limit):
+    shown = [_most_extreme(cards, limit) for cards in all_cards]
+    pictures: dict[bytes, int] = {}
+    blob = {
+      **content,
+      'showcases': [
+        {'images': showcase.count, 'cards': [_describe(place, card, pictures) for place, card in cards]}
+        for showcase, cards in zip(showcases, shown, strict=True)
+      ],
+      'cut_to_mb': None if shown == all_cards else budget_mb,
+      'pictures': [],
+    }
+    return blob, list(pictures)
+
+  def size_mb(limit):
+    blob, pictures = blob_and_pictures(limit)
+    # Four characters for three bytes, quotation marks, a comma and a space.
+    return (len(_render(blob)) + sum(len(_WEBP) + -(-len(p) // 3) * 4 + 4 for p in pictures)) / 1e6
+
+  limits = range(max(map(len, all_cards), default=0) + 1)
+  return blob_and_pictures(max(bisect.bisect_right(limits, budget_mb, key=size_mb) - 1, 0))
+
+
+def _most_extreme(cards, limit):
+  """Cards without those in the middle; the first and the last of them are never among these."""
+  worst = [card for card in cards if card[0] != 'best']
+  best = [card for card in cards if card[0] == 'best']
+  while len(worst) + len(best) > limit and max(len(worst), len(best)) > 1:
+    if len(worst) > len(best):
+      worst.pop()
+    else:
+      best.pop(0)
+  return worst + best
+
+
 def _describe(place, card, pictures):
   """A card for the page, its pictures by their numbers: equal ones of several results are there once."""
   numbers = {
@@ -204,6 +265,14 @@ def _describe(place, card, pictures):
     'box': card.box,
     **numbers,
   }
+
+
+def _render(blob):
+  """The page as UTF-8. What is put into page.html is not searched for names to replace."""
+  folder = Path(__file__).parent
+  parts = {name: (folder / file).read_text(encoding='utf-8').rstrip() for name, file in _PARTS.items()}
+  template = string.Template((folder / 'page.html').read_text(encoding='utf-8'))
+  return template.substitute(parts, content=_to_script(blob)).encode()
 
 
 def _to_script(value):

@@ -86,7 +86,7 @@ UNCLIPPED = Protocol('unclipped', 'noise not clipped, output rounded to 8 bits')
 CLIPPED8 = Protocol('clipped8', 'noisy clipped and rounded to 8 bits, output rounded', clips_noisy=True)
 AUTHORS = Protocol(
   'authors',
-  'noisy clipped and rounded to 8 bits, sides cropped to multiples of 8, output not rounded',
+  'added noise clipped and rounded to 8 bits, sides cropped to multiples of 8, output not rounded',
   clips_noisy=True,
   multiple=8,
   rounds=False,

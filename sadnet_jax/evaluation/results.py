@@ -18,8 +18,9 @@ import jax
 import numpy as np
 
 from sadnet_jax.evaluation.image_sets import ImageSet
+from sadnet_jax.evaluation.known_sets import count_of
 from sadnet_jax.evaluation.protocols import Protocol
-from sadnet_jax.evaluation.published import published
+from sadnet_jax.evaluation.published import PAPER, Published, published
 from sadnet_jax.files import write_text
 
 RESULTS_FILE, IMAGES_FILE, PAGE_FILE = 'results.json', 'images.csv', 'index.html'
@@ -93,6 +94,27 @@ class SetResult:
     there = {name: [v for v in values if v is not None] for name, values in columns.items()}
     return {name: float(np.mean(values)) if values else None for name, values in there.items()}
 
+  def published(self) -> list[Published]:
+    """Published figures for the set, the paper's first."""
+    return published(self.image_set.name, self.channels, self.sigma_255)
+
+  def compared_with(self) -> Published | None:
+    """The published figure of the same method, if there is one; of several the one that differs least."""
+    names = {'sadnet': (PAPER,), 'bm3d': ('BM3D', 'CBM3D')}.get(self.method['name'], ())
+    rows = [p for p in self.published() if p.method in names]
+    return min(rows, key=lambda p: len(self.differs(p)), default=None)
+
+  def differs(self, figure: Published) -> list[str]:
+    """What of a published figure is not as here: its protocol, its images; empty if it can be compared."""
+    differences = []
+    if self.protocol.name not in figure.protocols:
+      differences.append(f'protocol {" or ".join(figure.protocols)}')
+    if not self.image_set.version.startswith(figure.version):
+      differences.append(figure.version)
+    if len(self.images) != (count := count_of(self.image_set.name)):
+      differences.append(f'all {count} images')
+    return differences
+
   def to_json(self) -> dict[str, Any]:
     """What is written to results.json; infinities are null there."""
     images = [{k: _finite(v) for k, v in dataclasses.asdict(i).items()} for i in self.images]
@@ -100,15 +122,15 @@ class SetResult:
       'dataset': self.image_set.name,
       'title': self.image_set.title,
       'version': self.image_set.version,
+      'notes': list(self.image_set.notes),
       'channels': self.channels,
       'sigma_255': self.sigma_255,
       'protocol': self.protocol.name,
       'protocol_text': self.protocol.text,
       'method': self.method,
       'mean': {name: _finite(value) for name, value in self.mean().items()},
-      'published': [
-        dataclasses.asdict(p) for p in published(self.image_set.name, self.channels, self.sigma_255)
-      ],
+      'published': [dataclasses.asdict(p) | {'differs': self.differs(p)} for p in self.published()],
+      'compared_with': compared.method if (compared := self.compared_with()) else None,
       'images': images,
       'failures': [dataclasses.asdict(f) for f in self.failures],
     }
@@ -124,15 +146,15 @@ def write_json(path: str | Path, content: dict[str, Any]) -> None:
 
 
 def write_csv(path: str | Path, results: Sequence[SetResult]) -> None:
-  """Writes one line an image: set, sigma, protocol, method, name, size, and MEASURES."""
+  """Writes one line an image: set, version, sigma, protocol, method, name, size, and MEASURES."""
   buffer = io.StringIO()
   fields = [f.name for f in dataclasses.fields(ImageResult)]
   writer = csv.writer(buffer, lineterminator='\n')
-  writer.writerow(['dataset', 'sigma_255', 'protocol', 'method', *fields])
+  writer.writerow(['dataset', 'version', 'sigma_255', 'protocol', 'method', *fields])
   for r in results:
     sigma_255 = '' if r.sigma_255 is None else f'{r.sigma_255:g}'
     for image in r.images:
-      start = [r.image_set.name, sigma_255, r.protocol.name, r.method['name']]
+      start = [r.image_set.name, r.image_set.version, sigma_255, r.protocol.name, r.method['name']]
       writer.writerow([*start, *(getattr(image, f) for f in fields)])
   write_text(path, buffer.getvalue())
 

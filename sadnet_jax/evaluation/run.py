@@ -13,15 +13,13 @@ import tqdm
 
 from sadnet_jax.environment import environment
 from sadnet_jax.evaluation import image_sets, results, scoring
-from sadnet_jax.evaluation.known_sets import UNSCORED, find_folder
+from sadnet_jax.evaluation.known_sets import SIDD_FORMS, UNSCORED, find_folder
 from sadnet_jax.evaluation.methods import Method
 from sadnet_jax.evaluation.page import Showcase, write_page
 from sadnet_jax.evaluation.protocols import AUTHORS, PROTOCOLS, Protocol
 from sadnet_jax.evaluation.table import table
 from sadnet_jax.images import side_by_side, to_uint8, write_png
 
-# Of the submission to SIDD's benchmark: today's; one array; a cell of singles.
-SIDD_FORMS = ('csv', 'uint8', 'cell')
 PACKAGES = ('sadnet-jax', 'flax', 'numpy', 'pillow')
 
 
@@ -59,8 +57,8 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Scored:
-  """One line of the table to be."""
+class _Line:
+  """One line of the table to be, for each method."""
 
   image_set: image_sets.ImageSet
   channels: int
@@ -68,12 +66,15 @@ class _Scored:
   protocol: Protocol
 
 
-def folder_name(datasets: Sequence[str], sigmas_255: Sequence[float], protocols: Sequence[str]) -> str:
-  """'cbsd68+kodak24-sigma30+50-unclipped'."""
+def folder_name(
+  methods: Sequence[str], datasets: Sequence[str], sigmas_255: Sequence[float], protocols: Sequence[str]
+) -> str:
+  """'cbsd68+kodak24-sigma30+50-unclipped', after the methods unless it is SADNet alone."""
   names = [re.sub(r'[^\w.-]+', '_', Path(d.rpartition(':')[2]).name) or 'images' for d in datasets]
   sigmas = '+'.join(f'{s:g}' for s in sigmas_255)
   # Without sigmas there is nothing that a protocol is for.
-  return '+'.join(names) + (f'-sigma{sigmas}-{"+".join(protocols)}' if sigmas else '')
+  start = '' if list(methods) == ['sadnet'] else f'{"+".join(methods)}-'
+  return start + '+'.join(names) + (f'-sigma{sigmas}-{"+".join(protocols)}' if sigmas else '')
 
 
 def evaluate(methods: Sequence[Method], options: Options) -> None:
@@ -89,35 +90,54 @@ def evaluate(methods: Sequence[Method], options: Options) -> None:
     ValueError: An option, a set or an image is not as it should be; with ``keep_going``
       at the end, if anything failed.
   """
-  _check(options)
+  _check([m.name for m in methods], options)
   failures: list[results.Failure] = []
-  scored = list(_lines(options, failures))
-  unscored = _unscored(options, failures)
+
+  def attempt(name, function, *arguments):
+    """Calls a function; where it raises, None and a failure of that name, or the error."""
+    try:
+      return function(*arguments)
+    except ValueError as error:
+      if not options.keep_going:
+        raise
+      failures.append(results.Failure(name, str(error)))
+      return None
+
+  # All of it before anything is evaluated, so that what is missing is told at once.
+  lines, submissions = _open(methods, options, attempt)
   writer = _Writer(options, failures)
-  for line in scored:
-    for method in methods:
+  try:
+    for method, line in lines:
       writer.add(*_evaluate_line(method, line, options, writer.folder(line, method)))
-  for dataset, data in unscored:
-    for method in methods:
-      try:
-        writer.add_submission(*_submit(method, dataset, data, options))
-      except ValueError as error:
-        if not options.keep_going:
-          raise
-        failures.append(results.Failure(f'{dataset}, {method.name}', str(error)))
-  writer.finish()
+    for method, dataset, data in submissions:
+      if done := attempt(f'{dataset}, {method.name}', _submit, method, dataset, data, options):
+        writer.add_submission(*done)
+  finally:
+    writer.finish()
+  if failures:
+    text = '\n'.join(f'  {f.name}: {f.error}' for f in failures)
+    raise ValueError(f'got {len(failures)} failure(s), want none; the rest is evaluated\n{text}')
 
 
-def _check(options):
-  for name in options.protocols:
-    if name not in PROTOCOLS:
-      raise ValueError(f'--protocols: got {name!r}, want some of {", ".join(PROTOCOLS)}')
+def _check(methods, options):
+  choices = {
+    'methods': (methods, None),
+    'datasets': (options.datasets, None),
+    'protocols': (options.protocols, PROTOCOLS),
+    'sidd_forms': (options.sidd_forms, SIDD_FORMS),
+  }
+  for flag, (given, known) in choices.items():
+    text = ','.join(given)
+    if not given:
+      raise ValueError(f'--{flag}: got nothing, want one or more')
+    if len(set(given)) < len(given):
+      raise ValueError(f'--{flag}: got {text}, want each once')
+    for name in given:
+      if known and name not in known:
+        raise ValueError(f'--{flag}: got {name!r}, want some of {", ".join(known)}')
   for sigma_255 in options.sigmas_255:
     if not 0 <= sigma_255 <= 255:
       raise ValueError(f'--sigmas: got {sigma_255:g}, want numbers from 0 to 255')
-  for form in options.sidd_forms:
-    if form not in SIDD_FORMS:
-      raise ValueError(f'--sidd_forms: got {form!r}, want some of {", ".join(SIDD_FORMS)}')
   output = options.output
   if output.exists() and not output.is_dir():
     raise ValueError(f'--output: got {output}, which is a file, want a folder')
@@ -125,52 +145,57 @@ def _check(options):
     raise ValueError(f'{output}: got a folder with something in it, want an empty one, or pass --overwrite')
 
 
-def _lines(options, failures) -> Iterator[_Scored]:
-  """Opens all sets before anything is evaluated, so that what is missing is told at once."""
+def _open(methods, options, attempt):
+  """Opens all sets: (method, line) of those with ground truth, (method, name, data) of the others."""
+  lines, submissions = [], []
   for name in options.datasets:
-    if name in UNSCORED:
+    opened = attempt(name, _open_set, name, options)
+    if opened is None:
       continue
-    try:
-      image_set = image_sets.open_set(name, options.data)
-      channels = options.channels or image_set.channels
-      if channels == 3 and image_set.channels == 1:
-        raise ValueError(f'{name}: got grey images, want colour; for grey ones use a network with 1 channel')
-      if not image_set.real and not options.sigmas_255:
-        raise ValueError(f'{name}: got no sigma for the noise to add, want --sigmas, such as --sigmas=50')
-    except ValueError as error:
-      if not options.keep_going:
-        raise
-      failures.append(results.Failure(name, str(error)))
-      continue
-    for note in image_set.notes:
-      print(f'note: {note}', flush=True)
-    if image_set.protocol is not None:
-      yield _Scored(image_set, channels, None, image_set.protocol)
-      if AUTHORS.name in options.protocols:
-        yield _Scored(image_set, channels, None, AUTHORS)
+    data, channels, real = opened
+    fitting = [m for m in methods if attempt(f'{name}, {m.name}', _fits, m, channels, real)]
+    if isinstance(data, image_sets.ImageSet):
+      lines += [(method, line) for line in _lines(data, channels, options) for method in fitting]
     else:
-      for sigma_255 in options.sigmas_255:
-        for protocol in options.protocols:
-          yield _Scored(image_set, channels, sigma_255, PROTOCOLS[protocol])
+      submissions += [(method, name, data) for method in fitting]
+  return lines, submissions
 
 
-def _unscored(options, failures):
-  """(name, data) of the sets without ground truth."""
-  if not set(UNSCORED) & set(options.datasets):
-    return []
-  # SciPy and h5py are needed for these sets only.
-  from sadnet_jax.evaluation import submissions
+def _open_set(name, options):
+  """The set, the channels to evaluate it with, and whether its noise is real."""
+  if name in UNSCORED:
+    # SciPy and h5py are needed for these sets only.
+    from sadnet_jax.evaluation import submissions
 
-  found = []
-  for name in options.datasets:
-    if name in UNSCORED:
-      try:
-        found.append((name, submissions.open_data(name, find_folder(name, options.data))))
-      except ValueError as error:
-        if not options.keep_going:
-          raise
-        failures.append(results.Failure(name, str(error)))
-  return found
+    return submissions.open_data(name, find_folder(name, options.data)), 3, True
+  image_set = image_sets.open_set(name, options.data)
+  if not options.keep_going:
+    scoring.refuse_problems(image_set)
+  # Blocks are not converted to grey.
+  channels = 3 if name == 'sidd_val' else options.channels or image_set.channels
+  if channels == 3 and image_set.channels == 1:
+    raise ValueError(f'{name}: got grey images, want colour; for grey ones use a network with 1 channel')
+  if not image_set.real and not options.sigmas_255:
+    raise ValueError(f'{name}: got no sigma for the noise to add, want --sigmas, such as --sigmas=50')
+  for note in image_set.notes:
+    print(f'note: {note}', flush=True)
+  return image_set, channels, image_set.real
+
+
+def _fits(method, channels, real):
+  method.check(channels, real)
+  return True
+
+
+def _lines(image_set, channels, options) -> Iterator[_Line]:
+  if image_set.protocol is not None:
+    yield _Line(image_set, channels, None, image_set.protocol)
+    if AUTHORS.name in options.protocols:
+      yield _Line(image_set, channels, None, AUTHORS)
+  else:
+    for sigma_255 in options.sigmas_255:
+      for protocol in options.protocols:
+        yield _Line(image_set, channels, sigma_255, PROTOCOLS[protocol])
 
 
 def _evaluate_line(method, line, options, folder):
@@ -238,7 +263,7 @@ class _Writer:
     self._about: dict[str, Any] = {'command': f'python {command}', 'environment': environment(PACKAGES)}
     options.output.mkdir(parents=True, exist_ok=True)
 
-  def folder(self, line: _Scored, method: Method) -> Path:
+  def folder(self, line: _Line, method: Method) -> Path:
     """Where the pictures of a result go; two sets of one title have two."""
     sigma = '' if line.sigma_255 is None else f'-sigma{line.sigma_255:g}'
     name = re.sub(r'[^\w.-]+', '_', line.image_set.title)
@@ -278,13 +303,12 @@ class _Writer:
     results.write_csv(output / results.IMAGES_FILE, self._results)
 
   def finish(self) -> None:
-    """Prints the table, writes the page, and raises if anything failed."""
+    """Prints the table and writes the page."""
     self._write()
     output = self._options.output
-    write_page(output / results.PAGE_FILE, self._content(), [*self._showcases, *self._submission_showcases])
+    showcases = [*self._showcases, *self._submission_showcases]
+    size = write_page(output / results.PAGE_FILE, self._content(), showcases)
     if self._results:
       print(table(self._results))
-    print(f'{output}: {results.RESULTS_FILE}, {results.IMAGES_FILE}, {results.PAGE_FILE} to look at')
-    if self._failures:
-      lines = '\n'.join(f'  {f.name}: {f.error}' for f in self._failures)
-      raise ValueError(f'got {len(self._failures)} failure(s), want none; the rest is evaluated\n{lines}')
+    page = f'{results.PAGE_FILE} to look at ({size / 1e6:.1f} MB)'
+    print(f'{output}: {results.RESULTS_FILE}, {results.IMAGES_FILE}, {page}')

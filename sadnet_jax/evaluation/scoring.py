@@ -60,10 +60,9 @@ def evaluate_set(
     ValueError: A file cannot be read, the sizes of a pair differ, a file lacks its partner,
       or the method fails; unless ``keep_going``.
   """
+  if not keep_going:
+    refuse_problems(image_set)
   failures = [Failure(problem.partition(': ')[0], problem) for problem in image_set.problems]
-  if failures and not keep_going:
-    more = f'; {len(failures) - 1} more like it' if len(failures) > 1 else ''
-    raise ValueError(f'{failures[0].error}{more} (--keep-going evaluates the rest)')
   results: dict[str, ImageResult] = {}
 
   def attempt(images: Sequence[EvaluationImage], function, *arguments):
@@ -96,12 +95,23 @@ def evaluate_set(
   return SetResult(image_set, channels, sigma_255, protocol, method.describe(), ordered, tuple(failures))
 
 
+def refuse_problems(image_set: ImageSet) -> None:
+  """Raises a ValueError for the first file that should be part of a set and is not."""
+  if image_set.problems:
+    count = len(image_set.problems)
+    more = f'; {count - 1} more like it' if count > 1 else ''
+    raise ValueError(f'{image_set.problems[0]}{more} (--keep-going evaluates the rest)')
+
+
 def _denoise(method, batch, sigma_255):
   """The images, and seconds for each."""
   method.prepare(batch[0].shape)
   start = time.perf_counter()
   denoised = method.denoise(batch, sigma_255)
-  return denoised, (time.perf_counter() - start) / len(batch)
+  seconds = (time.perf_counter() - start) / len(batch)
+  if not all(np.isfinite(image).all() for image in denoised):
+    raise ValueError(f'{method.name}: got NaN or infinity in the denoised image, want numbers (is it sound?)')
+  return denoised, seconds
 
 
 def _batches(method, image_set, protocol, attempt) -> Iterator[list[EvaluationImage]]:

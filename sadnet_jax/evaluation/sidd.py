@@ -17,15 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sadnet_jax.evaluation.known_sets import SIDD_FILES
 from sadnet_jax.evaluation.mat_files import new_file, read_variables, write_variables
 from sadnet_jax.images import to_uint8
 
 IMAGES, BLOCKS, BLOCK_PX = 40, 32, 256
-NOISY_FILES = {
-  'validation': 'ValidationNoisyBlocksSrgb.mat',
-  'benchmark': 'BenchmarkNoisyBlocksSrgb.mat',
-}
-CLEAN_FILE = 'ValidationGtBlocksSrgb.mat'
 MAT_FILE, CSV_FILE = 'SubmitSrgb.mat', 'SubmitSrgb.csv'
 CSV_HEADER = 'ID,BLOCK'
 VARIABLE = 'DenoisedBlocksSrgb'
@@ -102,12 +98,12 @@ def read_sidd(folder: str | Path, part: str) -> SiddBlocks:
     ValueError: Unknown part; a file that is missing, damaged, or has other content;
       noisy and clean blocks of different shapes.
   """
-  if part not in NOISY_FILES:
-    raise ValueError(f'part: got {part!r}, want one of {", ".join(NOISY_FILES)}')
-  path = Path(folder) / NOISY_FILES[part]
-  if part == 'benchmark':
+  if part not in SIDD_FILES:
+    raise ValueError(f'part: got {part!r}, want one of {", ".join(SIDD_FILES)}')
+  path, *clean_paths = (Path(folder) / name for name in SIDD_FILES[part])
+  if not clean_paths:
     return SiddBlocks(part, _read_blocks(path), None)
-  clean_path = Path(folder) / CLEAN_FILE
+  clean_path = clean_paths[0]
   noisy, clean = _read_blocks(path), _read_blocks(clean_path)
   if noisy.shape != clean.shape:
     raise ValueError(

@@ -27,6 +27,7 @@ class Submission:
     files: Relative to the folder of the evaluation; of DND the folders alone.
     checks: What was checked after it was written.
     seconds: That the method took in all, without reading and compilation.
+    margin_px: Around each box of DND that the method saw as well.
   """
 
   dataset: str
@@ -36,6 +37,7 @@ class Submission:
   files: list[str]
   checks: list[str]
   seconds: float
+  margin_px: int | None = None
 
 
 def open_data(dataset: str, folder: Path) -> sidd.SiddBlocks | dnd.Dnd:
@@ -58,7 +60,7 @@ def submit(
     data: The set.
     method: What denoises.
     output: Folder to write to, over what is there of an earlier submission.
-    forms: Of SIDD's submission, some of `run.SIDD_FORMS`.
+    forms: Of SIDD's submission, some of `known_sets.SIDD_FORMS`.
     margin_px: Pixels around each box of DND that the method sees as well.
     on_image: Is given the name of every block or patch, the noisy image and the denoised one.
 
@@ -140,4 +142,4 @@ def _submit_dnd(data, method, output, margin_px, on_image):
   patch_px = int(data.boxes[0, 0, 2] - data.boxes[0, 0, 0])
   check = submission_check.check_dnd_submission(output, images=images, boxes=boxes, patch_px=patch_px)
   files = [output.name, f'{output.name}/{dnd.BUNDLE_FOLDER}']
-  return Submission('dnd', 'DND', data.label, method.describe(), files, [check], timed.seconds)
+  return Submission('dnd', 'DND', data.label, method.describe(), files, [check], timed.seconds, margin_px)
