@@ -28,7 +28,7 @@ _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'The experiment, such as configs/color.py:50. For sadnet.'
 )
 _CHECKPOINT = flags.DEFINE_string(
-  'checkpoint', None, 'Folder of the run, or of one of its checkpoints. For sadnet.'
+  'checkpoint', None, 'Folder of the run, or of one of its checkpoints; or a .safetensors file. For sadnet.'
 )
 _DATASETS = flags.DEFINE_list(
   'datasets',

@@ -20,6 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from sadnet_jax import weights
 from sadnet_jax.model import SADNet
 from sadnet_jax.train_state import TrainState
 
@@ -170,8 +171,10 @@ def restore_latest(
 
 
 def split_path(path: str | Path) -> tuple[Path, int | None]:
-  """The folder of a run, and the step where the path is of one of its checkpoints."""
+  """The folder of a run (or of a file of weights), and the step where the path is of a checkpoint."""
   path = Path(path).absolute()
+  if path.suffix == weights.SUFFIX:
+    return path.parent, None
   if path.parent.name == FOLDER and path.name.isdigit():
     return path.parent.parent, int(path.name)
   return path, None
@@ -182,7 +185,7 @@ def restore_params(run: str | Path, model: SADNet, config: dict[str, Any]) -> tu
 
   Args:
     run: The run's folder (that holds ``checkpoints``), for its newest checkpoint, or
-      one checkpoint's (``RUN/checkpoints/5000``).
+      one checkpoint's (``RUN/checkpoints/5000``), or a file of `weights`.
     model: The network the weights are for.
     config: The config the network was built from.
 
@@ -192,6 +195,11 @@ def restore_params(run: str | Path, model: SADNet, config: dict[str, Any]) -> tu
   Raises:
     ValueError: There is no checkpoint, it is of another network, or it cannot be read.
   """
+  if Path(run).suffix == weights.SUFFIX:
+    params, metadata = weights.load_weights(run, model)
+    saved_model = json.loads(metadata['model'])
+    _check_same({'model': saved_model}, {'model': config['model']}, set(_FREE_IN_EVALUATION))
+    return int(metadata['step']), params
   folder, wanted = split_path(run)
   if not (folder / FOLDER).is_dir():
     raise ValueError(f"{run}: got no folder '{FOLDER}' in it, want the folder of a training run")

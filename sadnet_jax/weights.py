@@ -1,0 +1,114 @@
+"""Weights of a network in one file: safetensors, with what they are in its metadata.
+
+Names are paths in the tree of parameters, joined by '/': ``dres1/conv1/kernel``. The
+metadata holds ``sadnet_jax`` (the version of this form), ``model`` (JSON: the fields of
+`SADNet`), ``step``, and anything else that is worth telling, all as text. Reading needs
+neither Orbax nor TensorFlow, and runs no code of the file.
+"""
+
+from collections.abc import Mapping
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from sadnet_jax.files import replacing
+from sadnet_jax.model import SADNet
+
+SUFFIX = '.safetensors'
+_FORM = '1'
+
+
+def save_weights(
+  path: str | Path,
+  params: Mapping[str, Any],
+  *,
+  model: Mapping[str, Any],
+  step: int,
+  about: Mapping[str, str],
+  dtype: str = 'float32',
+) -> None:
+  """Writes weights, whole or not at all, over a file of that name.
+
+  Args:
+    path: Ends in '.safetensors'; its folder exists.
+    params: Parameters of a SADNet.
+    model: The fields of that SADNet that are no defaults, or all.
+    step: Training steps done.
+    about: What else to tell: data, command.
+    dtype: 'float32', or 'float16' for half the size.
+
+  Raises:
+    ValueError: Another ending or dtype, or a weight that is not finite in that dtype.
+  """
+  path = Path(path)
+  if path.suffix != SUFFIX:
+    raise ValueError(f'{path}: got the ending {path.suffix!r}, want {SUFFIX}')
+  if dtype not in ('float32', 'float16'):
+    raise ValueError(f'dtype: got {dtype!r}, want float32 or float16')
+  arrays = {name: np.asarray(leaf).astype(dtype) for name, leaf in _flatten(params).items()}
+  for name, array in arrays.items():
+    if not np.isfinite(array).all():
+      raise ValueError(f'{name}: got weights that are not finite in {dtype}, want numbers')
+  metadata = {**about, 'sadnet_jax': _FORM, 'model': json.dumps(model), 'step': str(step)}
+  with replacing(path) as temporary:
+    save_file(arrays, temporary, metadata)
+
+
+def load_weights(path: str | Path, model: SADNet) -> tuple[dict[str, Any], dict[str, str]]:
+  """Reads weights.
+
+  Args:
+    path: A file of `save_weights`.
+    model: The network they are for.
+
+  Returns:
+    Parameters, float32, and the metadata.
+
+  Raises:
+    ValueError: No such file, or it is damaged or of another form; or a tensor is missing,
+      left over, or of another shape: all are named.
+  """
+  metadata, arrays = _read(path)
+  image = jax.ShapeDtypeStruct((1, 8, 8, model.channels), jnp.float32)
+  template = jax.eval_shape(model.init, jax.random.key(0), image)['params']
+  wanted = _flatten(template)
+  unexpected = sorted(set(arrays) - set(wanted))
+  missing = sorted(set(wanted) - set(arrays))
+  misshapen = [
+    f'{name} is {arrays[name].shape}, want {leaf.shape}'
+    for name, leaf in wanted.items()
+    if name in arrays and arrays[name].shape != leaf.shape
+  ]
+  if unexpected or missing or misshapen:
+    raise ValueError(
+      f'{path}: got weights of another network ({metadata["model"]}): unexpected tensors {unexpected}; '
+      f'missing {missing}; of another shape {misshapen}; want those of {model}'
+    )
+  params = jax.tree_util.tree_map_with_path(lambda p, _: arrays[_name(p)].astype(np.float32), template)
+  return params, metadata
+
+
+def _read(path):
+  try:
+    with safe_open(path, framework='numpy') as file:
+      metadata = file.metadata() or {}
+      arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+  except (OSError, SafetensorError) as error:
+    raise ValueError(f'{path}: got no readable weights ({error}), want a complete {SUFFIX} file') from error
+  if metadata.get('sadnet_jax') != _FORM or not {'model', 'step'} <= set(metadata):
+    raise ValueError(f'{path}: got metadata {metadata}, want that of weights of sadnet_jax, form {_FORM}')
+  return metadata, arrays
+
+
+def _flatten(params):
+  return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def _name(path):
+  return '/'.join(key.key for key in path)

@@ -1,0 +1,114 @@
+"""Weights as one file."""
+
+from command import ROOT, finish, start
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from small_networks import SMALL, image, random_variables
+
+from configs import default
+from sadnet_jax.checkpoints import restore_params
+from sadnet_jax.model import SADNet
+from sadnet_jax.weights import load_weights, save_weights
+
+MODEL = SADNet(**SMALL)
+ABOUT = {'model': SMALL, 'step': 7, 'about': {'data': 'none'}}
+
+
+@pytest.fixture
+def params():
+  return random_variables(MODEL)['params']
+
+
+def _assert_equal(ours, theirs, **tolerance):
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **{'rtol': 0, **tolerance}), ours, theirs)
+
+
+def test_weights_come_back(params, tmp_path):
+  save_weights(tmp_path / 'a.safetensors', params, **ABOUT)
+  loaded, metadata = load_weights(tmp_path / 'a.safetensors', MODEL)
+  _assert_equal(loaded, params)
+  assert metadata == {
+    'sadnet_jax': '1',
+    'model': '{"width": 8, "offset_width": 8}',
+    'step': '7',
+    'data': 'none',
+  }
+  np.testing.assert_array_equal(
+    MODEL.apply({'params': loaded}, image()), MODEL.apply({'params': params}, image())
+  )
+
+
+def test_half_precision_is_half_the_size(params, tmp_path):
+  save_weights(tmp_path / 'a.safetensors', params, **ABOUT)
+  save_weights(tmp_path / 'b.safetensors', params, **ABOUT, dtype='float16')
+  loaded, _ = load_weights(tmp_path / 'b.safetensors', MODEL)
+  assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {np.dtype('float32')}
+  _assert_equal(loaded, params, rtol=2**-11, atol=1e-7)
+  sizes = [(tmp_path / f'{name}.safetensors').stat().st_size for name in 'ab']
+  assert sizes[1] < 0.6 * sizes[0]
+  params['out']['bias'] = np.full(3, 1e6, np.float32)
+  with (
+    np.errstate(over='ignore'),
+    pytest.raises(ValueError, match='out/bias: got weights that are not finite in float16'),
+  ):
+    save_weights(tmp_path / 'b.safetensors', params, **ABOUT, dtype='float16')
+  # What was there is as it was.
+  _assert_equal(load_weights(tmp_path / 'b.safetensors', MODEL)[0], loaded)
+
+
+def test_another_network_is_refused_by_tensor(params, tmp_path):
+  save_weights(tmp_path / 'a.safetensors', params, **ABOUT)
+  with pytest.raises(ValueError, match=r"unexpected tensors \['context/.*missing \[\]"):
+    load_weights(tmp_path / 'a.safetensors', SADNet(**SMALL, use_context=False))
+  with pytest.raises(ValueError, match=r'out/kernel is \(3, 3, 8, 3\), want \(3, 3, 8, 1\)'):
+    load_weights(tmp_path / 'a.safetensors', SADNet(**SMALL, channels=1))
+
+
+def test_what_is_no_file_of_weights_is_refused(params, tmp_path):
+  path = tmp_path / 'a.safetensors'
+  with pytest.raises(ValueError, match=r'a\.safetensors: got no readable weights'):
+    load_weights(path, MODEL)
+  save_weights(path, params, **ABOUT)
+  arrays = load_file(path)
+  path.write_bytes(path.read_bytes()[:-100])
+  with pytest.raises(ValueError, match=r'got no readable weights .* want a complete'):
+    load_weights(path, MODEL)
+  save_file(arrays, path)
+  with pytest.raises(ValueError, match=r'got metadata {}, want that of weights of sadnet_jax'):
+    load_weights(path, MODEL)
+  with pytest.raises(ValueError, match=r"got the ending '\.npz', want \.safetensors"):
+    save_weights(tmp_path / 'a.npz', params, **ABOUT)
+  with pytest.raises(ValueError, match="dtype: got 'int8', want float32 or float16"):
+    save_weights(path, params, **ABOUT, dtype='int8')
+
+
+def test_a_file_is_taken_where_a_run_is(params, tmp_path):
+  config = default.get_config()
+  config.model.update(SMALL)
+  path = tmp_path / 'a.safetensors'
+  save_weights(path, params, model=config.model.to_dict(), step=7, about={})
+  step, restored = restore_params(path, MODEL, config.to_dict())
+  assert step == 7
+  _assert_equal(restored, params)
+  # The same tensors, sampled elsewhere.
+  config.model.dilations = (1, 2, 4, 8)
+  with pytest.raises(ValueError, match=r'another config: model\.dilations: checkpoint \[1, 2, 3, 4\]'):
+    restore_params(path, MODEL, config.to_dict())
+
+
+def test_exported_weights_are_those_of_the_checkpoint(params, tmp_path):
+  flags = [f'--config={ROOT}/configs/color.py:50', '--config.model.width=8', '--config.model.offset_width=8']
+  config = default.get_config()
+  config.model.update(SMALL)
+  save_weights(tmp_path / 'a.safetensors', params, model=config.model.to_dict(), step=7, about={})
+  export = ['-m', 'sadnet_jax.export_weights', *flags]
+  export += [f'--checkpoint={tmp_path}/a.safetensors', f'--output={tmp_path}/b.safetensors']
+  output, _ = finish(start(*export, '--about=For a test.'))
+  assert output.startswith(f'{tmp_path}/b.safetensors: 1.')
+  loaded, metadata = load_weights(tmp_path / 'b.safetensors', MODEL)
+  _assert_equal(loaded, params)
+  assert metadata['about'] == 'For a test.'
+  _, errors = finish(start(*export), succeeds=False)
+  assert 'b.safetensors, which is there, want another, or pass --overwrite' in errors
