@@ -52,7 +52,10 @@ def check_sidd_submission(
   else:
     variables = read_variables(path)
     if sidd.VARIABLE not in variables:
-      raise ValueError(f'{path}: got {", ".join(variables) or "no variable"}, want {sidd.VARIABLE}')
+      raise ValueError(
+        f'{path}: got {", ".join(variables) or "no array"}, want {sidd.VARIABLE} '
+        '(a cell of blocks is read from files of MATLAB up to version 7, not 7.3)'
+      )
     is_cell = variables[sidd.VARIABLE].dtype == object
     form = 'a cell of singles' if is_cell else 'a uint8 array'
     found = (_cell_problems if is_cell else _uint8_problems)(variables, shape)

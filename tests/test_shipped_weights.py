@@ -1,0 +1,35 @@
+"""The weights in weights/ denoise as well as they did when they were measured."""
+
+from pathlib import Path
+
+from command import ROOT
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+import skimage
+
+from configs import color_fast
+from sadnet_jax.checkpoints import restore_params
+from sadnet_jax.evaluation.protocols import UNCLIPPED
+from sadnet_jax.metrics import psnr
+from sadnet_jax.train_state import model_from_config
+
+PHOTOGRAPHS = Path(skimage.__file__).parent / 'data'
+# PSNR in dB of crops of 128x160 at row 80, column 120, sigma 50, as measured with these weights.
+MEASURED = {('color_50', 'chelsea.png'): 0.0, ('color_50', 'coffee.png'): 0.0}
+
+
+@pytest.mark.parametrize(('weights', 'photograph'), MEASURED)
+def test_psnr_on_photographs_they_were_not_trained_on(weights, photograph):
+  config = color_fast.get_config('50')
+  model = model_from_config(config.model)
+  _, params = restore_params(ROOT / 'weights' / f'{weights}.safetensors', model, config.to_dict())
+  image = np.asarray(Image.open(PHOTOGRAPHS / photograph).convert('RGB'))[80:208, 120:280]
+  noisy, clean = UNCLIPPED.prepare(None, image, 50)
+  denoised = UNCLIPPED.finish(np.asarray(jax.jit(model.apply)({'params': params}, noisy[None])[0]))
+  assert psnr(denoised, clean) == pytest.approx(MEASURED[weights, photograph], abs=0.05)
+
+
+def test_every_file_is_measured():
+  assert {path.stem for path in (ROOT / 'weights').glob('*.safetensors')} == {name for name, _ in MEASURED}
