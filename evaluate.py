@@ -23,6 +23,7 @@ from sadnet_jax.evaluation.methods import BM3D, Method, Noisy, SADNetMethod
 from sadnet_jax.evaluation.protocols import PROTOCOLS
 from sadnet_jax.evaluation.results import params_hash
 from sadnet_jax.train_state import model_from_config
+from sadnet_jax.weights import SUFFIX
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'The experiment, such as configs/color.py:50. For sadnet.'
@@ -148,7 +149,10 @@ def _sadnet(config):
     batch_size=_BATCH_SIZE.value,
     pad_to_px=_PAD_TO_PX.value,
   )
-  folder, _ = checkpoints.split_path(_CHECKPOINT.value)
+  checkpoint = Path(_CHECKPOINT.value)
+  if checkpoint.suffix == SUFFIX:
+    return method, Path('evaluation'), f'-{checkpoint.stem}'
+  folder, _ = checkpoints.split_path(checkpoint)
   return method, folder / 'evaluation', f'-step{step}'
 
 

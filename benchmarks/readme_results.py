@@ -75,6 +75,8 @@ def markdown(files: list[Path]) -> str:
   commands = []
   for file in files:
     content = json.loads(file.read_text())
+    if content['failures'] or not content['results']:
+      raise SystemExit(f'{file}: got an evaluation that failed in part, or of nothing, want a whole one')
     lines += ['| ' + ' | '.join(cells) + ' |' for cells in rows(file.stem, content)]
     environment = content['environment']
     if environment['commit'] is None or environment['uncommitted_changes']:

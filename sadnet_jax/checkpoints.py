@@ -171,10 +171,8 @@ def restore_latest(
 
 
 def split_path(path: str | Path) -> tuple[Path, int | None]:
-  """The folder of a run (or of a file of weights), and the step where the path is of a checkpoint."""
+  """The folder of a run, and the step where the path is of one of its checkpoints."""
   path = Path(path).absolute()
-  if path.suffix == weights.SUFFIX:
-    return path.parent, None
   if path.parent.name == FOLDER and path.name.isdigit():
     return path.parent.parent, int(path.name)
   return path, None

@@ -113,12 +113,14 @@ def write_png(path: str | Path, image: np.ndarray) -> None:
   """Writes [H, W, 1 or 3], uint8, or floats clipped to [0, 1] and rounded to 8 bits; makes folders."""
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  pixels = image if image.dtype == np.uint8 else to_uint8(image)
+  pixels = to_uint8(image)
   Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(path)
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
-  """Clips to [0, 1] and rounds to the nearest of 256 levels: uint8 0 to 255."""
+  """Clips floats to [0, 1] and rounds them to 256 levels, uint8 0 to 255; uint8 is left as it is."""
+  if image.dtype == np.uint8:
+    return image
   return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 

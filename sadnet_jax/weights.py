@@ -38,20 +38,27 @@ def save_weights(
   Args:
     path: Ends in '.safetensors'; its folder exists.
     params: Parameters of a SADNet.
-    model: The fields of that SADNet that are no defaults, or all.
+    model: The fields of that SADNet, as a config's ``model`` has them: all of them where the file is
+      to be read by `checkpoints.restore_params`, which compares them with the config's.
     step: Training steps done.
     about: What else to tell: data, command.
     dtype: 'float32', or 'float16' for half the size.
 
   Raises:
-    ValueError: Another ending or dtype, or a weight that is not finite in that dtype.
+    ValueError: Another ending or dtype, a weight that is not finite in that dtype, or ``about`` has
+      something other than text, or one of the names above.
   """
   path = Path(path)
   if path.suffix != SUFFIX:
     raise ValueError(f'{path}: got the ending {path.suffix!r}, want {SUFFIX}')
   if dtype not in ('float32', 'float16'):
     raise ValueError(f'dtype: got {dtype!r}, want float32 or float16')
-  arrays = {name: np.asarray(leaf).astype(dtype) for name, leaf in _flatten(params).items()}
+  if reserved := {'sadnet_jax', 'model', 'step'} & set(about):
+    raise ValueError(f'about: got {", ".join(sorted(reserved))}, want other names: these are taken')
+  if not all(isinstance(value, str) for value in about.values()):
+    raise ValueError(f'about: got {dict(about)}, want texts only')
+  # The file holds the buffers as they are in memory, whatever the strides.
+  arrays = {name: np.asarray(leaf).astype(dtype, order='C') for name, leaf in _flatten(params).items()}
   for name, array in arrays.items():
     if not np.isfinite(array).all():
       raise ValueError(f'{name}: got weights that are not finite in {dtype}, want numbers')
@@ -99,7 +106,8 @@ def _read(path):
     with safe_open(path, framework='numpy') as file:
       metadata = file.metadata() or {}
       arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-  except (OSError, SafetensorError) as error:
+  # NumPy has no type for some of what such a file may hold.
+  except (OSError, SafetensorError, AttributeError, TypeError) as error:
     raise ValueError(f'{path}: got no readable weights ({error}), want a complete {SUFFIX} file') from error
   if metadata.get('sadnet_jax') != _FORM or not {'model', 'step'} <= set(metadata):
     raise ValueError(f'{path}: got metadata {metadata}, want that of weights of sadnet_jax, form {_FORM}')

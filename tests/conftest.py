@@ -18,6 +18,14 @@ jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
 
 
+# What takes minutes starts first, so that no process is left alone with it at the end.
+_LONG = ('test_interruptions.py', 'test_training.py', 'test_distributed.py', 'test_sampling_plot.py')
+
+
+def pytest_collection_modifyitems(items):
+  items.sort(key=lambda item: item.path.name not in _LONG)
+
+
 @pytest.fixture(scope='session')
 def golden() -> Path:
   """Directory of the reference results; see the README there."""

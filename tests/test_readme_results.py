@@ -26,7 +26,8 @@ def _content(**changes):
   }
   machine = {'cores': 2, 'cpu': 'A', 'device': 'cpu'}
   environment = {**machine, 'commit': '0123456789', 'uncommitted_changes': False}
-  return {'command': 'python evaluate.py', 'environment': environment, 'results': [result | changes]}
+  about = {'command': 'python evaluate.py', 'environment': environment, 'failures': []}
+  return {**about, 'results': [result | changes]}
 
 
 def test_readme_is_what_the_files_give():
@@ -55,6 +56,10 @@ def test_what_is_not_whole_or_not_repeatable_is_refused(tmp_path):
     readme_results.rows('a', _content(failures=[{'name': '1'}]))
   with pytest.raises(SystemExit, match='without some figure'):
     readme_results.rows('a', _content(mean={'psnr': None}))
+  for part in ({'failures': [{'name': 'dnd'}]}, {'results': []}):
+    (tmp_path / 'a.json').write_text(json.dumps(_content() | part))
+    with pytest.raises(SystemExit, match=r'a\.json: got an evaluation that failed in part, or of nothing'):
+      readme_results.markdown([tmp_path / 'a.json'])
   content = _content()
   content['environment']['uncommitted_changes'] = True
   (tmp_path / 'a.json').write_text(json.dumps(content))
@@ -71,4 +76,5 @@ def test_bm3d_is_what_is_published():
         if figure['method'] == result['compared_with'] and result['method']['name'] == 'bm3d':
           differences += [] if figure['differs'] else [result['mean']['psnr'] - figure['psnr']]
   assert differences
-  assert max(map(abs, differences)) < 0.25
+  # The package of today is some 0.1 dB above the published figures.
+  assert max(map(abs, differences)) < 0.2

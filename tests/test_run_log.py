@@ -6,7 +6,7 @@ import time
 import pytest
 
 from sadnet_jax.run_log import RunLog
-from sadnet_jax.validation import SetResult
+from sadnet_jax.validation import ValidationResult
 
 METRICS = {'loss': 0.25, 'learning_rate': 1e-3}
 
@@ -71,7 +71,7 @@ def test_a_line_that_cannot_be_written_is_a_warning_and_the_run_goes_on(tmp_path
 
 
 def test_validation_is_logged_without_what_is_not_finite(tmp_path, capsys):
-  results = {name: SetResult(20.0, score, {}) for name, score in (('a', 25.5), ('b', float('inf')))}
+  results = {name: ValidationResult(20.0, score, {}) for name, score in (('a', 25.5), ('b', float('inf')))}
   with RunLog(tmp_path, step=0, total_steps=6, images_per_step=8) as log:
     log.write_validation(2, results)
   assert _lines(tmp_path) == [{'step': 2, 'psnr/a': 25.5}]

@@ -1,5 +1,6 @@
 """The weights in weights/ denoise as well as they did when they were measured."""
 
+import json
 from pathlib import Path
 
 from command import ROOT
@@ -12,6 +13,7 @@ import skimage
 from configs import color_fast
 from sadnet_jax.checkpoints import restore_params
 from sadnet_jax.evaluation.protocols import UNCLIPPED
+from sadnet_jax.evaluation.results import params_hash
 from sadnet_jax.metrics import psnr
 from sadnet_jax.train_state import model_from_config
 
@@ -29,6 +31,16 @@ def test_psnr_on_photographs_they_were_not_trained_on(weights, photograph):
   noisy, clean = UNCLIPPED.prepare(None, image, 50)
   denoised = UNCLIPPED.finish(np.asarray(jax.jit(model.apply)({'params': params}, noisy[None])[0]))
   assert psnr(denoised, clean) == pytest.approx(MEASURED[weights, photograph], abs=0.05)
+
+
+@pytest.mark.parametrize('weights', sorted({name for name, _ in MEASURED}))
+def test_results_are_of_these_weights(weights):
+  config = color_fast.get_config('50')
+  path = f'weights/{weights}.safetensors'
+  _, params = restore_params(ROOT / path, model_from_config(config.model), config.to_dict())
+  content = json.loads((ROOT / 'benchmarks' / 'results' / 'evaluation' / f'{weights}.json').read_text())
+  methods = [result['method'] for result in content['results']]
+  assert [(m['checkpoint'], m['sha256']) for m in methods] == [(path, params_hash(params))] * len(methods)
 
 
 def test_every_file_is_measured():

@@ -40,6 +40,13 @@ def test_weights_come_back(params, tmp_path):
   )
 
 
+def test_weights_may_lie_in_memory_as_they_like(params, tmp_path):
+  turned = jax.tree.map(lambda leaf: np.asarray(leaf.T.copy()).T, params)
+  assert not turned['out']['kernel'].flags.c_contiguous
+  save_weights(tmp_path / 'a.safetensors', turned, **ABOUT)
+  _assert_equal(load_weights(tmp_path / 'a.safetensors', MODEL)[0], params)
+
+
 def test_half_precision_is_half_the_size(params, tmp_path):
   save_weights(tmp_path / 'a.safetensors', params, **ABOUT)
   save_weights(tmp_path / 'b.safetensors', params, **ABOUT, dtype='float16')
@@ -80,6 +87,9 @@ def test_what_is_no_file_of_weights_is_refused(params, tmp_path):
     load_weights(path, MODEL)
   with pytest.raises(ValueError, match=r"got the ending '\.npz', want \.safetensors"):
     save_weights(tmp_path / 'a.npz', params, **ABOUT)
+  for about, match in [({'step': '8'}, 'about: got step, want other'), ({'n': 8}, 'want texts only')]:
+    with pytest.raises(ValueError, match=match):
+      save_weights(path, params, model=SMALL, step=7, about=about)
   with pytest.raises(ValueError, match="dtype: got 'int8', want float32 or float16"):
     save_weights(path, params, **ABOUT, dtype='int8')
 

@@ -4,23 +4,17 @@ from collections.abc import Iterator, Sequence
 import dataclasses
 from pathlib import Path
 import re
-import shlex
-import sys
-from typing import Any
 
 import numpy as np
 import tqdm
 
-from sadnet_jax.environment import environment
 from sadnet_jax.evaluation import image_sets, results, scoring
 from sadnet_jax.evaluation.known_sets import SIDD_FORMS, UNSCORED, find_folder
 from sadnet_jax.evaluation.methods import Method
-from sadnet_jax.evaluation.page import Showcase, write_page
+from sadnet_jax.evaluation.output import Output
+from sadnet_jax.evaluation.page import Showcase
 from sadnet_jax.evaluation.protocols import AUTHORS, PROTOCOLS, Protocol
-from sadnet_jax.evaluation.table import table
 from sadnet_jax.images import side_by_side, to_uint8, write_png
-
-PACKAGES = ('sadnet-jax', 'flax', 'numpy', 'pillow')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,10 +99,11 @@ def evaluate(methods: Sequence[Method], options: Options) -> None:
 
   # All of it before anything is evaluated, so that what is missing is told at once.
   lines, submissions = _open(methods, options, attempt)
-  writer = _Writer(options, failures)
+  writer = Output(options.output, failures)
   try:
     for method, line in lines:
-      writer.add(*_evaluate_line(method, line, options, writer.folder(line, method)))
+      folder = writer.folder(line.image_set.title, line.sigma_255, line.protocol, method)
+      writer.add(*_evaluate_line(method, line, options, folder))
     for method, dataset, data in submissions:
       if done := attempt(f'{dataset}, {method.name}', _submit, method, dataset, data, options):
         writer.add_submission(*done)
@@ -247,68 +242,3 @@ def _submit(method, dataset, data, options):
       on_image=on_image,
     )
   return submission, showcase
-
-
-class _Writer:
-  """Collects results, and writes them when there is a new one."""
-
-  def __init__(self, options: Options, failures: list[results.Failure]):
-    self._options, self._failures = options, failures
-    self._results: list[results.SetResult] = []
-    self._showcases: list[Showcase] = []
-    self._submissions: list[Any] = []
-    self._submission_showcases: list[Showcase] = []
-    self._folders: set[Path] = set()
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    self._about: dict[str, Any] = {'command': f'python {command}', 'environment': environment(PACKAGES)}
-    options.output.mkdir(parents=True, exist_ok=True)
-
-  def folder(self, line: _Line, method: Method) -> Path:
-    """Where the pictures of a result go; two sets of one title have two."""
-    sigma = '' if line.sigma_255 is None else f'-sigma{line.sigma_255:g}'
-    name = re.sub(r'[^\w.-]+', '_', line.image_set.title)
-    name = f'{name}{sigma}-{line.protocol.name}-{method.name}'
-    path = self._options.output / name
-    while path in self._folders:
-      path = path.with_name(f'{path.name}-again')
-    self._folders.add(path)
-    return path
-
-  def add(self, result: results.SetResult, showcase: Showcase) -> None:
-    """Takes a result, says it, and writes all."""
-    self._results.append(result)
-    self._showcases.append(showcase)
-    # A file that is bad is so at every sigma.
-    self._failures.extend(f for f in result.failures if f not in self._failures)
-    self._write()
-
-  def add_submission(self, submission: Any, showcase: Showcase) -> None:
-    """Takes a submission, says it, and writes all."""
-    self._submissions.append(submission)
-    self._submission_showcases.append(showcase)
-    print('\n'.join(submission.checks), flush=True)
-    self._write()
-
-  def _content(self):
-    return {
-      **self._about,
-      'results': [r.to_json() for r in self._results],
-      'submissions': [dataclasses.asdict(s) for s in self._submissions],
-      'failures': [dataclasses.asdict(f) for f in self._failures],
-    }
-
-  def _write(self):
-    output = self._options.output
-    results.write_json(output / results.RESULTS_FILE, self._content())
-    results.write_csv(output / results.IMAGES_FILE, self._results)
-
-  def finish(self) -> None:
-    """Prints the table and writes the page."""
-    self._write()
-    output = self._options.output
-    showcases = [*self._showcases, *self._submission_showcases]
-    size = write_page(output / results.PAGE_FILE, self._content(), showcases)
-    if self._results:
-      print(table(self._results))
-    page = f'{results.PAGE_FILE} to look at ({size / 1e6:.1f} MB)'
-    print(f'{output}: {results.RESULTS_FILE}, {results.IMAGES_FILE}, {page}')
