@@ -90,9 +90,9 @@ def main() -> None:
     sigmas_255 = command_line.numbers('sigmas', _SIGMAS.value)
   elif config is not None and config.noise.sigma_255 > 0:
     sigmas_255 = [config.noise.sigma_255]
-  methods, folder, step = _methods(config)
+  methods, folder, ending = _methods(config)
   name = run.folder_name(_METHODS.value, _DATASETS.value, sigmas_255, _PROTOCOLS.value)
-  output = Path(_OUTPUT.value or folder / f'{name}{step}')
+  output = Path(_OUTPUT.value or folder / f'{name}{ending}')
   run.evaluate(
     methods,
     run.Options(
@@ -116,18 +116,18 @@ def main() -> None:
 def _methods(config) -> tuple[list[Method], Path, str]:
   """The methods asked for, where to write to by default, and the end of the folder's name."""
   methods: list[Method] = []
-  folder, step = Path('evaluation'), ''
+  folder, ending = Path('evaluation'), ''
   for name in _METHODS.value:
     if name == 'noisy':
       methods.append(Noisy())
     elif name == 'bm3d':
       methods.append(BM3D())
     elif name == 'sadnet':
-      method, folder, step = _sadnet(config)
+      method, folder, ending = _sadnet(config)
       methods.append(method)
     else:
       raise ValueError(f'--methods: got {name!r}, want some of sadnet, noisy, bm3d')
-  return methods, folder, step
+  return methods, folder, ending
 
 
 def _sadnet(config):

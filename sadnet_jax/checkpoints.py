@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from sadnet_jax import weights
-from sadnet_jax.model import SADNet
+from sadnet_jax.model import SADNet, param_shapes
 from sadnet_jax.train_state import TrainState
 
 FOLDER = 'checkpoints'
@@ -209,8 +209,7 @@ def restore_params(run: str | Path, model: SADNet, config: dict[str, Any]) -> tu
     step = steps[-1] if wanted is None else wanted
     saved = _restore(manager, step, config=ocp.args.JsonRestore())['config']
     _check_same({'model': saved['model']}, {'model': config['model']}, set(_FREE_IN_EVALUATION))
-    image = jax.ShapeDtypeStruct((1, 8, 8, model.channels), jnp.float32)
-    params = jax.eval_shape(model.init, jax.random.key(0), image)['params']
+    params = param_shapes(model)
     item = 'ema' if saved.get('ema_decay') else 'params'
     return step, _restore(manager, step, **{item: ocp.args.StandardRestore(_template(params))})[item]
 

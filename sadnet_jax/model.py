@@ -154,6 +154,12 @@ class SADNet(nn.Module):
     return block(x, offset_features), offset_features
 
 
+def param_shapes(model: SADNet) -> dict:
+  """The tree of a network's parameters, with shapes and dtypes (`jax.ShapeDtypeStruct`) for values."""
+  image = jax.ShapeDtypeStruct((1, STRIDE, STRIDE, model.channels), jnp.float32)
+  return jax.eval_shape(model.init, jax.random.key(0), image)['params']
+
+
 def pad_to_multiple(x: jax.Array, multiple: int) -> jax.Array:
   """Extends height and width at the bottom and right to a multiple.
 

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from sadnet_jax.files import replacing
-from sadnet_jax.model import SADNet
+from sadnet_jax.model import SADNet, param_shapes
 
 SUFFIX = '.safetensors'
 _FORM = '1'
@@ -82,8 +81,7 @@ def load_weights(path: str | Path, model: SADNet) -> tuple[dict[str, Any], dict[
       left over, or of another shape: all are named.
   """
   metadata, arrays = _read(path)
-  image = jax.ShapeDtypeStruct((1, 8, 8, model.channels), jnp.float32)
-  template = jax.eval_shape(model.init, jax.random.key(0), image)['params']
+  template = param_shapes(model)
   wanted = _flatten(template)
   unexpected = sorted(set(arrays) - set(wanted))
   missing = sorted(set(wanted) - set(arrays))

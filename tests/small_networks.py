@@ -4,8 +4,9 @@ import functools
 
 from fast_jit import fast_jit
 import jax
-import jax.numpy as jnp
 import numpy as np
+
+import sadnet_jax.model
 
 # The smallest network with eight deformable groups.
 SMALL = {'width': 8, 'offset_width': 8}
@@ -20,11 +21,7 @@ def image(seed=0, *, batch=1, size=(8, 8), channels=3):
   return rng.uniform(size=(batch, *size, channels)).astype(np.float32)
 
 
-@functools.lru_cache
-def param_shapes(model):
-  """Shapes and dtypes of the parameters; nothing is computed."""
-  x = jax.ShapeDtypeStruct((1, 8, 8, model.channels), jnp.float32)
-  return jax.eval_shape(model.init, jax.random.key(0), x)['params']
+param_shapes = functools.lru_cache(sadnet_jax.model.param_shapes)
 
 
 def count(model):

@@ -5,6 +5,7 @@ import dataclasses
 import json
 
 import dataset_files
+from evaluation_options import evaluation_options as _options
 import matlab_files
 import numpy as np
 from PIL import Image
@@ -54,24 +55,6 @@ class Fails(Noisy):
     if noisy[0].shape[1] == 24:
       raise ValueError('got an image of 24 columns, want any other')
     return super().denoise(noisy, sigma_255)
-
-
-def _options(tmp_path, *datasets, **changes):
-  options = run.Options(
-    datasets=[str(d) for d in datasets],
-    data=str(tmp_path),
-    channels=None,
-    sigmas_255=[25.0],
-    protocols=['unclipped'],
-    output=tmp_path / 'output',
-    overwrite=False,
-    keep_going=False,
-    pictures=True,
-    page_images=4,
-    sidd_forms=['csv'],
-    dnd_margin_px=3,
-  )
-  return dataclasses.replace(options, **changes)
 
 
 def _results(tmp_path):

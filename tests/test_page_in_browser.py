@@ -4,6 +4,7 @@ import json
 
 import chromium
 import dataset_files
+from evaluation_options import evaluation_options
 import matlab_files
 import numpy as np
 from page_content import BAD_NAME, NAMES, content, five_images, image, result, showcase
@@ -299,19 +300,14 @@ def evaluated(tmp_path):
   dataset_files.truncate(folder / '2.png')
   boxes = np.array([[[1, 1, 12, 12], [29, 39, 40, 50]], [[7, 3, 18, 14], [49, 22, 60, 33]]])
   matlab_files.dnd(tmp_path / 'test' / 'DND', [(40, 50), (60, 33)], boxes)
-  options = run.Options(
-    datasets=['cbsd68', 'dnd'],
-    data=str(tmp_path),
-    channels=None,
+  options = evaluation_options(
+    tmp_path,
+    'cbsd68',
+    'dnd',
     sigmas_255=[50.0],
     protocols=['clipped8', 'unclipped'],
-    output=tmp_path / 'output',
-    overwrite=False,
     keep_going=True,
     pictures=False,
-    page_images=4,
-    sidd_forms=['csv'],
-    dnd_margin_px=3,
   )
   with pytest.raises(ValueError, match=r'got 1 failure\(s\)'):
     run.evaluate([Noisy(), _Known()], options)

@@ -223,7 +223,7 @@ def _groups(folder: Path, pattern: re.Pattern[str]) -> dict[str, dict[str, list[
   groups: dict[str, dict[str, list[Path]]] = {}
   for path in sorted(folder.iterdir()):
     match = pattern.fullmatch(path.name)
-    if match and not path.name.startswith('.'):
+    if match and not images.is_hidden(path, folder):
       common = f'{match["before"]}*{match["after"]}'.lower()
       groups.setdefault(common, {}).setdefault(match['role'].lower(), []).append(path)
   return groups

@@ -22,7 +22,7 @@ from sadnet_jax.evaluation.known_sets import (
   find_folder,
 )
 from sadnet_jax.evaluation.protocols import FLOAT, ROUNDED, Protocol
-from sadnet_jax.images import SUFFIXES, is_hidden, look_for_data_dir
+from sadnet_jax.images import SUFFIXES, find_images, is_hidden, look_for_data_dir
 
 if typing.TYPE_CHECKING:
   from sadnet_jax.evaluation.sidd import SiddBlocks
@@ -151,8 +151,7 @@ def open_set(name: str, root: str | Path | None) -> ImageSet:
 
 def _kind(folder):
   """Whether a folder holds clean images or pairs, by the words of its files."""
-  paths = [p for p in folder.rglob('*') if p.suffix.lower() in SUFFIXES and not is_hidden(p, folder)]
-  found = roles(paths, folder)
+  found = roles(find_images(folder), folder)
   if not found:
     return 'clean'
   if found == {'noisy', 'clean'}:

@@ -66,16 +66,17 @@ class Output:
     }
 
   def _write(self):
-    output = self._output
-    results.write_json(output / results.RESULTS_FILE, self._content())
+    """Returns what it wrote to results.json."""
+    output, content = self._output, self._content()
+    results.write_json(output / results.RESULTS_FILE, content)
     results.write_csv(output / results.IMAGES_FILE, self._results)
+    return content
 
   def finish(self) -> None:
     """Prints the table and writes the page."""
-    self._write()
-    output = self._output
+    output, content = self._output, self._write()
     showcases = [*self._showcases, *self._submission_showcases]
-    size = write_page(output / results.PAGE_FILE, self._content(), showcases)
+    size = write_page(output / results.PAGE_FILE, content, showcases)
     if self._results:
       print(table(self._results))
     page = f'{results.PAGE_FILE} to look at ({size / 1e6:.1f} MB)'
