@@ -23,13 +23,15 @@ from sadnet_jax.evaluation.methods import BM3D, Method, Noisy, SADNetMethod
 from sadnet_jax.evaluation.protocols import PROTOCOLS
 from sadnet_jax.evaluation.results import params_hash
 from sadnet_jax.train_state import model_from_config
-from sadnet_jax.weights import SUFFIX
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'The experiment, such as configs/color.py:50. For sadnet.'
 )
 _CHECKPOINT = flags.DEFINE_string(
-  'checkpoint', None, 'Folder of the run, or of one of its checkpoints; or a .safetensors file. For sadnet.'
+  'checkpoint',
+  None,
+  'Folder of the run, or of one of its checkpoints; a .safetensors file, or its URL; or a name of published '
+  'weights, such as color_50. For sadnet.',
 )
 _DATASETS = flags.DEFINE_list(
   'datasets',
@@ -150,7 +152,7 @@ def _sadnet(config):
     pad_to_px=_PAD_TO_PX.value,
   )
   checkpoint = Path(_CHECKPOINT.value)
-  if checkpoint.suffix == SUFFIX:
+  if not checkpoints.is_run(checkpoint):
     return method, Path('evaluation'), f'-{checkpoint.stem}'
   folder, _ = checkpoints.split_path(checkpoint)
   return method, folder / 'evaluation', f'-step{step}'

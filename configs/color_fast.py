@@ -8,7 +8,7 @@ protocol that most published tables use). The argument and the data are as in co
 
 Ours, sigma 50, BSD432, protocol unclipped: 27.85 dB over every fourth image of
 CBSD68 after 1,000 steps (``--config.steps=1000``); 27.99 dB over all of it after 1,000 and 1,600
-steps, as weights/README.md says. Longer trainings: not measured.
+steps, as sadnet_jax/pretrained/color_50.md says. Longer trainings: not measured.
 """
 
 import ml_collections

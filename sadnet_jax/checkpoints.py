@@ -7,9 +7,8 @@ images) and ``metrics`` (JSON: PSNR, where the step was validated). The step is 
 of steps done. With several processes, process 0 alone reads and writes.
 """
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator
 import contextlib
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,10 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from sadnet_jax import weights
-from sadnet_jax.model import SADNet, param_shapes
+from sadnet_jax.config_difference import check_same
+from sadnet_jax.model import SADNet, model_from_fields, param_shapes
+from sadnet_jax.pretrained.index import available
+from sadnet_jax.pretrained.sources import is_name_or_url, locate
 from sadnet_jax.train_state import TrainState
 
 FOLDER = 'checkpoints'
@@ -147,7 +149,7 @@ def restore_latest(
   ignored = set(_FREE_ON_RESUME)
   if config['optimizer']['schedule'] == 'step_halving':
     ignored.add('steps')  # This schedule does not depend on the length of the run.
-  _check_same(saved['config'], config, ignored)
+  check_same(saved['config'], config, ignored)
   if saved['progress']['images'] != images:
     raise ValueError(
       f'the checkpoint is of a run on other training images: got {images}, want '
@@ -178,12 +180,18 @@ def split_path(path: str | Path) -> tuple[Path, int | None]:
   return path, None
 
 
+def is_run(path: str | Path) -> bool:
+  """Whether a path is the folder of a run, or of one of its checkpoints."""
+  return (split_path(path)[0] / FOLDER).is_dir()
+
+
 def restore_params(run: str | Path, model: SADNet, config: dict[str, Any]) -> tuple[int, dict[str, Any]]:
   """The weights of one of a run's checkpoints: their running average where it was kept.
 
   Args:
     run: The run's folder (that holds ``checkpoints``), for its newest checkpoint, or
-      one checkpoint's (``RUN/checkpoints/5000``), or a file of `weights`.
+      one checkpoint's (``RUN/checkpoints/5000``), or a file of `weights`, the URL of one, or a
+      name of `pretrained.available`, unless a run of that name is there.
     model: The network the weights are for.
     config: The config the network was built from.
 
@@ -193,25 +201,62 @@ def restore_params(run: str | Path, model: SADNet, config: dict[str, Any]) -> tu
   Raises:
     ValueError: There is no checkpoint, it is of another network, or it cannot be read.
   """
+  if is_name_or_url(run):
+    run = locate(run)
   if Path(run).suffix == weights.SUFFIX:
     params, metadata = weights.load_weights(run, model)
-    saved_model = json.loads(metadata['model'])
-    _check_same({'model': saved_model}, {'model': config['model']}, set(_FREE_IN_EVALUATION))
+    check_same(
+      {'model': weights.model_fields(run, metadata)}, {'model': config['model']}, set(_FREE_IN_EVALUATION)
+    )
     return int(metadata['step']), params
+  with _open_for_reading(run) as (manager, step):
+    saved = _restore(manager, step, config=ocp.args.JsonRestore())['config']
+    check_same({'model': saved['model']}, {'model': config['model']}, set(_FREE_IN_EVALUATION))
+    return step, _restore_weights(manager, step, model, saved)
+
+
+def load_run(run: str | Path) -> tuple[SADNet, dict[str, Any], int, dict[str, Any]]:
+  """The network of a run and its weights, built from the config that is saved beside them.
+
+  Args:
+    run: The run's folder, for its newest checkpoint, or one checkpoint's.
+
+  Returns:
+    The network, its parameters (their running average where it was kept), step, and the config.
+
+  Raises:
+    ValueError: There is no checkpoint, or it cannot be read.
+  """
+  with _open_for_reading(run) as (manager, step):
+    saved = _restore(manager, step, config=ocp.args.JsonRestore())['config']
+    try:
+      model = model_from_fields(saved['model'])
+    except (ValueError, TypeError, KeyError) as error:
+      raise ValueError(f'{run}: got a config of no network ({error}), want one of this version') from error
+    return model, _restore_weights(manager, step, model, saved), step, saved
+
+
+@contextlib.contextmanager
+def _open_for_reading(run):
+  """A manager of a run's checkpoints, and the step that is meant."""
   folder, wanted = split_path(run)
-  if not (folder / FOLDER).is_dir():
-    raise ValueError(f"{run}: got no folder '{FOLDER}' in it, want the folder of a training run")
+  if not is_run(run):
+    raise ValueError(
+      f"{run}: got no folder '{FOLDER}' in it, want the folder of a training run, or a {weights.SUFFIX} "
+      f'file, or the URL of one, or one of {", ".join(available())}'
+    )
   options = ocp.CheckpointManagerOptions(create=False, multiprocessing_options=_this_process_alone())
   with ocp.CheckpointManager(folder / FOLDER, options=options) as manager:
     steps = sorted(manager.all_steps())
     if not steps or (wanted is not None and wanted not in steps):
       raise ValueError(f'{run}: got checkpoints of steps {steps}, want {wanted or "at least one"}')
-    step = steps[-1] if wanted is None else wanted
-    saved = _restore(manager, step, config=ocp.args.JsonRestore())['config']
-    _check_same({'model': saved['model']}, {'model': config['model']}, set(_FREE_IN_EVALUATION))
-    params = param_shapes(model)
-    item = 'ema' if saved.get('ema_decay') else 'params'
-    return step, _restore(manager, step, **{item: ocp.args.StandardRestore(_template(params))})[item]
+    yield manager, steps[-1] if wanted is None else wanted
+
+
+def _restore_weights(manager, step, model, saved_config):
+  item = 'ema' if saved_config.get('ema_decay') else 'params'
+  template = _template(param_shapes(model))
+  return _restore(manager, step, **{item: ocp.args.StandardRestore(template)})[item]
 
 
 @contextlib.contextmanager
@@ -251,32 +296,3 @@ def _on_host(tree):
 def _template(tree):
   """NumPy arrays of the shapes and dtypes of a tree, of no memory of their own."""
   return jax.tree.map(lambda a: np.broadcast_to(np.zeros((), a.dtype), a.shape), tree)
-
-
-def _check_same(saved: Mapping[str, Any], wanted: Mapping[str, Any], ignored: Set[str]) -> None:
-  """Raises ValueError naming every field in which two configs differ."""
-  saved, wanted = _flatten(saved), _flatten(wanted)
-  differing = [
-    f'{name}: checkpoint {saved.get(name)}, config {wanted.get(name)}'
-    for name in sorted({*saved, *wanted})
-    if saved.get(name) != wanted.get(name) and not _is_below(name, ignored)
-  ]
-  if differing:
-    raise ValueError(f'the checkpoint is of a run with another config: {"; ".join(differing)}')
-
-
-def _is_below(name, ignored):
-  """Whether a field, or a group of fields it is in, is in a set."""
-  parts = name.split('.')
-  return any('.'.join(parts[:n]) in ignored for n in range(1, len(parts) + 1))
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, str]:
-  """{'a': {'b': 1}} -> {'a.b': '1'}, values as JSON, where tuples are lists."""
-  flat: dict[str, str] = {}
-  for name, value in config.items():
-    if isinstance(value, Mapping):
-      flat |= _flatten(value, f'{prefix}{name}.')
-    else:
-      flat[prefix + name] = json.dumps(value)
-  return flat

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from sadnet_jax.model import SADNet
+from sadnet_jax.model import SADNet, model_from_fields
 from sadnet_jax.optimizer import make_optimizer, make_schedule
 
 
@@ -31,10 +31,7 @@ class TrainState(train_state.TrainState):
 
 def model_from_config(fields: ml_collections.ConfigDict) -> SADNet:
   """Builds the network from ``config.model``."""
-  values = dict(fields)
-  if values['dtype'] not in ('float32', 'bfloat16'):
-    raise ValueError(f"model.dtype: got {values['dtype']!r}, want 'float32' or 'bfloat16'")
-  return SADNet(**{**values, 'dtype': jnp.dtype(values['dtype']), 'dilations': tuple(values['dilations'])})
+  return model_from_fields(fields.to_dict())
 
 
 def schedule_from_config(config: ml_collections.ConfigDict) -> optax.Schedule:

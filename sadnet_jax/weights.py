@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from sadnet_jax.files import replacing
-from sadnet_jax.model import SADNet, param_shapes
+from sadnet_jax.model import SADNet, model_from_fields, param_shapes
 
 SUFFIX = '.safetensors'
 _FORM = '1'
@@ -81,6 +81,55 @@ def load_weights(path: str | Path, model: SADNet) -> tuple[dict[str, Any], dict[
       left over, or of another shape: all are named.
   """
   metadata, arrays = _read(path)
+  return _fitted(path, metadata, arrays, model), metadata
+
+
+def load_with_model(path: str | Path) -> tuple[SADNet, dict[str, Any], dict[str, str]]:
+  """Reads weights and builds the network they are for.
+
+  Args:
+    path: A file of `save_weights` whose ``model`` has all fields.
+
+  Returns:
+    The network, its parameters, float32, and the metadata.
+
+  Raises:
+    ValueError: As `load_weights`; or the fields are not those of a network.
+  """
+  metadata, arrays = _read(path)
+  fields = model_fields(path, metadata)
+  try:
+    model = model_from_fields(fields)
+  except ValueError as error:
+    raise ValueError(f'{path}: got metadata of no network ({error}), want the fields of one') from error
+  return model, _fitted(path, metadata, arrays, model), metadata
+
+
+def model_fields(path: str | Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+  """The fields of the network that a file's metadata tell; ValueError naming the file if it tells none."""
+  try:
+    fields = json.loads(metadata['model'])
+  # What JSON makes of values nested too deeply.
+  except (ValueError, RecursionError) as error:
+    raise ValueError(
+      f'{path}: got metadata whose model is no JSON ({error}), want a file as written'
+    ) from error
+  if not isinstance(fields, dict):
+    raise ValueError(f'{path}: got metadata whose model is {metadata["model"]!r}, want the fields of one')
+  return fields
+
+
+def stored_dtype(path: str | Path) -> str:
+  """'float32' or 'float16': that of the tensors in a file of `save_weights`; else ValueError."""
+  _, arrays = _read(path)
+  dtypes = {array.dtype.name for array in arrays.values()}
+  if len(dtypes) != 1 or not dtypes <= {'float32', 'float16'}:
+    raise ValueError(f'{path}: got tensors of {sorted(dtypes)}, want float32 or float16')
+  return dtypes.pop()
+
+
+def _fitted(path, metadata, arrays, model):
+  """The tree of a network's parameters from the tensors of a file."""
   template = param_shapes(model)
   wanted = _flatten(template)
   unexpected = sorted(set(arrays) - set(wanted))
@@ -95,8 +144,7 @@ def load_weights(path: str | Path, model: SADNet) -> tuple[dict[str, Any], dict[
       f'{path}: got weights of another network ({metadata["model"]}): unexpected tensors {unexpected}; '
       f'missing {missing}; of another shape {misshapen}; want those of {model}'
     )
-  params = jax.tree_util.tree_map_with_path(lambda p, _: arrays[_name(p)].astype(np.float32), template)
-  return params, metadata
+  return jax.tree_util.tree_map_with_path(lambda p, _: arrays[_name(p)].astype(np.float32), template)
 
 
 def _read(path):
@@ -107,7 +155,8 @@ def _read(path):
   # NumPy has no type for some of what such a file may hold.
   except (OSError, SafetensorError, AttributeError, TypeError) as error:
     raise ValueError(f'{path}: got no readable weights ({error}), want a complete {SUFFIX} file') from error
-  if metadata.get('sadnet_jax') != _FORM or not {'model', 'step'} <= set(metadata):
+  whole = {'model', 'step'} <= set(metadata) and metadata['step'].isdecimal()
+  if metadata.get('sadnet_jax') != _FORM or not whole:
     raise ValueError(f'{path}: got metadata {metadata}, want that of weights of sadnet_jax, form {_FORM}')
   return metadata, arrays
 

@@ -1,4 +1,4 @@
-"""The weights in weights/ denoise as well as they did when they were measured."""
+"""The weights that ship denoise as well as when they were measured; index, cards and results are theirs."""
 
 import json
 from pathlib import Path
@@ -10,38 +10,69 @@ from PIL import Image
 import pytest
 import skimage
 
-from configs import color_fast
-from sadnet_jax.checkpoints import restore_params
+from sadnet_jax import pretrained
 from sadnet_jax.evaluation.protocols import UNCLIPPED
 from sadnet_jax.evaluation.results import params_hash
 from sadnet_jax.metrics import psnr
-from sadnet_jax.train_state import model_from_config
+from sadnet_jax.pretrained import card
+from sadnet_jax.pretrained.index import FOLDER
+from sadnet_jax.publish_weights import DEFAULTS
 
 PHOTOGRAPHS = Path(skimage.__file__).parent / 'data'
+ENTRIES = pretrained.available()
 # PSNR in dB of crops of 128x160 at row 80, column 120, sigma 50, as measured with these weights.
 MEASURED = {('color_50', 'chelsea.png'): 27.946, ('color_50', 'coffee.png'): 31.061}
 
 
 @pytest.mark.parametrize(('weights', 'photograph'), MEASURED)
 def test_psnr_on_photographs_they_were_not_trained_on(weights, photograph):
-  config = color_fast.get_config('50')
-  model = model_from_config(config.model)
-  _, params = restore_params(ROOT / 'weights' / f'{weights}.safetensors', model, config.to_dict())
+  model, params, _ = pretrained.load(weights)
   image = np.asarray(Image.open(PHOTOGRAPHS / photograph).convert('RGB'))[80:208, 120:280]
   noisy, clean = UNCLIPPED.prepare(None, image, 50)
   denoised = UNCLIPPED.finish(np.asarray(jax.jit(model.apply)({'params': params}, noisy[None])[0]))
   assert psnr(denoised, clean) == pytest.approx(MEASURED[weights, photograph], abs=0.05)
 
 
-@pytest.mark.parametrize('weights', sorted({name for name, _ in MEASURED}))
+def _results(weights):
+  return json.loads((ROOT / 'benchmarks' / 'results' / 'evaluation' / f'{weights}.json').read_text())
+
+
+@pytest.mark.parametrize('weights', ENTRIES)
 def test_results_are_of_these_weights(weights):
-  config = color_fast.get_config('50')
-  path = f'weights/{weights}.safetensors'
-  _, params = restore_params(ROOT / path, model_from_config(config.model), config.to_dict())
-  content = json.loads((ROOT / 'benchmarks' / 'results' / 'evaluation' / f'{weights}.json').read_text())
-  methods = [result['method'] for result in content['results']]
-  assert [(m['checkpoint'], m['sha256']) for m in methods] == [(path, params_hash(params))] * len(methods)
+  _, params, _ = pretrained.load(weights)
+  methods = [result['method'] for result in _results(weights)['results']]
+  # Wherever the file was when it was evaluated: by its hash it is this one.
+  got = [(Path(m['checkpoint']).stem, m['sha256']) for m in methods]
+  assert got == [(weights, params_hash(params))] * len(methods)
 
 
-def test_every_file_is_measured():
-  assert {path.stem for path in (ROOT / 'weights').glob('*.safetensors')} == {name for name, _ in MEASURED}
+@pytest.mark.parametrize('weights', ENTRIES)
+def test_the_index_is_of_these_files(weights):
+  entry = ENTRIES[weights]
+  path = pretrained.locate(weights)
+  assert path == FOLDER / f'{weights}.safetensors'
+  model, _, about = pretrained.load(weights)
+  assert (entry.sha256, entry.bytes, entry.channels) == (about['sha256'], path.stat().st_size, model.channels)
+  assert entry.summary == card.read_facts(path.with_suffix('.toml'))['summary']
+
+
+@pytest.mark.parametrize('weights', ENTRIES)
+def test_the_card_is_what_files_and_results_give(weights):
+  path = FOLDER / f'{weights}.md'
+  facts, told = card.read_facts(path.with_suffix('.toml')), card.stored(path.with_suffix('.safetensors'))
+  assert card.card(ENTRIES[weights], told, facts, _results(weights)) == path.read_text(), (
+    'run python -m sadnet_jax.publish_weights'
+  )
+
+
+def test_every_file_is_published_and_measured():
+  names = {name for name, _ in MEASURED}
+  assert names == set(ENTRIES)
+  for suffix in ('safetensors', 'md', 'toml'):
+    assert {path.stem for path in FOLDER.glob(f'*.{suffix}')} == names
+
+
+def test_a_task_has_one_default():
+  defaults = [task for entry in ENTRIES.values() for task in entry.default_for]
+  assert len(set(defaults)) == len(defaults)
+  assert set(defaults) <= set(DEFAULTS)

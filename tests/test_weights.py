@@ -1,16 +1,18 @@
 """Weights as one file."""
 
+import json
+
 from command import ROOT, finish, start
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from small_networks import SMALL, image, random_variables
+from small_networks import SMALL, apply, image, random_variables
 
 from configs import default
 from sadnet_jax.checkpoints import restore_params
 from sadnet_jax.model import SADNet
-from sadnet_jax.weights import load_weights, save_weights
+from sadnet_jax.weights import load_weights, load_with_model, save_weights, stored_dtype
 
 MODEL = SADNet(**SMALL)
 ABOUT = {'model': SMALL, 'step': 7, 'about': {'data': 'none'}}
@@ -36,7 +38,7 @@ def test_weights_come_back(params, tmp_path):
     'data': 'none',
   }
   np.testing.assert_array_equal(
-    MODEL.apply({'params': loaded}, image()), MODEL.apply({'params': params}, image())
+    apply(MODEL, {'params': loaded}, image()), apply(MODEL, {'params': params}, image())
   )
 
 
@@ -92,6 +94,85 @@ def test_what_is_no_file_of_weights_is_refused(params, tmp_path):
       save_weights(path, params, model=SMALL, step=7, about=about)
   with pytest.raises(ValueError, match="dtype: got 'int8', want float32 or float16"):
     save_weights(path, params, **ABOUT, dtype='int8')
+
+
+FIELDS = default.get_config().model.to_dict() | SMALL
+
+
+def test_a_file_tells_its_network(params, tmp_path):
+  path = tmp_path / 'a.safetensors'
+  for changes in ({}, {'channels': 1, 'dilations': (1, 2, 4, 8), 'dtype': 'bfloat16'}):
+    wanted = SADNet(**{**SMALL, **changes})
+    params = random_variables(wanted)['params']
+    save_weights(path, params, model=FIELDS | changes, step=7, about={'data': 'none'}, dtype='float16')
+    model, loaded, metadata = load_with_model(path)
+    assert (model.channels, model.width, model.dilations) == (wanted.channels, 8, tuple(wanted.dilations))
+    assert model.dtype == changes.get('dtype', 'float32')
+    _assert_equal(loaded, params, rtol=2**-11, atol=1e-7)
+    assert (metadata['step'], metadata['data']) == ('7', 'none')
+    assert stored_dtype(path) == 'float16'
+
+
+@pytest.mark.parametrize(
+  ('changes', 'match'),
+  [
+    ({'width': '8'}, r"model\.width: got '8', want a value of type int"),
+    ({'width': True}, r'model\.width: got True, want a value of type int'),
+    ({'width': 8 * 10**30}, r'model\.width: got 80{30}, want a value of type int of at most 1048576'),
+    ({'width': 12}, r'SADNet\.width: got 12, want a multiple of deformable_groups = 8'),
+    ({'use_rsab': 1}, r'model\.use_rsab: got 1, want a value of type bool'),
+    ({'rsab_order': 'last'}, r"SADNet\.rsab_order: got 'last', want one of"),
+    ({'rsab_order': ['last']}, r"model\.rsab_order: got \['last'\], want a value of type str"),
+    ({'dilations': 3}, r'model\.dilations: got 3, want a list of whole numbers'),
+    ({'dilations': [1, 2.0]}, r'model\.dilations: got \[1, 2\.0\], want a list of whole numbers'),
+    ({'dilations': [10**30]}, r'model\.dilations: got \[10{30}\], want a list of whole numbers'),
+    ({'dtype': None}, r"model\.dtype: got None, want 'float32' or 'bfloat16'"),
+    ({'depth': 3}, r"model: got fields without \[\] and with \['depth'\], want those of SADNet"),
+  ],
+)
+def test_fields_of_no_network_are_refused_by_file(params, tmp_path, changes, match):
+  path = tmp_path / 'a.safetensors'
+  save_weights(path, params, model=FIELDS | changes, step=7, about={})
+  with pytest.raises(ValueError, match=rf'a\.safetensors: got metadata of no network \({match}'):
+    load_with_model(path)
+
+
+@pytest.mark.parametrize(
+  ('model', 'match'),
+  [
+    (
+      json.dumps(SMALL),
+      r"got metadata of no network \(model: got fields without \['channels', 'deformable_groups",
+    ),
+    ('{', r'got metadata whose model is no JSON'),
+    ('[' * 100_000, r'got metadata whose model is no JSON'),
+    ('[3]', r"got metadata whose model is '\[3\]', want the fields of one"),
+  ],
+)
+def test_metadata_without_a_network_are_refused(params, tmp_path, model, match):
+  path = tmp_path / 'a.safetensors'
+  save_weights(path, params, **ABOUT)
+  save_file(load_file(path), path, {'sadnet_jax': '1', 'step': '7', 'model': model})
+  with pytest.raises(ValueError, match=rf'a\.safetensors: {match}'):
+    load_with_model(path)
+  # Compared with the config's, too.
+  with pytest.raises(ValueError, match=r'a\.safetensors: got metadata whose|the checkpoint is of .*channels'):
+    restore_params(path, MODEL, default.get_config().to_dict())
+
+
+def test_tensors_of_other_dtypes_are_told(params, tmp_path):
+  path = tmp_path / 'a.safetensors'
+  save_weights(path, params, **ABOUT)
+  arrays = load_file(path)
+  arrays['out/bias'] = arrays['out/bias'].astype(np.float64)
+  save_file(arrays, path, {'sadnet_jax': '1', 'step': '7', 'model': '{}'})
+  with pytest.raises(
+    ValueError, match=r"a\.safetensors: got tensors of \['float32', 'float64'\], want float32 or"
+  ):
+    stored_dtype(path)
+  save_file(arrays, path, {'sadnet_jax': '1', 'step': 'last', 'model': '{}'})
+  with pytest.raises(ValueError, match=r'got metadata .*want that of weights of sadnet_jax'):
+    load_with_model(path)
 
 
 def test_a_file_is_taken_where_a_run_is(params, tmp_path):

@@ -1,0 +1,111 @@
+"""The index of the weights in this folder: what there is, what it is for, and its hash."""
+
+from collections.abc import Mapping
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from sadnet_jax.files import write_text
+
+FOLDER = Path(__file__).parent
+INDEX_FILE = 'index.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+  """What noise weights were trained on.
+
+  Attributes:
+    kind: 'gaussian' or 'real'.
+    sigma_255: Lowest and highest standard deviation on the scale of 8-bit images; None if real.
+    clipped: Whether noisy images were clipped to [0, 1] in training; None if real.
+  """
+
+  kind: str
+  sigma_255: tuple[float, float] | None = None
+  clipped: bool | None = None
+
+  def __str__(self) -> str:
+    """'Gaussian noise of sigma 50, not clipped'."""
+    if self.sigma_255 is None:
+      return f'{self.kind} noise'
+    low, high = self.sigma_255
+    sigma = f'{low:g}' if low == high else f'{low:g} to {high:g}'
+    return f'Gaussian noise of sigma {sigma}, {"" if self.clipped else "not "}clipped'
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """Weights that are published.
+
+  Attributes:
+    name: What they are asked for by.
+    file: In the folder of the index.
+    sha256: Of the file, hexadecimal.
+    bytes: Of the file.
+    summary: One line.
+    channels: 3 or 1.
+    noise: What they were trained on.
+    default_for: What they are the ones to take for: some of 'color', 'gray', 'real'.
+  """
+
+  name: str
+  file: str
+  sha256: str
+  bytes: int
+  summary: str
+  channels: int
+  noise: Noise
+  default_for: tuple[str, ...] = ()
+
+  def __str__(self) -> str:
+    """One line: name, channels, noise, size, summary."""
+    colour = {1: 'grey', 3: 'colour'}.get(self.channels, f'{self.channels} channels')
+    default = f'; default for {", ".join(self.default_for)}' if self.default_for else ''
+    return f'{self.name}: {colour}, {self.noise}; {self.bytes / 1e6:.1f} MB{default}. {self.summary}'
+
+
+def available() -> dict[str, Entry]:
+  """The weights that ship with the package: name -> entry."""
+  return read_index(FOLDER)
+
+
+def read_index(folder: str | Path) -> dict[str, Entry]:
+  """Reads a folder's index; ValueError where it is damaged, no entries where there is none."""
+  path = Path(folder) / INDEX_FILE
+  if not path.exists():
+    return {}
+  try:
+    return {name: _entry(name, fields) for name, fields in json.loads(path.read_text()).items()}
+  except (ValueError, TypeError, AttributeError, KeyError) as error:
+    raise ValueError(
+      f'{path}: got a damaged index ({error}), want that of the package: install it again'
+    ) from error
+
+
+def _entry(name, fields):
+  noise = fields['noise']
+  if 'sigma_255' in noise:
+    low, high = noise['sigma_255']
+    noise = {**noise, 'sigma_255': (low, high)}
+  parts = {'noise': Noise(**noise), 'default_for': tuple(fields['default_for'])}
+  return Entry(name=name, **{**fields, **parts})
+
+
+def write_index(folder: str | Path, entries: Mapping[str, Entry]) -> None:
+  """Writes a folder's index, sorted by name."""
+  content: dict[str, Any] = {}
+  for name in sorted(entries):
+    content[name] = dataclasses.asdict(entries[name])
+    del content[name]['name']
+    noise = content[name]['noise']
+    content[name]['noise'] = {field: value for field, value in noise.items() if value is not None}
+  write_text(Path(folder) / INDEX_FILE, json.dumps(content, indent=1) + '\n')
+
+
+def file_sha256(path: str | Path) -> str:
+  """SHA-256 of a file, hexadecimal."""
+  with Path(path).open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -1,0 +1,269 @@
+"""Publishes weights: writes the file, its model card and its entry of the index.
+
+  python -m sadnet_jax.export_weights --config=configs/color_fast.py:50 --checkpoint=RUN \\
+    --output=color_50.safetensors --dtype=float16
+  python evaluate.py --config=configs/color_fast.py:50 --checkpoint=color_50.safetensors \\
+    --datasets=cbsd68,kodak24 --output=results
+  python -m sadnet_jax.publish_weights --config=configs/color_fast.py:50 --checkpoint=RUN \\
+    --name=color_50 --dtype=float16 --images=FOLDER --facts=sadnet_jax/pretrained/color_50.toml \\
+    --results=results/results.json
+
+From a folder of the repository. The results must be of the weights as they are published: in their
+dtype. What float16 costs is measured here, on clean images, with the noise of the config. Once
+published, weights can be given a new card from new results or facts: ``--checkpoint=color_50
+--overwrite`` leaves their file as it is.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+from pathlib import Path
+import re
+import shutil
+from typing import Any
+
+import jax
+import numpy as np
+
+from sadnet_jax import checkpoints, weights
+from sadnet_jax.config_difference import check_same
+from sadnet_jax.evaluation.protocols import CLIPPED8, UNCLIPPED
+from sadnet_jax.evaluation.results import params_hash
+from sadnet_jax.files import replacing, write_text
+from sadnet_jax.images import find_images, read_image
+from sadnet_jax.metrics import psnr
+from sadnet_jax.model import SADNet
+from sadnet_jax.pretrained import card
+from sadnet_jax.pretrained.index import FOLDER, Entry, Noise, file_sha256, read_index, write_index
+from sadnet_jax.pretrained.sources import locate
+
+DEFAULTS = ('color', 'gray', 'real')
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """What is to be published; see the flags.
+
+  Attributes:
+    name: Of the weights.
+    checkpoint: A run, a file of weights, or a name.
+    config: The experiment's, as a dict.
+    config_name: 'configs/color_fast.py:50'.
+    dtype: 'float32' or 'float16'.
+    facts: Path of the card's texts.
+    results: Path of a results.json.
+    images: Folder of clean images to measure float16 on, or None.
+    sigmas_255: Of the noise to measure it with, on the scale of 8-bit images.
+    default_for: Some of DEFAULTS.
+    overwrite: Whether an entry of that name may be there.
+    folder: With the index.
+  """
+
+  name: str
+  checkpoint: str
+  config: Mapping[str, Any]
+  config_name: str
+  dtype: str
+  facts: Path
+  results: Path
+  images: Path | None = None
+  sigmas_255: Sequence[float] = ()
+  default_for: Sequence[str] = ()
+  overwrite: bool = False
+  folder: Path = FOLDER
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+  """Weights before they are published; ``file`` is None for a run, ``told`` what they tell of themselves."""
+
+  model: SADNet
+  params: dict[str, Any]
+  dtype: str
+  file: Path | None
+  told: Mapping[str, str]
+
+
+def publish(request: Request) -> Entry:
+  """Writes file, card and index; what is refused is refused before anything is written.
+
+  Raises:
+    ValueError: A name that is taken or none; weights of another config; results that are not
+      theirs; facts that are missing or that the weights tell otherwise.
+  """
+  entries = read_index(request.folder)
+  _check_request(request, entries)
+  facts, content = card.read_facts(request.facts), _read_json(request.results)
+  source = _open(request)
+  rounded = jax.tree.map(
+    lambda leaf: np.asarray(leaf).astype(request.dtype).astype(np.float32), source.params
+  )
+  card.check_results(request.results, content, params_hash(rounded))
+  told = {**source.told, **_precision(request, source, rounded)}
+  if twice := sorted(set(told) & set(facts)):
+    raise ValueError(f'{request.facts}: got {", ".join(twice)}, which the weights tell: leave that out')
+
+  path = request.folder / f'{request.name}{weights.SUFFIX}'
+  _write_file(path, request, source, {**told, 'about': facts['summary']})
+  entry = Entry(
+    name=request.name,
+    file=path.name,
+    sha256=file_sha256(path),
+    bytes=path.stat().st_size,
+    summary=facts['summary'],
+    channels=source.model.channels,
+    noise=_noise(request.config),
+    default_for=tuple(request.default_for),
+  )
+  write_text(path.with_suffix('.md'), card.card(entry, card.stored(path), facts, content))
+  # A task has one default.
+  others = {
+    name: dataclasses.replace(e, default_for=tuple(d for d in e.default_for if d not in request.default_for))
+    for name, e in entries.items()
+  }
+  write_index(request.folder, {**others, request.name: entry})
+  return entry
+
+
+def _check_request(request, entries):
+  if not re.fullmatch('[a-z0-9_]+', request.name):
+    raise ValueError(f'--name: got {request.name!r}, want lower-case letters, digits and _')
+  if request.name in entries and not request.overwrite:
+    raise ValueError(f'--name: got {request.name}, which is published, want another, or pass --overwrite')
+  if unknown := [d for d in request.default_for if d not in DEFAULTS]:
+    raise ValueError(f'--default_for: got {", ".join(unknown)}, want some of {", ".join(DEFAULTS)}')
+
+
+def _read_json(path):
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise ValueError(
+      f'{path}: got no readable JSON ({error}), want the results.json of evaluate.py'
+    ) from error
+
+
+def _open(request):
+  """The weights; ValueError unless they are of the config."""
+  config, path = request.config, locate(request.checkpoint)
+  if path.is_dir():
+    model, params, step, saved = checkpoints.load_run(path)
+    fields = {part: saved[part] for part in ('model', 'noise')}
+    source = _Source(model, params, 'float32', None, {'step': str(step), 'seed': str(saved['seed'])})
+  else:
+    model, params, told = weights.load_with_model(path)
+    fields = {'model': weights.model_fields(path, told)}
+    source = _Source(model, params, weights.stored_dtype(path), path, told)
+  check_same(fields, {part: config[part] for part in fields}, set())
+  if source.told.get('config', request.config_name) != request.config_name:
+    raise ValueError(f'--config: got {request.config_name}, want {source.told["config"]}, as {path} says')
+  if (source.dtype, request.dtype) == ('float16', 'float32'):
+    raise ValueError(
+      f'--dtype: got float32 for {path}, which has float16: want float16, or the weights as trained'
+    )
+  return source
+
+
+def _precision(request, source, rounded):
+  """What the rounding costs, where it is done here."""
+  if source.dtype == request.dtype:
+    if request.images is not None:
+      raise ValueError(
+        f'--images: got {request.images} for weights of that dtype: want none, nothing is rounded'
+      )
+    return {}
+  if request.images is None or not request.sigmas_255:
+    raise ValueError(
+      '--images, --sigmas: got none, want a folder of clean images and the noise to measure float16 with'
+    )
+  noise, differences = request.config['noise'], []
+  protocol = CLIPPED8 if noise['clip'] else UNCLIPPED
+  apply = jax.jit(source.model.apply)
+  for path in (paths := find_images(request.images)):
+    image = read_image(path, source.model.channels)
+    for sigma_255 in request.sigmas_255:
+      noisy, clean = protocol.prepare(None, image, sigma_255)
+      exact, other = (
+        psnr(protocol.finish(np.asarray(apply({'params': p}, noisy[None])[0])), clean)
+        for p in (source.params, rounded)
+      )
+      differences.append(float(other - exact))
+  sigmas = ', '.join(f'{s:g}' for s in request.sigmas_255)
+  return {
+    'precision': f'float16 against float32: PSNR differs by {max(map(abs, differences)):.4f} dB at most, '
+    f'{np.mean(differences):+.4f} dB on average, over {len(paths)} images ({request.images.name}), '
+    f'sigma {sigmas}, {protocol.name}'
+  }
+
+
+def _write_file(path, request, source, about):
+  if source.file is None or source.dtype != request.dtype:
+    # Taken by `save_weights` itself.
+    about = {name: text for name, text in about.items() if name not in ('sadnet_jax', 'model', 'step')}
+    weights.save_weights(
+      path,
+      source.params,
+      model=request.config['model'],
+      step=int(source.told['step']),
+      about={**about, 'config': request.config_name},
+      dtype=request.dtype,
+    )
+  elif not (path.exists() and path.samefile(source.file)):
+    with replacing(path) as temporary:
+      shutil.copyfile(source.file, temporary)
+
+
+def _noise(config):
+  fields = config['noise']
+  sigmas = tuple(fields['sigma_255_range']) or (fields['sigma_255'],) * 2
+  return Noise('gaussian', sigmas, fields['clip']) if any(sigmas) else Noise('real')
+
+
+def main() -> None:
+  """Defines the flags and runs."""
+  from absl import flags
+  from ml_collections import config_flags
+
+  from sadnet_jax import command_line
+
+  config = config_flags.DEFINE_config_file('config', None, 'The experiment, such as configs/color.py:50.')
+  name = flags.DEFINE_string('name', None, 'To publish the weights by.', required=True)
+  checkpoint = flags.DEFINE_string(
+    'checkpoint', None, 'Folder of the run, a .safetensors file, or a published name.', required=True
+  )
+  dtype = flags.DEFINE_enum('dtype', 'float16', ['float32', 'float16'], 'Of the weights in the file.')
+  facts = flags.DEFINE_string('facts', None, 'TOML file of the texts of the card.', required=True)
+  results = flags.DEFINE_string('results', None, 'The results.json of these weights.', required=True)
+  images = flags.DEFINE_string('images', None, 'Folder of clean images to measure float16 on.')
+  sigmas = flags.DEFINE_list('sigmas', None, "Noise to measure float16 with; by default the config's.")
+  default_for = flags.DEFINE_list('default_for', [], f'What to take them for: some of {", ".join(DEFAULTS)}.')
+  overwrite = flags.DEFINE_bool('overwrite', False, 'Write over weights of that name.')
+  folder = flags.DEFINE_string('folder', str(FOLDER), 'The folder with the index.')
+  flags.mark_flag_as_required('config')
+
+  def command() -> None:
+    fields = config.value.to_dict()
+    own = [fields['noise']['sigma_255']] if fields['noise']['sigma_255'] else []
+    entry = publish(
+      Request(
+        name=name.value,
+        checkpoint=checkpoint.value,
+        config=fields,
+        config_name=command_line.config_argument(),
+        dtype=dtype.value,
+        facts=Path(facts.value),
+        results=Path(results.value),
+        images=None if images.value is None else Path(images.value),
+        sigmas_255=own if sigmas.value is None else command_line.numbers('sigmas', sigmas.value),
+        default_for=default_for.value,
+        overwrite=overwrite.value,
+        folder=Path(folder.value),
+      )
+    )
+    print(entry)
+
+  command_line.run(command)
+
+
+if __name__ == '__main__':
+  main()

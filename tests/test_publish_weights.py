@@ -1,0 +1,312 @@
+"""Publishing: the file, its card and its entry of the index, and what is refused."""
+
+import dataclasses
+import json
+import re
+
+from command import ROOT, finish, start
+import jax
+import numpy as np
+import optax
+from PIL import Image
+import pytest
+from small_networks import SMALL, random_variables
+
+from configs import color
+from sadnet_jax import checkpoints, pretrained
+from sadnet_jax.evaluation.results import params_hash
+from sadnet_jax.model import SADNet
+from sadnet_jax.pretrained import index
+from sadnet_jax.publish_weights import Request, publish
+from sadnet_jax.train_state import TrainState
+from sadnet_jax.weights import load_with_model, save_weights, stored_dtype
+
+MODEL = SADNet(**SMALL)
+PARAMS = random_variables(MODEL)['params']
+FACTS = {
+  'summary': 'Of a test.',
+  'data': 'None | at all',
+  'training': 'None.',
+  'command': 'python train.py',
+  'hardware': 'One core.',
+  'hours': '0',
+  'limits': 'All.',
+  'licence': 'None.',
+}
+
+
+def _config(noise='25'):
+  config = color.get_config(noise)
+  config.model.update(SMALL)
+  return config.to_dict()
+
+
+def _rounded(params=PARAMS):
+  return jax.tree.map(lambda leaf: leaf.astype(np.float16).astype(np.float32), params)
+
+
+def _results(params):
+  figures = {'psnr_noisy': 20.17, 'psnr': 31.234, 'ssim_wang': 0.91234, 'ssim_matlab': None}
+  result = {
+    'title': 'CBSD68',
+    'version': '68 images',
+    'sigma_255': 25.0,
+    'protocol': 'clipped8',
+    'method': {'name': 'sadnet', 'checkpoint': 'a', 'sha256': params_hash(params)},
+    'mean': figures,
+    'failures': [],
+  }
+  environment = {
+    'cores': 2,
+    'cpu': 'A',
+    'device': 'cpu',
+    'commit': '0123456789',
+    'uncommitted_changes': False,
+  }
+  noisy = {**result, 'method': {'name': 'noisy'}}
+  return {
+    'command': 'python evaluate.py',
+    'environment': environment,
+    'results': [noisy, result],
+    'failures': [],
+  }
+
+
+def _write_facts(path, facts):
+  path.write_text(''.join(f'{name} = {json.dumps(text)}\n' for name, text in facts.items()))
+
+
+@pytest.fixture
+def request_(tmp_path):
+  """Asks for float16 of float32 weights, of a config with noise of sigma 25."""
+  (tmp_path / 'published').mkdir()
+  (tmp_path / 'photographs').mkdir()
+  pixels = np.random.default_rng(0).integers(0, 256, (9, 13, 3), np.uint8)
+  Image.fromarray(pixels).save(tmp_path / 'photographs' / '1.png')
+  save_weights(tmp_path / 'a.safetensors', PARAMS, model=_config()['model'], step=7, about={})
+  _write_facts(tmp_path / 'facts.toml', FACTS)
+  (tmp_path / 'results.json').write_text(json.dumps(_results(_rounded())))
+  return Request(
+    name='small',
+    checkpoint=str(tmp_path / 'a.safetensors'),
+    config=_config(),
+    config_name='configs/color.py:25',
+    dtype='float16',
+    facts=tmp_path / 'facts.toml',
+    results=tmp_path / 'results.json',
+    images=tmp_path / 'photographs',
+    sigmas_255=[25.0],
+    default_for=['color'],
+    folder=tmp_path / 'published',
+  )
+
+
+def _published(folder):
+  return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_file_card_and_index_are_written(request_):
+  entry = publish(request_)
+  assert index.read_index(request_.folder) == {'small': entry}
+  path = request_.folder / 'small.safetensors'
+  assert (entry.sha256, entry.bytes) == (index.file_sha256(path), path.stat().st_size)
+  assert (entry.channels, entry.noise) == (3, pretrained.Noise('gaussian', (25.0, 25.0), clipped=True))
+  model, params, metadata = load_with_model(path)
+  assert (model.width, stored_dtype(path), metadata['step']) == (8, 'float16', '7')
+  assert (metadata['config'], metadata['about']) == ('configs/color.py:25', 'Of a test.')
+  jax.tree.map(np.testing.assert_array_equal, params, _rounded())
+
+  card = (request_.folder / 'small.md').read_text()
+  precision = re.search(
+    r'differs by (\S+) dB at most, (\S+) dB on average, over 1 images \(photographs\), ', card
+  )
+  assert 0 < float(precision[1]) < 0.1
+  assert abs(float(precision[2])) == float(precision[1])
+  for line in (
+    '# small',
+    '| task | colour images, Gaussian noise of sigma 25, clipped |',
+    r'| data | None \| at all |',
+    '| step | 7 |',
+    '| seed | not known |',
+    f'| SHA-256 of the file | `{entry.sha256}` |',
+    f'| SHA-256 of the weights, as in results.json | `{params_hash(_rounded())}` |',
+    '| CBSD68, 68 images | 25 | clipped8 | 20.17 | 31.23 | 0.9123 | not known |',
+    'By `python evaluate.py`; 2 cores, A, cpu; commit 0123456.',
+  ):
+    assert line in card.splitlines()
+  assert card.count('CBSD68') == 1
+
+
+def test_a_new_card_leaves_the_file_as_it_is(request_):
+  first = publish(request_)
+  before = _published(request_.folder)
+  _write_facts(request_.facts, {**FACTS, 'hours': '3', 'summary': 'Another.'})
+  again = dataclasses.replace(request_, checkpoint=str(request_.folder / 'small.safetensors'), images=None)
+  with pytest.raises(
+    ValueError, match=r'--name: got small, which is published, want another, or pass --overwr'
+  ):
+    publish(again)
+  second = publish(dataclasses.replace(again, overwrite=True))
+  assert dataclasses.replace(second, summary=first.summary) == first
+  after = _published(request_.folder)
+  assert after['small.safetensors'] == before['small.safetensors']
+  # What was measured of the rounding is in the file.
+  assert (
+    after['small.md'].replace(b'| 3 |', b'| 0 |').replace(b'Another.', b'Of a test.') == before['small.md']
+  )
+
+
+def test_a_task_keeps_one_default(request_):
+  publish(dataclasses.replace(request_, default_for=['color', 'real']))
+  publish(dataclasses.replace(request_, name='other'))
+  entries = index.read_index(request_.folder)
+  assert {name: entry.default_for for name, entry in entries.items()} == {
+    'small': ('real',),
+    'other': ('color',),
+  }
+
+
+def test_weights_of_a_run_tell_their_seed(request_, tmp_path):
+  run = tmp_path / 'run'
+  run.mkdir()
+  state = TrainState.create(
+    apply_fn=MODEL.apply, params=PARAMS, tx=optax.scale_by_adam(), ema=None, skipped=np.int32(0)
+  )
+  with checkpoints.open_for_training(run, keep=1) as manager:
+    checkpoints.save(manager, state.replace(step=5), {**_config('blind'), 'seed': 3}, 'images')
+  (tmp_path / 'results.json').write_text(json.dumps(_results(PARAMS)))
+  asked = dataclasses.replace(request_, checkpoint=str(run), dtype='float32', images=None)
+  with pytest.raises(ValueError, match=r'another config: noise\.sigma_255: .*range: checkpoint \[0\.0, 75'):
+    publish(asked)
+  asked = dataclasses.replace(asked, config=_config('blind'), config_name='configs/color.py:blind')
+  entry = publish(asked)
+  assert entry.noise.sigma_255 == tuple(_config('blind')['noise']['sigma_255_range'])
+  card = (request_.folder / 'small.md').read_text().splitlines()
+  assert {'| step | 5 |', '| seed | 3 |', '| precision | as trained |'} <= set(card)
+  _write_facts(request_.facts, {**FACTS, 'seed': '4'})
+  with pytest.raises(ValueError, match=r'facts\.toml: got seed, which the weights tell: leave that out'):
+    publish(dataclasses.replace(asked, overwrite=True))
+
+
+def test_real_noise_has_no_sigma(request_):
+  config = _config()
+  config['noise'] = {**config['noise'], 'sigma_255': 0.0}
+  entry = publish(dataclasses.replace(request_, config=config))
+  assert entry.noise == pretrained.Noise('real')
+  assert 'clipped' not in (request_.folder / 'index.json').read_text()
+
+
+@pytest.mark.parametrize(
+  ('changes', 'match'),
+  [
+    ({'name': 'Small'}, "--name: got 'Small', want lower-case letters, digits and _"),
+    ({'name': '../a'}, r"--name: got '\.\./a', want"),
+    ({'default_for': ['colour']}, '--default_for: got colour, want some of color, gray, real'),
+    ({'images': None}, '--images, --sigmas: got none, want a folder of clean images and the noise'),
+    ({'sigmas_255': []}, '--images, --sigmas: got none, want'),
+    (
+      {'config': _config('50') | {'model': _config()['model'] | {'use_context': False}}},
+      'model.use_context: ch',
+    ),
+    (
+      {'dtype': 'float32'},
+      r'results\.json: got results of the weights \w{64}, want those of \w{64}: evaluate',
+    ),
+  ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(request_, changes, match):
+  with pytest.raises(ValueError, match=match):
+    publish(dataclasses.replace(request_, **changes))
+  assert _published(request_.folder) == {}
+
+
+def test_float16_is_not_made_float32(request_, tmp_path):
+  save_weights(
+    tmp_path / 'a.safetensors',
+    PARAMS,
+    model=_config()['model'],
+    step=7,
+    about={'config': 'configs/color.py:25'},
+    dtype='float16',
+  )
+  with pytest.raises(ValueError, match=r'--dtype: got float32 for .*a\.safetensors, which has float16: want'):
+    publish(dataclasses.replace(request_, dtype='float32'))
+  with pytest.raises(ValueError, match=r'--images: got .* for weights of that dtype: want none'):
+    publish(request_)
+  with pytest.raises(
+    ValueError, match=r'--config: got b\.py, want configs/color\.py:25, as .*a\.safetensors says'
+  ):
+    publish(dataclasses.replace(request_, images=None, config_name='b.py'))
+  publish(dataclasses.replace(request_, images=None))
+  assert '| precision | not known |' in (request_.folder / 'small.md').read_text()
+
+
+def _changed(content, **changes):
+  return {**content, 'results': [result | changes for result in content['results']]}
+
+
+@pytest.mark.parametrize(
+  ('change', 'match'),
+  [
+    (lambda c: {**c, 'results': c['results'][:1]}, 'got no result of sadnet, want those of these weights'),
+    (lambda c: {**c, 'failures': [{'name': 'dnd'}]}, r'got results with 1 failure\(s\), want whole ones'),
+    (lambda c: _changed(c, failures=[{'name': '1'}]), r'got results with 1 failure\(s\), want whole ones'),
+    (
+      lambda c: {**c, 'environment': {**c['environment'], 'uncommitted_changes': True}},
+      'that is in no commit',
+    ),
+    (
+      lambda c: {**c, 'environment': {**c['environment'], 'commit': None}},
+      'got results of code that is in no',
+    ),
+    (lambda c: {}, r"got no results of evaluate\.py \(KeyError\('results'\)\), want its results\.json"),
+    (lambda c: [], r'got no results of evaluate\.py \(TypeError'),
+  ],
+)
+def test_results_that_cannot_be_relied_on_are_refused(request_, change, match):
+  request_.results.write_text(json.dumps(change(_results(_rounded()))))
+  with pytest.raises(ValueError, match=rf'results\.json: {match}' if match[0] == 'g' else match):
+    publish(request_)
+  request_.results.write_text('{')
+  with pytest.raises(ValueError, match=r'results\.json: got no readable JSON .*want the results\.json of'):
+    publish(request_)
+  assert _published(request_.folder) == {}
+
+
+def test_facts_are_whole(request_):
+  for facts, match in (
+    ({}, r'got facts without \[.*summary.*\] and with \[\], want summary, data'),
+    ({**FACTS, 'colour': 'red'}, r"got facts without \[\] and with \['colour'\]"),
+    ({**FACTS, 'hours': 3}, r"got no text for \['hours'\], want one each"),
+    ({**FACTS, 'limits': ' '}, r"got no text for \['limits'\]"),
+  ):
+    _write_facts(request_.facts, facts)
+    with pytest.raises(ValueError, match=rf'facts\.toml: {match}'):
+      publish(request_)
+  for text in ('=', None):
+    request_.facts.unlink() if text is None else request_.facts.write_text(text)
+    with pytest.raises(ValueError, match=r'facts\.toml: got no readable facts .*want a TOML file of texts'):
+      publish(request_)
+
+
+def test_evaluated_and_published_by_the_commands(tmp_path):
+  """What a name is evaluated to is what it can be published with."""
+  (tmp_path / 'photographs').mkdir()
+  Image.fromarray(np.full((8, 8, 3), 99, np.uint8)).save(tmp_path / 'photographs' / '1.png')
+  config = f'--config={ROOT}/configs/color_fast.py:50'
+  evaluate = [ROOT / 'evaluate.py', config, '--checkpoint=color_50', '--datasets=photographs', '--nopictures']
+  finish(start(*evaluate, cwd=tmp_path))
+  (results,) = (tmp_path / 'evaluation').glob('*-color_50/results.json')
+  content = json.loads(results.read_text())
+  assert content['results'][0]['method']['checkpoint'] == 'color_50'
+  assert (content['results'][0]['method']['step'], content['failures']) == (1600, [])
+
+  content['environment'] |= {'commit': '0123456789', 'uncommitted_changes': False}
+  results.write_text(json.dumps(content))
+  (tmp_path / 'published').mkdir()
+  publish = ['-m', 'sadnet_jax.publish_weights', '--config=configs/color_fast.py:50', '--name=again']
+  publish += ['--checkpoint=color_50', f'--results={results}', f'--folder={tmp_path}/published']
+  output, _ = finish(start(*publish, f'--facts={ROOT}/sadnet_jax/pretrained/color_50.toml'))
+  assert output.startswith('again: colour, Gaussian noise of sigma 50, not clipped; 8.5 MB. Colour')
+  (entry,) = index.read_index(tmp_path / 'published').values()
+  assert entry.sha256 == pretrained.available()['color_50'].sha256
