@@ -8,6 +8,9 @@ file has what users call; `deform_conv_vjp` computes it and its gradients,
 `deform_sampling` says where it samples.
 """
 
+from collections.abc import Iterator
+import contextlib
+import contextvars
 import operator
 
 from flax import linen as nn
@@ -23,6 +26,17 @@ from sadnet_jax.deform_sampling import Geometry, accumulation_dtype
 # accelerator wants few, large blocks; its number is not measured.
 _BLOCK_BYTES_CPU = 2 * 2**20
 _BLOCK_BYTES_ACCELERATOR = 64 * 2**20
+_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar('platform', default=None)
+
+
+@contextlib.contextmanager
+def blocks_for(platform: str) -> Iterator[None]:
+  """Chooses the blocks of what is traced inside for this platform, not for JAX's default one."""
+  token = _platform.set(platform)
+  try:
+    yield
+  finally:
+    _platform.reset(token)
 
 
 def deform_conv2d(
@@ -69,9 +83,9 @@ def deform_conv2d(
     groups: Groups of the convolution; divides C and O.
     deformable_groups: Groups of input channels that move together, G; divides C.
     block_pixels: Output pixels processed at a time; by default chosen for the
-      backend that JAX uses by default, on a CPU so that a block of samples fits
-      the cache. Changes memory and speed, not
-      the result beyond rounding.
+      backend that JAX uses by default (see `blocks_for`), on a CPU so that a block
+      of samples fits the cache. Changes memory and speed, not the result beyond
+      rounding.
 
   Returns:
     [N, Ho, Wo, O] in the common dtype of ``x`` and ``kernel``, where
@@ -171,14 +185,19 @@ def _dense_kernel(kernel, groups):
 def _block_pixels(total: int, bytes_per_pixel: int) -> int:
   """Pixels per block: near the byte budget, dividing the total where it can.
 
-  A divisor avoids copying offset and mask to fill up the last block.
+  A divisor avoids copying offset and mask to fill up the last block. A symbolic total has
+  none that is known: a power of two fits the usual sizes.
   """
-  budget = _BLOCK_BYTES_CPU if jax.default_backend() == 'cpu' else _BLOCK_BYTES_ACCELERATOR
-  limit = max(1, min(total, budget // bytes_per_pixel))
-  for blocks in range(-(-total // limit), 2 * -(-total // limit) + 1):
+  platform = _platform.get() or jax.default_backend()
+  budget = _BLOCK_BYTES_CPU if platform == 'cpu' else _BLOCK_BYTES_ACCELERATOR
+  limit = max(1, budget // bytes_per_pixel)
+  if jax.export.is_symbolic_dim(total):
+    return 2 ** (limit.bit_length() - 1)
+  fewest = -(-total // limit)
+  for blocks in range(fewest, 2 * fewest + 1):
     if total % blocks == 0:
       return total // blocks
-  return -(-total // (-(-total // limit)))
+  return -(-total // fewest)
 
 
 def _pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:
@@ -223,7 +242,7 @@ def _check(x, offset, mask, kernel, bias, stride, padding, dilation, groups, def
   )
   if c < 1:
     raise ValueError(f'x: got shape {x.shape}, want at least one channel')
-  if min(h, w, ho, wo, kh, kw) < 1:
+  if any(size < 1 for size in (h, w, ho, wo, kh, kw)):
     raise ValueError(
       f'x: got shape {x.shape}, too small for kernel {kh}x{kw}, stride {stride}, padding {padding}, '
       f'dilation {dilation}: the output would be {ho}x{wo}'

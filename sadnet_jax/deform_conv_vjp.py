@@ -126,10 +126,12 @@ def _split(geometry, *arrays):
 
 def _split_one(array, block_pixels):
   flat = array.reshape(-1, array.shape[-1])
-  fill = -flat.shape[0] % block_pixels
-  if fill:
+  blocks = -(-flat.shape[0] // block_pixels)
+  fill = blocks * block_pixels - flat.shape[0]
+  # A symbolic number is not 0 either.
+  if fill != 0:
     flat = jnp.pad(flat, ((0, fill), (0, 0)))
-  return flat.reshape(-1, block_pixels, array.shape[-1])
+  return flat.reshape(blocks, block_pixels, array.shape[-1])
 
 
 def _join(blocks, shape):

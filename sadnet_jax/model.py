@@ -4,9 +4,11 @@ Scale s in 1..4 works at 1 / 2**(s - 1) of the resolution with base width
 * 2**(s - 1) channels; `blocks` has the parts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+import dataclasses
 import functools
 import re
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -30,6 +32,8 @@ from sadnet_jax.blocks import (
 SCALES = 4
 # Sides inside the network must be a multiple of this: three halvings.
 STRIDE = 2 ** (SCALES - 1)
+# No width or rate is larger, and shapes of such do not overflow.
+_LARGEST = 2**20
 
 
 class SADNet(nn.Module):
@@ -106,7 +110,7 @@ class SADNet(nn.Module):
     """
     if not jnp.issubdtype(noisy.dtype, jnp.floating):
       raise ValueError(f'noisy: got dtype {noisy.dtype}, want floating point with values in [0, 1]')
-    if noisy.ndim != 4 or noisy.shape[-1] != self.channels or min(noisy.shape[1:3]) < 1:
+    if noisy.ndim != 4 or noisy.shape[-1] != self.channels or any(side < 1 for side in noisy.shape[1:3]):
       raise ValueError(
         f'noisy: got shape {noisy.shape}, want [N, H, W, {self.channels}] with H, W of at least 1'
       )
@@ -154,6 +158,33 @@ class SADNet(nn.Module):
     return block(x, offset_features), offset_features
 
 
+def model_from_fields(fields: Mapping[str, Any]) -> SADNet:
+  """Builds a network from its fields, as a config's ``model`` or a file of weights has them.
+
+  Args:
+    fields: All attributes of `SADNet`, ``dilations`` as a list or tuple, ``dtype`` 'float32' or 'bfloat16'.
+
+  Raises:
+    ValueError: A field is missing, unknown, or has a value that no SADNet has.
+  """
+  defaults = {f.name: f.default for f in dataclasses.fields(SADNet) if f.name not in ('parent', 'name')}
+  if set(fields) != set(defaults):
+    missing, unknown = sorted(set(defaults) - set(fields)), sorted(set(fields) - set(defaults))
+    raise ValueError(f'model: got fields without {missing} and with {unknown}, want those of SADNet')
+  values = dict(fields)
+  if values['dtype'] not in ('float32', 'bfloat16'):
+    raise ValueError(f"model.dtype: got {values['dtype']!r}, want 'float32' or 'bfloat16'")
+  for name in defaults.keys() - {'dtype', 'dilations'}:
+    kind = type(defaults[name])
+    if type(values[name]) is not kind or (kind is int and values[name] > _LARGEST):
+      most = f' of at most {_LARGEST}' if kind is int else ''
+      raise ValueError(f'model.{name}: got {values[name]!r}, want a value of type {kind.__name__}{most}')
+  rates = values['dilations']
+  if not isinstance(rates, list | tuple) or not all(type(r) is int and r <= _LARGEST for r in rates):
+    raise ValueError(f'model.dilations: got {rates!r}, want a list of whole numbers')
+  return SADNet(**{**values, 'dtype': jnp.dtype(values['dtype']), 'dilations': tuple(rates)})
+
+
 def param_shapes(model: SADNet) -> dict:
   """The tree of a network's parameters, with shapes and dtypes (`jax.ShapeDtypeStruct`) for values."""
   image = jax.ShapeDtypeStruct((1, STRIDE, STRIDE, model.channels), jnp.float32)
@@ -176,8 +207,11 @@ def pad_to_multiple(x: jax.Array, multiple: int) -> jax.Array:
   """
   for axis in (1, 2):
     size = x.shape[axis]
-    extra = -size % multiple
-    if extra:
+    if jax.export.is_symbolic_dim(size):
+      # The same reflection, as a formula: there and back again is one period.
+      position = jnp.arange(-(-size // multiple) * multiple) % jnp.maximum(2 * size - 2, 1)
+      x = jnp.take(x, jnp.minimum(position, 2 * size - 2 - position), axis=axis)
+    elif extra := -size % multiple:
       source = np.pad(np.arange(size), (0, extra), mode='reflect')
       x = jnp.concatenate([x, jnp.take(x, source[size:], axis=axis)], axis=axis)
   return x
