@@ -1,0 +1,266 @@
+"""Denoising pictures with a trained network: any size, any usual dtype."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sadnet_jax import memory, pretrained
+from sadnet_jax.model import STRIDE, SADNet
+from sadnet_jax.self_ensemble import TRANSFORMS, self_ensemble
+from sadnet_jax.tiling import TilePlan, blend_tiles, plan_tiles
+
+# Where tiles and the whole image differ by less than 1/255; see tests/test_denoiser.py.
+OVERLAP_PX = 80
+# Floats beyond are no images in [0, 1], however noisy.
+_FARTHEST = 4.0
+
+Image = TypeVar('Image', np.ndarray, jax.Array)
+Tile = int | Literal['auto', 'whole']
+Progress = Callable[[int, int], None]
+
+
+class Denoiser:
+  """A trained SADNet, for images of any size and usual dtype.
+
+  An image that is larger than a tile is denoised by overlapping tiles, all of one size; a
+  smaller one as it is, which gives exactly what the network gives. Integers are rounded and clipped;
+  floats are left as they come out of the network, a little outside [0, 1] perhaps.
+
+  Attributes:
+    model: The network.
+    about: What its weights' file tells of them.
+  """
+
+  def __init__(
+    self,
+    model: SADNet,
+    params: Mapping[str, Any],
+    *,
+    about: Mapping[str, str] | None = None,
+    tile_px: Tile = 'auto',
+    overlap_px: int = OVERLAP_PX,
+    ensemble: bool = False,
+    device: jax.Device | None = None,
+  ):
+    """Puts the weights on the device.
+
+    Args:
+      model: The network.
+      params: Its weights.
+      about: To be kept as `about`.
+      tile_px: Longest side of a tile, a multiple of 8; 'auto' for what fits into half of the
+        device's free memory, up to a limit; 'whole' for never any tiles.
+      overlap_px: Least overlap of tiles.
+      ensemble: Give the mean over the eight flips and rotations: eight times the work.
+      device: Where to run; None for JAX's first.
+
+    Raises:
+      ValueError: ``tile_px`` or ``overlap_px`` is of no use.
+    """
+    if tile_px != 'whole':
+      largest = memory.SIDES_PX[-1] if tile_px == 'auto' else tile_px
+      if not isinstance(largest, int):
+        raise ValueError(f"tile_px: got {tile_px!r}, want pixels, 'auto' or 'whole'")
+      plan_tiles(largest + 1, largest + 1, largest, overlap_px)
+    self.model, self.about = model, dict(about or {})
+    self._tile_px, self._overlap_px, self._ensemble = tile_px, overlap_px, ensemble
+    self._device = device or jax.local_devices()[0]
+    self._params = jax.device_put(params, self._device)
+    self._apply = jax.jit(lambda params, noisy: model.apply({'params': params}, noisy))
+
+  @classmethod
+  def from_pretrained(cls, name: str, **options: Any) -> 'Denoiser':
+    """Loads published weights.
+
+    Args:
+      name: One of `sadnet_jax.pretrained.available`, or a file's path or URL, as `pretrained.load` takes.
+      **options: Of the constructor.
+
+    Raises:
+      ValueError: There are no such weights, or they are damaged.
+    """
+    model, params, about = pretrained.load(name)
+    return cls(model, params, about=about, **options)
+
+  @classmethod
+  def from_checkpoint(
+    cls, path: Any, *, dilations: Sequence[int] = (1, 2, 3, 4), **options: Any
+  ) -> 'Denoiser':
+    """Loads weights of one's own.
+
+    Args:
+      path: A run's folder or one of its checkpoints, a ``.safetensors`` file, or a ``.pth`` file of
+        the authors' network.
+      dilations: Rates of the context block of a ``.pth`` file, which does not tell: (1, 2, 3, 4) by default.
+      **options: Of the constructor.
+
+    Raises:
+      ValueError: There are no readable weights of a SADNet.
+    """
+    model, params, about = pretrained.load(Path(path), dilations=dilations)
+    return cls(model, params, about=about, **options)
+
+  def __call__(self, image: Image, *, progress: Progress | None = None) -> Image:
+    """Denoises an image, or a batch of one size.
+
+    Args:
+      image: [H, W, C], [H, W] or [N, H, W, C]; uint8, uint16, or floats in [0, 1] that noise may have
+        moved out of it. A network for colour takes grey images too (as three equal channels).
+      progress: Is called with (done, all) runs of the network, after each.
+
+    Returns:
+      The same shape, dtype and kind of array.
+
+    Raises:
+      ValueError: Another shape or dtype, values that are no numbers or far outside [0, 1], or the
+        device's memory does not do.
+    """
+    if isinstance(image, jax.core.Tracer):
+      raise ValueError('image: got a traced array, want numbers: inside jit call `model.apply`')
+    if isinstance(image, jax.Array):
+      denoised = self._denoise(np.asarray(image), progress)
+      return jax.device_put(jnp.asarray(denoised), image.sharding)
+    return self._denoise(image, progress)
+
+  def _denoise(self, image, progress):
+    _check_dtype(image)
+    batch = self._as_batch(image)
+    denoised = np.empty(batch.shape, image.dtype)
+    if denoised.size:
+      self._denoise_batch(batch, denoised, progress or _silent)
+    return denoised.reshape(image.shape)
+
+  def _as_batch(self, image):
+    """[N, H, W, C]; C is 1, or the network's channels."""
+    shape = (*image.shape, 1) if image.ndim == 2 else image.shape
+    if len(shape) == 3:
+      shape = (1, *shape)
+    channels = self.model.channels
+    if len(shape) != 4 or shape[3] not in (1, channels) or (shape[0] and min(shape[1:3]) < 1):
+      wanted = 'grey' if channels == 1 else f'grey or of {channels} channels'
+      raise ValueError(
+        f'image: got shape {image.shape}, want [H, W, C], [H, W] or [N, H, W, C] with at least one pixel, '
+        f'{wanted}'
+      )
+    return image.reshape(shape)
+
+  def _denoise_batch(self, batch, denoised, progress):
+    """Tries smaller tiles where the device's memory does not do and the choice is ours."""
+    if self._tile_px == 'auto':
+      sides = memory.tile_sides(self.model, self._device)
+    elif self._tile_px == 'whole':
+      longest = max(batch.shape[1:3])
+      sides = (longest + -longest % STRIDE,)
+    else:
+      sides = (self._tile_px,)
+    for i, side in enumerate(sides):
+      try:
+        self._by_tiles(batch, denoised, side, progress)
+        return
+      except jax.errors.JaxRuntimeError as error:
+        reason = ' '.join(str(error).split())[:200]
+        if 'RESOURCE_EXHAUSTED' in reason and i + 1 < len(sides):
+          continue
+        raise ValueError(
+          f'image: got {batch.shape[2]}x{batch.shape[1]} pixels in tiles of {side}, which the device fails '
+          f'at ({reason}), want smaller tiles or a device with more memory'
+        ) from error
+
+  def _by_tiles(self, batch, denoised, side, progress):
+    n, height, width, _ = batch.shape
+    plan = plan_tiles(height, width, side, self._overlap_px)
+    if plan.tiles == 1:
+      # Small images share a run of the network.
+      together = min(n, max(1, side**2 // (plan.tile_size[0] * plan.tile_size[1])))
+      run = _Runs(self, progress, -(-n // together))
+      for start in range(0, n, together):
+        part = _to_float(batch[start : start + together])
+        # Always as many, for one compiled program; the last image fills what is left.
+        full = np.concatenate([part, np.repeat(part[-1:], together - len(part), axis=0)])
+        _store(denoised[start : start + together], run(full)[: len(part)])
+    else:
+      run = _Runs(self, progress, n * plan.tiles)
+      for image, out in zip(batch, denoised, strict=True):
+        _denoise_large(image, out, plan, run)
+
+  def _network(self, noisy):
+    """float32 [N, H, W, 1 or the network's channels] -> the same, on the host."""
+    grey = noisy.shape[3] < self.model.channels
+    given = np.repeat(noisy, self.model.channels, axis=3) if grey else noisy
+    denoised = np.asarray(self._apply(self._params, jax.device_put(given, self._device)))
+    return denoised.mean(axis=3, keepdims=True) if grey else denoised
+
+
+class _Runs:
+  """Runs the network, with the ensemble if wanted, and counts."""
+
+  def __init__(self, denoiser: Denoiser, progress: Progress, total: int):
+    self._denoiser, self._progress = denoiser, progress
+    self._times = TRANSFORMS if denoiser._ensemble else 1
+    self._done, self._total = 0, total * self._times
+
+  def __call__(self, noisy: np.ndarray) -> np.ndarray:
+    return self_ensemble(self._once, noisy) if self._times > 1 else self._once(noisy)
+
+  def _once(self, noisy):
+    denoised = self._denoiser._network(noisy)
+    self._done += 1
+    self._progress(self._done, self._total)
+    return denoised
+
+
+def _denoise_large(image, out, plan: TilePlan, run):
+  """[H, W, C] by tiles into an array of its shape."""
+  height, width, _ = image.shape
+  # The network's own extension to multiples of 8.
+  rows = np.pad(np.arange(height), (0, plan.rows.length_px - height), mode='reflect')
+  columns = np.pad(np.arange(width), (0, plan.columns.length_px - width), mode='reflect')
+
+  def denoise(tile_rows, tile_columns):
+    tile = image[rows[tile_rows, None], columns[tile_columns]]
+    return run(_to_float(tile)[None])[0]
+
+  for top, finished in blend_tiles(plan, denoise):
+    _store(out[top : top + len(finished)], finished[: height - top, :width])
+
+
+def _to_float(image):
+  """float32; integers scaled to [0, 1]. Raises ValueError for what cannot be such an image."""
+  if np.issubdtype(image.dtype, np.integer):
+    return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
+  values = image.astype(np.float32)
+  if not np.isfinite(values).all():
+    raise ValueError('image: got values that are no numbers (NaN or infinite), want floats in [0, 1]')
+  if values.min() < -_FARTHEST or values.max() > 1 + _FARTHEST:
+    raise ValueError(
+      f'image: got floats from {values.min():.6g} to {values.max():.6g}, want [0, 1] and noise: divide 8-bit '
+      'values by 255, or pass them as uint8'
+    )
+  return values
+
+
+def _store(out, denoised):
+  """Into an array of any accepted dtype: integers scaled, clipped and rounded."""
+  if np.issubdtype(out.dtype, np.integer):
+    largest = np.iinfo(out.dtype).max
+    out[...] = np.round(np.clip(denoised, 0, 1) * np.float32(largest))
+  else:
+    out[...] = denoised
+
+
+def _check_dtype(image):
+  dtype = getattr(image, 'dtype', None)
+  floating = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+  if not floating and dtype not in (np.uint8, np.uint16):
+    raise ValueError(
+      f'image: got {type(image).__name__ if dtype is None else dtype}, want an array of uint8, uint16 or '
+      'floats in [0, 1]'
+    )
+
+
+def _silent(done, total):
+  pass

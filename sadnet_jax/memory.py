@@ -1,0 +1,74 @@
+"""How much memory there is, and how large a tile fits into it."""
+
+from collections.abc import Sequence
+import os
+from pathlib import Path
+
+import jax
+
+from sadnet_jax.model import SADNet
+
+# Share of the free memory that a tile may take.
+_SHARE = 0.5
+# Sides of tiles, largest first. Larger ones gain little on a CPU, where time goes by the pixel.
+SIDES_PX = (1536, 1024, 640, 512, 384, 256, 192, 128)
+_LARGEST_ON_CPU_PX = 640
+
+
+def tile_sides(model: SADNet, device: jax.Device) -> Sequence[int]:
+  """Sides of square tiles that fit into the device's free memory, largest first, in pixels.
+
+  The smallest is there in any case.
+  """
+  free = _free_bytes(device)
+  known = device.platform != 'cpu' and free is not None
+  sides = [side for side in SIDES_PX if known or side <= _LARGEST_ON_CPU_PX]
+  fitting = [side for side in sides if free is None or side**2 * bytes_per_pixel(model) <= _SHARE * free]
+  return fitting or sides[-1:]
+
+
+def bytes_per_pixel(model: SADNet) -> int:
+  """Temporary memory of the network for each pixel of an image, in float32; a little more than is measured.
+
+  Most of it are the offsets and masks of scale 1, 27 values for each deformable group, which are there twice.
+  """
+  offsets = 54 * model.deformable_groups if model.use_rsab else 0
+  return 4 * (offsets + 5 * model.width)
+
+
+def _free_bytes(device: jax.Device) -> int | None:
+  """What is free of a device's memory, None where it does not tell."""
+  if device.platform == 'cpu':
+    return free_host_bytes()
+  stats = device.memory_stats() or {}
+  if 'bytes_limit' not in stats:
+    return None
+  return stats['bytes_limit'] - stats.get('bytes_in_use', 0)
+
+
+def free_host_bytes() -> int | None:
+  """What this process may still take of the machine's memory, None where the system does not tell."""
+  found = [free for free in (_free_of_machine(), _free_of_group()) if free is not None]
+  return min(found) if found else None
+
+
+def _free_of_machine():
+  try:
+    for line in Path('/proc/meminfo').read_text().splitlines():
+      if line.startswith('MemAvailable:'):
+        return int(line.split()[1]) * 1024
+    return os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+  except (OSError, ValueError):
+    return None
+
+
+def _free_of_group(folder: Path = Path('/sys/fs/cgroup')):
+  """Of the limit that a container was given (cgroup version 2)."""
+  try:
+    limit = int((folder / 'memory.max').read_text())
+    current = int((folder / 'memory.current').read_text())
+    stat = dict(line.split() for line in (folder / 'memory.stat').read_text().splitlines())
+    # Cached files give way.
+    return max(0, limit - current + int(stat.get('inactive_file', 0)))
+  except (OSError, ValueError):
+    return None

@@ -1,0 +1,62 @@
+import types
+
+import jax
+import numpy as np
+import pytest
+from small_networks import SMALL, param_shapes
+
+from sadnet_jax import memory
+from sadnet_jax.model import SADNet
+
+
+def device(platform='gpu', **stats):
+  return types.SimpleNamespace(platform=platform, memory_stats=lambda: stats)
+
+
+@pytest.mark.parametrize('fields', [{}, SMALL, {'use_rsab': False}, {'width': 16, 'deformable_groups': 4}])
+def test_the_estimate_is_a_little_more_than_the_compiled_network_takes(fields):
+  model = SADNet(**fields)
+  image = jax.ShapeDtypeStruct((1, 128, 128, 3), np.float32)
+  compiled = jax.jit(model.apply).lower({'params': param_shapes(model)}, image).compile()
+  measured = compiled.memory_analysis().temp_size_in_bytes / 128**2
+  assert measured < memory.bytes_per_pixel(model) < 1.3 * measured
+
+
+def test_tiles_take_at_most_half_of_what_is_free():
+  model = SADNet()
+  gigabyte = 2**30
+  for free in (gigabyte // 4, gigabyte, 4 * gigabyte, 80 * gigabyte):
+    sides = memory.tile_sides(model, device(bytes_limit=free + 1000, bytes_in_use=1000))
+    largest = sides[0]
+    assert largest**2 * memory.bytes_per_pixel(model) <= free / 2
+    assert list(sides) == sorted(sides, reverse=True)
+    assert sides[-1] == 128
+  assert largest == 1536
+
+
+def test_the_smallest_tile_is_tried_in_any_case():
+  assert list(memory.tile_sides(SADNet(), device(bytes_limit=1000, bytes_in_use=999))) == [128]
+
+
+def test_a_device_that_does_not_tell_gets_moderate_tiles():
+  assert memory.tile_sides(SADNet(), device())[0] == 640
+
+
+def test_the_processor_has_the_memory_of_the_machine(monkeypatch):
+  cpu = jax.local_devices()[0]
+  free = memory.free_host_bytes()
+  assert free is None or 2**20 < free < 2**46
+  monkeypatch.setattr(memory, 'free_host_bytes', lambda: 100 * 2**30)
+  assert memory.tile_sides(SADNet(), cpu)[0] == 640
+  monkeypatch.setattr(memory, 'free_host_bytes', lambda: 2**29)
+  assert memory.tile_sides(SADNet(), cpu)[0] < 640
+
+
+def test_the_limit_of_a_container_counts(tmp_path):
+  assert memory._free_of_group(tmp_path) is None
+  (tmp_path / 'memory.max').write_text('1000\n')
+  (tmp_path / 'memory.current').write_text('700\n')
+  (tmp_path / 'memory.stat').write_text('anon 500\ninactive_file 150\n')
+  assert memory._free_of_group(tmp_path) == 450
+  (tmp_path / 'memory.max').write_text('max\n')
+  assert memory._free_of_group(tmp_path) is None

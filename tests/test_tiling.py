@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+
+from sadnet_jax.tiling import RAMP_PX, blend_tiles, plan_tiles
+
+LENGTHS = (1, 7, 8, 31, 63, 64, 65, 72, 97, 128, 129, 200, 255, 601, 3001)
+TILES_AND_OVERLAPS = ((640, 80), (96, 80), (128, 64), (104, 40), (64, 8), (64, 3), (64, 0), (32, 16))
+
+
+def axis(length_px, tile_px, overlap_px):
+  return plan_tiles(length_px, length_px, tile_px, overlap_px).rows
+
+
+@pytest.mark.parametrize(('tile_px', 'overlap_px'), TILES_AND_OVERLAPS)
+@pytest.mark.parametrize('length_px', LENGTHS)
+def test_tiles_cover_an_axis_with_weights_that_add_up_to_one(length_px, tile_px, overlap_px):
+  plan = axis(length_px, tile_px, overlap_px)
+  total = np.zeros(plan.length_px)
+  for i, start in enumerate(plan.starts):
+    total[start : start + plan.tile_px] += plan.weights(i)
+  np.testing.assert_allclose(total, 1, atol=1e-6)
+  assert 0 <= plan.length_px - length_px < 8
+  assert plan.starts[-1] + plan.tile_px == plan.length_px
+  assert plan.tile_px <= tile_px
+  assert all(start % 8 == 0 for start in plan.starts)
+
+
+@pytest.mark.parametrize(('tile_px', 'overlap_px'), TILES_AND_OVERLAPS)
+@pytest.mark.parametrize('length_px', LENGTHS)
+def test_neighbours_overlap_by_what_was_wanted_with_the_fewest_tiles(length_px, tile_px, overlap_px):
+  plan = axis(length_px, tile_px, overlap_px)
+  overlaps = [a + plan.tile_px - b for a, b in zip(plan.starts, plan.starts[1:], strict=False)]
+  assert min(overlaps, default=overlap_px) >= overlap_px
+  step = tile_px - (overlap_px + -overlap_px % 8)
+  assert len(plan.starts) == max(1, 1 + -(-(plan.length_px - tile_px) // step))
+
+
+def test_margins_have_no_weight():
+  plan = axis(1160, 640, 80)
+  assert plan.starts == (0, 520)
+  margin = (plan.tile_px - 520 - RAMP_PX) // 2
+  assert margin == 52
+  weights = plan.weights(1)
+  assert (weights[:margin] == 0).all()
+  assert (weights[margin + RAMP_PX :] == 1).all()
+  ramp = weights[margin : margin + RAMP_PX]
+  np.testing.assert_allclose(ramp, (np.arange(RAMP_PX) + 0.5) / RAMP_PX)
+
+
+def test_tiles_shrink_where_as_many_smaller_ones_do():
+  assert axis(700, 640, 80).tile_px == 448
+  assert plan_tiles(700, 300, 640, 80).tile_size == (448, 304)
+
+
+def test_the_wanted_overlap_is_rounded_up_to_a_multiple_of_8():
+  assert axis(3001, 640, 73) == axis(3001, 640, 80)
+
+
+@pytest.mark.parametrize(
+  ('size', 'tile_px', 'overlap_px'), [((97, 210), 64, 24), ((40, 333), 64, 16), ((20, 20), 64, 16)]
+)
+def test_blending_what_was_not_changed_gives_the_image_back(size, tile_px, overlap_px):
+  plan = plan_tiles(*size, tile_px, overlap_px)
+  padded = (plan.rows.length_px, plan.columns.length_px)
+  image = np.random.default_rng(0).uniform(size=(*padded, 2)).astype(np.float32)
+  sizes = set()
+
+  def unchanged(rows, columns):
+    sizes.add(image[rows, columns].shape[:2])
+    return image[rows, columns]
+
+  rows = 0
+  for top, finished in blend_tiles(plan, unchanged):
+    assert top == rows
+    np.testing.assert_allclose(finished, image[top : top + len(finished)], atol=1e-6)
+    rows += len(finished)
+  assert rows == plan.rows.length_px
+  assert sizes == {plan.tile_size}
+
+
+def test_a_tile_passes_into_the_next_without_a_step():
+  plan = plan_tiles(8, 1160, 640, 80)
+  tiles = iter([np.zeros((8, 640, 1), np.float32), np.ones((8, 640, 1), np.float32)])
+  ((_, row),) = blend_tiles(plan, lambda rows, columns: next(tiles))
+  steps = np.diff(row[0, :, 0])
+  assert steps.max() == pytest.approx(1 / RAMP_PX)
+  assert steps.min() >= 0
+  assert row[0, [0, -1], 0].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ((0, 5, 64, 8), 'image: got 5x0 pixels, want at least 1x1'),
+    ((5, 5, 60, 8), 'tile_px: got 60, want a positive multiple of 8'),
+    ((5, 5, 0, 8), 'tile_px: got 0, want a positive multiple of 8'),
+    ((5, 500, 64, 56), 'overlap_px: got 56 for tiles of 64, want from 0 to 48'),
+    ((5, 500, 64, 49), 'overlap_px: got 49 for tiles of 64, want from 0 to 48'),
+    ((5, 500, 64, -8), 'overlap_px: got -8 for tiles of 64'),
+    ((5, 500, 8, 0), 'overlap_px: got 0 for tiles of 8, want from 0 to 0'),
+  ],
+)
+def test_what_no_tiling_has_is_refused(arguments, message):
+  with pytest.raises(ValueError, match=message):
+    plan_tiles(*arguments)
