@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import jax
+if TYPE_CHECKING:
+  import jax
 
-from sadnet_jax.model import SADNet
+  from sadnet_jax.model import SADNet
 
 # Share of the free memory that a tile may take.
 _SHARE = 0.5
@@ -15,7 +17,7 @@ SIDES_PX = (1536, 1024, 640, 512, 384, 256, 192, 128)
 _LARGEST_ON_CPU_PX = 640
 
 
-def tile_sides(model: SADNet, device: jax.Device) -> Sequence[int]:
+def tile_sides(model: 'SADNet', device: 'jax.Device') -> Sequence[int]:
   """Sides of square tiles that fit into the device's free memory, largest first, in pixels.
 
   The smallest is there in any case.
@@ -27,7 +29,7 @@ def tile_sides(model: SADNet, device: jax.Device) -> Sequence[int]:
   return fitting or sides[-1:]
 
 
-def bytes_per_pixel(model: SADNet) -> int:
+def bytes_per_pixel(model: 'SADNet') -> int:
   """Temporary memory of the network for each pixel of an image, in float32; a little more than is measured.
 
   Most of it are the offsets and masks of scale 1, 27 values for each deformable group, which are there twice.
@@ -36,7 +38,7 @@ def bytes_per_pixel(model: SADNet) -> int:
   return 4 * (offsets + 5 * model.width)
 
 
-def _free_bytes(device: jax.Device) -> int | None:
+def _free_bytes(device: 'jax.Device') -> int | None:
   """What is free of a device's memory, None where it does not tell."""
   if device.platform == 'cpu':
     return free_host_bytes()

@@ -113,6 +113,7 @@ def publish(request: Request) -> Entry:
     summary=facts['summary'],
     channels=source.model.channels,
     noise=_noise(request.config),
+    measured=card.measured(content),
     default_for=tuple(request.default_for),
   )
   write_text(path.with_suffix('.md'), card.card(entry, card.stored(path), facts, content))

@@ -154,15 +154,23 @@ def card(entry: Entry, told: Stored, facts: Mapping[str, str], content: Mapping[
       '## Use',
       '',
       '```python',
-      'from sadnet_jax import pretrained',
+      'from sadnet_jax import Denoiser',
       '',
-      f"model, params, about = pretrained.load('{entry.name}')",
+      f"denoised = Denoiser.from_pretrained('{entry.name}')(noisy)",
       '```',
       '',
       '<!-- By python -m sadnet_jax.publish_weights: not to be changed by hand. -->',
       '',
     ]
   )
+
+
+def measured(content: Mapping[str, Any]) -> str:
+  """The first figure of a results.json of evaluate.py, in words."""
+  result = next(result for result in content['results'] if result['method']['name'] == 'sadnet')
+  noise = 'real noise' if result['sigma_255'] is None else f'sigma {result["sigma_255"]:g}'
+  mean = result['mean']
+  return f'{result["title"]}, {noise}: PSNR from {mean["psnr_noisy"]:.2f} to {mean["psnr"]:.2f} dB'
 
 
 def _row(result):

@@ -48,6 +48,7 @@ class Entry:
     summary: One line.
     channels: 3 or 1.
     noise: What they were trained on.
+    measured: The first of the card's figures, in words.
     default_for: What they are the ones to take for: some of 'color', 'gray', 'real'.
   """
 
@@ -58,13 +59,15 @@ class Entry:
   summary: str
   channels: int
   noise: Noise
+  measured: str
   default_for: tuple[str, ...] = ()
 
   def __str__(self) -> str:
-    """One line: name, channels, noise, size, summary."""
+    """One line: name, channels, noise, size, summary, figure."""
     colour = {1: 'grey', 3: 'colour'}.get(self.channels, f'{self.channels} channels')
     default = f'; default for {", ".join(self.default_for)}' if self.default_for else ''
-    return f'{self.name}: {colour}, {self.noise}; {self.bytes / 1e6:.1f} MB{default}. {self.summary}'
+    size = f'{self.bytes / 1e6:.1f} MB'
+    return f'{self.name}: {colour}, {self.noise}; {size}{default}. {self.summary} {self.measured}.'
 
 
 def available() -> dict[str, Entry]:

@@ -7,15 +7,16 @@ from pathlib import Path
 import re
 from typing import TYPE_CHECKING, Any
 
-from sadnet_jax import weights
-from sadnet_jax.model import SADNet
 from sadnet_jax.pretrained import index
 from sadnet_jax.pretrained.index import available, file_sha256
 
 if TYPE_CHECKING:
+  from sadnet_jax.model import SADNet
   from sadnet_jax.pretrained.download import Progress
 
-SUFFIXES = (weights.SUFFIX, '.pth')
+# `weights.SUFFIX`, whose module needs JAX, which takes a second to import.
+SAFETENSORS = '.safetensors'
+SUFFIXES = (SAFETENSORS, '.pth')
 # `checkpoints.FOLDER`, whose module needs Orbax.
 CHECKPOINTS = 'checkpoints'
 
@@ -49,7 +50,7 @@ def locate(source: str | Path, *, progress: 'Progress | None' = None) -> Path:
 
 def load(
   source: str | Path, *, dilations: Sequence[int] | None = None, progress: 'Progress | None' = None
-) -> tuple[SADNet, dict[str, Any], dict[str, str]]:
+) -> tuple['SADNet', dict[str, Any], dict[str, str]]:
   """Reads weights and builds the network they are for.
 
   Args:
@@ -68,7 +69,9 @@ def load(
   path = locate(source, progress=progress)
   if path.is_dir():
     model, params, about = _load_run(path)
-  elif path.suffix == weights.SUFFIX:
+  elif path.suffix == SAFETENSORS:
+    from sadnet_jax import weights
+
     model, params, about = weights.load_with_model(path)
     about = {**about, 'sha256': file_sha256(path)}
   else:
