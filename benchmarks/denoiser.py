@@ -3,9 +3,10 @@
   python benchmarks/denoiser.py --images test/Kodak24 --megapixels 12 100 --json denoiser.json
 
 Pictures are mosaics of the given photographs with noise. Every run of the command is a process of its
-own; its peak memory is what the system says of it. The first run of a picture of 512x512 finds an empty
-cache of compiled programs, the others find it filled. A seam is measured as the largest difference
-of two tiles that overlap by exactly so much, blended, and the whole image.
+own, and the first of each size compiles; its peak memory is what the system says of it. The first run of
+a picture of 512x512 finds an empty cache of compiled programs, the others find it filled. A seam is
+measured as the largest difference of two times two tiles that overlap by exactly so much, blended, and the
+whole image.
 """
 
 import argparse

@@ -39,6 +39,8 @@ _MODULES = {
 
 def __getattr__(name: str) -> object:
   """Imports a name when it is first asked for: JAX takes a second, and not all that is here needs it."""
+  if name == 'pretrained':
+    return importlib.import_module(f'{__name__}.{name}')
   if name not in _MODULES:
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
   value = getattr(importlib.import_module(f'{__name__}.{_MODULES[name]}'), name)

@@ -243,7 +243,7 @@ def _open_for_reading(run):
   if not is_run(run):
     raise ValueError(
       f"{run}: got no folder '{FOLDER}' in it, want the folder of a training run, or a {weights.SUFFIX} "
-      f'file, or the URL of one, or one of {", ".join(available())}'
+      f'file (convert_weights makes one of a .pth), or the URL of one, or one of {", ".join(available())}'
     )
   options = ocp.CheckpointManagerOptions(create=False, multiprocessing_options=_this_process_alone())
   with ocp.CheckpointManager(folder / FOLDER, options=options) as manager:

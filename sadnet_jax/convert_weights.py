@@ -10,7 +10,6 @@ file does not tell the rates of dilation: give ``--dilations=1,2,4,8`` if they a
 import argparse
 from collections.abc import Sequence
 import dataclasses
-import hashlib
 from pathlib import Path
 import sys
 from typing import Any
@@ -26,6 +25,7 @@ from sadnet_jax.authors_weights import (
   state_dict_from_params,
 )
 from sadnet_jax.model import SADNet, param_shapes
+from sadnet_jax.pretrained.index import file_sha256
 from sadnet_jax.torch_files import read_state_dict, write_state_dict
 
 _NAME = 'convert_weights'
@@ -102,9 +102,7 @@ def _to_ours(source, target, dilations, dtype, step, about):
     params = params_from_state_dict(state_dict, param_shapes(model))
   except ValueError as error:
     raise ValueError(f'{source}: {error}') from error
-  with source.open('rb') as file:
-    digest = hashlib.file_digest(file, 'sha256').hexdigest()
-  metadata = {'source': _text(source.name), 'source_sha256': digest, 'about': about}
+  metadata = {'source': _text(source.name), 'source_sha256': file_sha256(source), 'about': about}
   with np.errstate(over='ignore'):
     weights.save_weights(target, params, model=_fields(model), step=step, about=metadata, dtype=dtype)
   return model

@@ -46,14 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
   """
   try:
     with interruption.deferred():
-      return _denoise(_parser().parse_intermixed_args(argv))
+      return _denoise(_parser().parse_intermixed_args(_names_marked(argv)))
   except KeyboardInterrupt:
     tell('interrupted: what is written is complete')
     return 130
   except BrokenPipeError:
     # Nobody reads on; Python itself would complain of what is left to say.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    os.dup2(sys.stdout.fileno(), sys.stderr.fileno())
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
     return 1
 
 
@@ -134,6 +135,9 @@ def _quiet_libraries() -> Iterator[None]:
   """What JAX logs is of no use to those who have pictures: that there is no GPU, how it compiles."""
   # Read when jaxlib is imported.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  # First: it takes its logger's level for its own, and knows but those with a name.
+  import jax  # noqa: F401
+
   loggers = [logging.getLogger(name) for name in ('jax', 'jax_plugins')]
   levels = [logger.level for logger in loggers]
   try:
@@ -170,8 +174,7 @@ class _ListModels(argparse.Action):
       entries = available()
     except ValueError as error:
       parser.error(str(error))
-    for entry in entries.values():
-      print(entry)
+    print(*entries.values(), sep='\n', flush=True)
     parser.exit()
 
 
@@ -198,6 +201,16 @@ def _device(text: str) -> str:
   if platform not in ('cpu', 'gpu', 'tpu') or (colon and not number.isdecimal()):
     raise argparse.ArgumentTypeError(f'got {text!r}, want cpu, gpu or tpu, perhaps with a number: gpu:1')
   return text
+
+
+def _names_marked(argv):
+  """What follows -- are names, also where argparse, which takes options anywhere, passes over the mark."""
+  arguments = list(sys.argv[1:] if argv is None else argv)
+  if '--' not in arguments:
+    return arguments
+  at = arguments.index('--')
+  names = (os.path.join(os.curdir, x) if x.startswith('-') else x for x in arguments[at + 1 :])
+  return [*arguments[:at], *names]
 
 
 def _parser() -> argparse.ArgumentParser:

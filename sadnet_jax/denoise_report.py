@@ -16,13 +16,12 @@ class Report:
   """Tells what is done, what failed, and, on a terminal, how long the rest takes.
 
   Attributes:
-    done: Pictures that are written.
     failed: Pictures that are not.
   """
 
   def __init__(self, targets: Sequence[Target], *, quiet: bool):
     """Shows the bar, unless quiet or not on a terminal."""
-    self.done = self.failed = 0
+    self.failed = 0
     self._quiet = quiet
     self._finished = 0.0
     self._pixels: dict[Path, float] = {}
@@ -58,7 +57,6 @@ class Report:
 
   def ends(self, target: Target, *, width: int, height: int, seconds: float) -> None:
     """A picture is written."""
-    self.done += 1
     took = f'{seconds:.0f}' if seconds >= 10 else f'{seconds:.1f}'
     self._line(f'{shown_path(target.source)} -> {shown_path(target.output)}  {width}x{height}, {took} s')
     self._advance(target)

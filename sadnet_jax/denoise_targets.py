@@ -12,8 +12,8 @@ from sadnet_jax.photographs.reading import shown_path as shown
 COMPARISON_SUFFIX = '.compare.png'
 # What pictures are called whose formats are not written: as an output none of them is meant as a folder.
 _OTHER_SUFFIXES = (
-  '.avif', '.bmp', '.cr2', '.cr3', '.dng', '.exr', '.gif', '.hdr', '.heic', '.heif', '.ico', '.jp2', '.jxl',
-  '.nef', '.pbm', '.pdf', '.pgm', '.pnm', '.ppm', '.psd', '.raw', '.svg', '.tga',
+  '.apng', '.avif', '.cr2', '.cr3', '.dng', '.exr', '.gif', '.hdr', '.heic', '.heif', '.ico', '.jp2', '.jpe',
+  '.jxl', '.mpo', '.nef', '.pbm', '.pdf', '.pgm', '.pnm', '.ppm', '.psd', '.raw', '.svg', '.tga',
 )  # fmt: skip
 _SHOWN = 3
 

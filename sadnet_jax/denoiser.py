@@ -1,6 +1,7 @@
 """Denoising pictures with a trained network: any size, any usual dtype."""
 
 from collections.abc import Callable, Mapping, Sequence
+import functools
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -9,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from sadnet_jax import memory, pretrained
+from sadnet_jax.deform_conv import blocks_for
 from sadnet_jax.model import STRIDE, SADNet
 from sadnet_jax.self_ensemble import TRANSFORMS, self_ensemble
-from sadnet_jax.tiling import TilePlan, blend_tiles, plan_tiles
+from sadnet_jax.tiling import RAMP_PX, TilePlan, blend_tiles, plan_tiles
 
-# Where tiles and the whole image differ by less than 1/255; see tests/test_denoiser.py.
+# Where tiles and the whole image differ by less than 1/255; see tests/test_denoiser_with_weights.py.
 OVERLAP_PX = 80
 # Floats beyond are no images in [0, 1], however noisy.
 _FARTHEST = 4.0
@@ -62,15 +64,20 @@ class Denoiser:
       ValueError: ``tile_px`` or ``overlap_px`` is of no use.
     """
     if tile_px != 'whole':
-      largest = memory.SIDES_PX[-1] if tile_px == 'auto' else tile_px
+      largest = memory.SIDES_PX[0] if tile_px == 'auto' else tile_px
       if not isinstance(largest, int):
         raise ValueError(f"tile_px: got {tile_px!r}, want pixels, 'auto' or 'whole'")
+      if not isinstance(overlap_px, int):
+        raise ValueError(f'overlap_px: got {overlap_px!r}, want whole pixels')
       plan_tiles(largest + 1, largest + 1, largest, overlap_px)
     self.model, self.about = model, dict(about or {})
     self._tile_px, self._overlap_px, self._ensemble = tile_px, overlap_px, ensemble
     self._device = device or jax.local_devices()[0]
     self._params = jax.device_put(params, self._device)
-    self._apply = jax.jit(lambda params, noisy: model.apply({'params': params}, noisy))
+    # Chosen once: pictures of one size are to have tiles of one size.
+    least = min(overlap_px + 2 * RAMP_PX, memory.SIDES_PX[0])
+    self._fitting_sides = memory.tile_sides(model, self._device, least)
+    self._apply = jax.jit(functools.partial(_apply, model, self._device.platform))
 
   @classmethod
   def from_pretrained(cls, name: str, **options: Any) -> 'Denoiser':
@@ -88,14 +95,15 @@ class Denoiser:
 
   @classmethod
   def from_checkpoint(
-    cls, path: Any, *, dilations: Sequence[int] = (1, 2, 3, 4), **options: Any
+    cls, path: Any, *, dilations: Sequence[int] | None = None, **options: Any
   ) -> 'Denoiser':
     """Loads weights of one's own.
 
     Args:
       path: A run's folder or one of its checkpoints, a ``.safetensors`` file, or a ``.pth`` file of
         the authors' network.
-      dilations: Rates of the context block of a ``.pth`` file, which does not tell: (1, 2, 3, 4) by default.
+      dilations: Rates of the context block of a ``.pth`` file, which does not tell: (1, 2, 3, 4) by
+        default. Other files tell; where given, they have to agree.
       **options: Of the constructor.
 
     Raises:
@@ -110,7 +118,8 @@ class Denoiser:
     Args:
       image: [H, W, C], [H, W] or [N, H, W, C]; uint8, uint16, or floats in [0, 1] that noise may have
         moved out of it. A network for colour takes grey images too (as three equal channels).
-      progress: Is called with (done, all) runs of the network, after each.
+      progress: Is called with (done, all) runs of the network, after each; begins again with more of
+        them where memory did not do for the first tiles.
 
     Returns:
       The same shape, dtype and kind of array.
@@ -123,12 +132,13 @@ class Denoiser:
       raise ValueError('image: got a traced array, want numbers: inside jit call `model.apply`')
     if isinstance(image, jax.Array):
       denoised = self._denoise(np.asarray(image), progress)
-      return jax.device_put(jnp.asarray(denoised), image.sharding)
+      return jax.device_put(denoised, image.sharding)
     return self._denoise(image, progress)
 
   def _denoise(self, image, progress):
     _check_dtype(image)
     batch = self._as_batch(image)
+    _check_values(image)
     denoised = np.empty(batch.shape, image.dtype)
     if denoised.size:
       self._denoise_batch(batch, denoised, progress or _silent)
@@ -151,7 +161,7 @@ class Denoiser:
   def _denoise_batch(self, batch, denoised, progress):
     """Tries smaller tiles where the device's memory does not do and the choice is ours."""
     if self._tile_px == 'auto':
-      sides = memory.tile_sides(self.model, self._device)
+      sides = self._fitting_sides
     elif self._tile_px == 'whole':
       longest = max(batch.shape[1:3])
       sides = (longest + -longest % STRIDE,)
@@ -164,6 +174,7 @@ class Denoiser:
       except jax.errors.JaxRuntimeError as error:
         reason = ' '.join(str(error).split())[:200]
         if 'RESOURCE_EXHAUSTED' in reason and i + 1 < len(sides):
+          self._fitting_sides = self._fitting_sides[1:]
           continue
         raise ValueError(
           f'image: got {batch.shape[2]}x{batch.shape[1]} pixels in tiles of {side}, which the device fails '
@@ -189,9 +200,12 @@ class Denoiser:
 
   def _network(self, noisy):
     """float32 [N, H, W, 1 or the network's channels] -> the same, on the host."""
-    grey = noisy.shape[3] < self.model.channels
+    _, height, width, channels = noisy.shape
+    grey = channels < self.model.channels
     given = np.repeat(noisy, self.model.channels, axis=3) if grey else noisy
-    denoised = np.asarray(self._apply(self._params, jax.device_put(given, self._device)))
+    # It would do this itself. Done here, sizes that differ by little share one compiled program.
+    given = np.pad(given, ((0, 0), (0, -height % STRIDE), (0, -width % STRIDE), (0, 0)), mode='reflect')
+    denoised = np.asarray(self._apply(self._params, jax.device_put(given, self._device)))[:, :height, :width]
     return denoised.mean(axis=3, keepdims=True) if grey else denoised
 
 
@@ -213,6 +227,12 @@ class _Runs:
     return denoised
 
 
+def _apply(model, platform, params, noisy):
+  # Of the device that it runs on, which need not be of JAX's default kind.
+  with blocks_for(platform):
+    return model.apply({'params': params}, noisy)
+
+
 def _denoise_large(image, out, plan: TilePlan, run):
   """[H, W, C] by tiles into an array of its shape."""
   height, width, _ = image.shape
@@ -229,18 +249,10 @@ def _denoise_large(image, out, plan: TilePlan, run):
 
 
 def _to_float(image):
-  """float32; integers scaled to [0, 1]. Raises ValueError for what cannot be such an image."""
+  """float32; integers scaled to [0, 1]."""
   if np.issubdtype(image.dtype, np.integer):
     return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
-  values = image.astype(np.float32)
-  if not np.isfinite(values).all():
-    raise ValueError('image: got values that are no numbers (NaN or infinite), want floats in [0, 1]')
-  if values.min() < -_FARTHEST or values.max() > 1 + _FARTHEST:
-    raise ValueError(
-      f'image: got floats from {values.min():.6g} to {values.max():.6g}, want [0, 1] and noise: divide 8-bit '
-      'values by 255, or pass them as uint8'
-    )
-  return values
+  return image.astype(np.float32)
 
 
 def _store(out, denoised):
@@ -253,12 +265,26 @@ def _store(out, denoised):
 
 
 def _check_dtype(image):
-  dtype = getattr(image, 'dtype', None)
-  floating = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
-  if not floating and dtype not in (np.uint8, np.uint16):
+  dtype = image.dtype if isinstance(image, np.ndarray) else None
+  if dtype is None or (not jnp.issubdtype(dtype, jnp.floating) and dtype not in (np.uint8, np.uint16)):
     raise ValueError(
-      f'image: got {type(image).__name__ if dtype is None else dtype}, want an array of uint8, uint16 or '
-      'floats in [0, 1]'
+      f'image: got {dtype or type(image).__name__}, want an array of uint8, uint16 or floats in [0, 1]'
+    )
+
+
+def _check_values(image):
+  """Raises ValueError for floats that are no image, before any work is done on it; takes no memory."""
+  if not image.size or np.issubdtype(image.dtype, np.integer):
+    return
+  # NaN wins both, of which some dtypes warn.
+  with np.errstate(invalid='ignore'):
+    lowest, highest = float(image.min()), float(image.max())
+  if not np.isfinite([lowest, highest]).all():
+    raise ValueError('image: got values that are no numbers (NaN or infinite), want floats in [0, 1]')
+  if lowest < -_FARTHEST or highest > 1 + _FARTHEST:
+    raise ValueError(
+      f'image: got floats from {lowest:.6g} to {highest:.6g}, want [0, 1] and noise: divide 8-bit values by '
+      '255, or pass them as uint8'
     )
 
 

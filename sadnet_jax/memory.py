@@ -1,7 +1,6 @@
 """How much memory there is, and how large a tile fits into it."""
 
 from collections.abc import Sequence
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,14 +16,15 @@ SIDES_PX = (1536, 1024, 640, 512, 384, 256, 192, 128)
 _LARGEST_ON_CPU_PX = 640
 
 
-def tile_sides(model: 'SADNet', device: 'jax.Device') -> Sequence[int]:
+def tile_sides(model: 'SADNet', device: 'jax.Device', least_px: int = 0) -> Sequence[int]:
   """Sides of square tiles that fit into the device's free memory, largest first, in pixels.
 
-  The smallest is there in any case.
+  The smallest of at least ``least_px`` is there in any case.
   """
   free = _free_bytes(device)
   known = device.platform != 'cpu' and free is not None
-  sides = [side for side in SIDES_PX if known or side <= _LARGEST_ON_CPU_PX]
+  usable = [side for side in SIDES_PX if side >= least_px]
+  sides = [side for side in usable if known or side <= _LARGEST_ON_CPU_PX] or usable[-1:]
   fitting = [side for side in sides if free is None or side**2 * bytes_per_pixel(model) <= _SHARE * free]
   return fitting or sides[-1:]
 
@@ -59,9 +59,9 @@ def _free_of_machine():
     for line in Path('/proc/meminfo').read_text().splitlines():
       if line.startswith('MemAvailable:'):
         return int(line.split()[1]) * 1024
-    return os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
   except (OSError, ValueError):
-    return None
+    pass
+  return None
 
 
 def _free_of_group(folder: Path = Path('/sys/fs/cgroup')):

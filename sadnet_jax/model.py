@@ -84,7 +84,10 @@ class SADNet(nn.Module):
         f'a multiple of deformable_groups = {groups}',
       ),
       'offset_width': (self.offset_width >= 1, 'at least 1'),
-      'dilations': (min(self.dilations, default=0) >= 1, 'one or more rates of at least 1'),
+      'dilations': (
+        self.dilations and all(1 <= rate <= _LARGEST for rate in self.dilations),
+        f'one or more rates from 1 to {_LARGEST}',
+      ),
       'last_kernel': (self.last_kernel in (1, 3), '1 or 3'),
     }
     for name, (holds, text) in wanted.items():
@@ -180,7 +183,7 @@ def model_from_fields(fields: Mapping[str, Any]) -> SADNet:
       most = f' of at most {_LARGEST}' if kind is int else ''
       raise ValueError(f'model.{name}: got {values[name]!r}, want a value of type {kind.__name__}{most}')
   rates = values['dilations']
-  if not isinstance(rates, list | tuple) or not all(type(r) is int and r <= _LARGEST for r in rates):
+  if not isinstance(rates, list | tuple) or not all(type(r) is int for r in rates):
     raise ValueError(f'model.dilations: got {rates!r}, want a list of whole numbers')
   return SADNet(**{**values, 'dtype': jnp.dtype(values['dtype']), 'dilations': tuple(rates)})
 

@@ -54,8 +54,8 @@ class Request:
     results: Path of a results.json.
     images: Folder of clean images to measure float16 on, or None.
     sigmas_255: Of the noise to measure it with, on the scale of 8-bit images.
-    default_for: Some of DEFAULTS.
-    overwrite: Whether an entry of that name may be there.
+    default_for: Some of DEFAULTS, or None for those of the entry of that name, if there is one.
+    overwrite: Whether an entry or a file of that name may be there.
     folder: With the index.
   """
 
@@ -68,7 +68,7 @@ class Request:
   results: Path
   images: Path | None = None
   sigmas_255: Sequence[float] = ()
-  default_for: Sequence[str] = ()
+  default_for: Sequence[str] | None = None
   overwrite: bool = False
   folder: Path = FOLDER
 
@@ -104,7 +104,14 @@ def publish(request: Request) -> Entry:
     raise ValueError(f'{request.facts}: got {", ".join(twice)}, which the weights tell: leave that out')
 
   path = request.folder / f'{request.name}{weights.SUFFIX}'
-  _write_file(path, request, source, {**told, 'about': facts['summary']})
+  if not _is_published(path, request, source):
+    if path.exists() and not request.overwrite:
+      raise ValueError(f'--name: got {request.name}, of which {path} is there, want another, or --overwrite')
+    _write_file(path, request, source, {**told, 'about': facts['summary']})
+  if request.default_for is not None:
+    default_for = tuple(request.default_for)
+  else:
+    default_for = entries[request.name].default_for if request.name in entries else ()
   entry = Entry(
     name=request.name,
     file=path.name,
@@ -114,12 +121,12 @@ def publish(request: Request) -> Entry:
     channels=source.model.channels,
     noise=_noise(request.config),
     measured=card.measured(content),
-    default_for=tuple(request.default_for),
+    default_for=default_for,
   )
   write_text(path.with_suffix('.md'), card.card(entry, card.stored(path), facts, content))
   # A task has one default.
   others = {
-    name: dataclasses.replace(e, default_for=tuple(d for d in e.default_for if d not in request.default_for))
+    name: dataclasses.replace(e, default_for=tuple(d for d in e.default_for if d not in default_for))
     for name, e in entries.items()
   }
   write_index(request.folder, {**others, request.name: entry})
@@ -131,7 +138,7 @@ def _check_request(request, entries):
     raise ValueError(f'--name: got {request.name!r}, want lower-case letters, digits and _')
   if request.name in entries and not request.overwrite:
     raise ValueError(f'--name: got {request.name}, which is published, want another, or pass --overwrite')
-  if unknown := [d for d in request.default_for if d not in DEFAULTS]:
+  if unknown := [d for d in request.default_for or () if d not in DEFAULTS]:
     raise ValueError(f'--default_for: got {", ".join(unknown)}, want some of {", ".join(DEFAULTS)}')
 
 
@@ -197,6 +204,12 @@ def _precision(request, source, rounded):
   }
 
 
+def _is_published(path, request, source):
+  """Whether the weights are in that file already, as they are to be."""
+  unchanged = source.file is not None and source.dtype == request.dtype
+  return unchanged and path.exists() and path.samefile(source.file)
+
+
 def _write_file(path, request, source, about):
   if source.file is None or source.dtype != request.dtype:
     # Taken by `save_weights` itself.
@@ -209,7 +222,7 @@ def _write_file(path, request, source, about):
       about={**about, 'config': request.config_name},
       dtype=request.dtype,
     )
-  elif not (path.exists() and path.samefile(source.file)):
+  else:
     with replacing(path) as temporary:
       shutil.copyfile(source.file, temporary)
 
@@ -237,7 +250,11 @@ def main() -> None:
   results = flags.DEFINE_string('results', None, 'The results.json of these weights.', required=True)
   images = flags.DEFINE_string('images', None, 'Folder of clean images to measure float16 on.')
   sigmas = flags.DEFINE_list('sigmas', None, "Noise to measure float16 with; by default the config's.")
-  default_for = flags.DEFINE_list('default_for', [], f'What to take them for: some of {", ".join(DEFAULTS)}.')
+  default_for = flags.DEFINE_list(
+    'default_for',
+    None,
+    f'What to take them for: some of {", ".join(DEFAULTS)}; by default what they were for.',
+  )
   overwrite = flags.DEFINE_bool('overwrite', False, 'Write over weights of that name.')
   folder = flags.DEFINE_string('folder', str(FOLDER), 'The folder with the index.')
   flags.mark_flag_as_required('config')

@@ -153,6 +153,18 @@ def test_options_may_stand_anywhere(folder, weights, capsys):
   assert all_files(folder / 'out') == ['a.png', 'b.png']
 
 
+def test_names_behind_two_dashes_may_begin_with_one(folder, weights, capsys):
+  picture(folder / 'in.png')
+  for name in ('-a.png', '--quiet', 'b.png'):
+    (folder / name).write_bytes((folder / 'in.png').read_bytes())
+  options = ['-o', 'out', '--model', weights]
+  status, lines = run('in.png', *options, '--', '-a.png', 'b.png', '--quiet', capsys=capsys)
+  # The last is taken for a name, too, which has no ending.
+  assert status == 1
+  assert "--quiet: out/--quiet: got the ending '', want one of" in lines[-2]
+  assert all_files(folder / 'out') == ['-a.png', 'b.png', 'in.png']
+
+
 def test_files_are_replaced_only_if_told_so(folder, weights, denoiser, capsys):
   pixels = picture(folder / 'a.png')
   picture(folder / 'out/a.png', size=(3, 3))

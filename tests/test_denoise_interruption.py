@@ -70,3 +70,8 @@ def test_a_reader_that_goes_ends_it_quietly(folder, weights):
   process.stdout.close()
   assert process.wait(timeout=100) == 1
   assert all(len(path) == 5 for path in all_files(folder / 'out'))
+  process = start(ROOT / 'denoise.py', '--list-models')
+  process.stdout.close()
+  with process.stderr:
+    assert process.stderr.read() == ''
+  assert process.wait(timeout=100) == 1

@@ -1,13 +1,16 @@
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_networks import SMALL, apply, random_variables
 
-from sadnet_jax import memory
+from configs import default
 from sadnet_jax.denoiser import Denoiser
 from sadnet_jax.model import SADNet
 from sadnet_jax.self_ensemble import self_ensemble
+from sadnet_jax.weights import save_weights
 
 COLOR = SADNet(**SMALL)
 GRAY = SADNet(channels=1, **SMALL)
@@ -88,6 +91,36 @@ def test_runs_on_the_device_asked_for():
   np.testing.assert_allclose(on_device(picture(24, 40, 3)), whole(COLOR, picture(1, 24, 40, 3))[0], atol=1e-5)
 
 
+def test_blocks_of_samples_are_those_of_its_device(monkeypatch):
+  instance = denoiser()
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  text = instance._apply.lower(instance._params, np.zeros((1, 512, 512, 3), np.float32)).as_text()
+  # 4096 pixels on a processor, 131072 elsewhere; see test_stablehlo.
+  assert 'tensor<4096x8xf32>' in text
+  assert 'tensor<131072x8xf32>' not in text
+
+
+def test_sizes_that_differ_by_little_share_one_program():
+  instance = denoiser()
+  for size in ((31, 17), (26, 20), (32, 24)):
+    noisy = picture(1, *size, 3)
+    np.testing.assert_allclose(instance(noisy), whole(COLOR, noisy), atol=1e-5)
+  assert instance._apply._cache_size() == 1
+
+
+def test_a_checkpoint_tells_its_dilations(tmp_path):
+  config = default.get_config()
+  config.model.update(SMALL, dilations=(1, 2, 4, 8))
+  model = SADNet(**SMALL, dilations=(1, 2, 4, 8))
+  params = random_variables(model)['params']
+  path = tmp_path / 'a.safetensors'
+  save_weights(path, params, model=config.model.to_dict(), step=1, about={'about': 'A test.'})
+  instance = Denoiser.from_checkpoint(path)
+  assert (tuple(instance.model.dilations), instance.about['about']) == ((1, 2, 4, 8), 'A test.')
+  with pytest.raises(ValueError, match=r'dilations: got \(1, 2, 3, 4\), want \(1, 2, 4, 8\)'):
+    Denoiser.from_checkpoint(path, dilations=(1, 2, 3, 4))
+
+
 def test_a_batch_is_its_images(shared):
   # More small images than share a run, by some that fill it up; and large ones.
   for shape in ((13, 16, 24, 3), (2, 70, 90, 3)):
@@ -163,7 +196,7 @@ def out_of_memory_above(limit_px, sizes):
 def test_smaller_tiles_are_tried_where_memory_does_not_do(monkeypatch):
   sizes = []
   instance = denoiser()
-  monkeypatch.setattr(memory, 'tile_sides', lambda model, device: (512, 256, 128))
+  monkeypatch.setattr(instance, '_fitting_sides', (512, 256, 128))
   monkeypatch.setattr(instance, '_network', out_of_memory_above(200, sizes))
   noisy = picture(700, 100, 3)
   np.testing.assert_allclose(instance(noisy), noisy, atol=1e-6)
@@ -175,7 +208,7 @@ def test_smaller_tiles_are_tried_where_memory_does_not_do(monkeypatch):
 )
 def test_memory_that_never_does_is_an_error(monkeypatch, options, error):
   instance = denoiser(**options)
-  monkeypatch.setattr(memory, 'tile_sides', lambda model, device: (256, 128))
+  monkeypatch.setattr(instance, '_fitting_sides', (256, 128))
   monkeypatch.setattr(instance, '_network', out_of_memory_above(0, []))
   with pytest.raises(
     ValueError, match=f'100x700 pixels in tiles of {error}, .*RESOURCE_EXHAUSTED.*want smaller'
@@ -195,14 +228,26 @@ def test_memory_that_never_does_is_an_error(monkeypatch, options, error):
     (np.zeros((8, 8), bool), 'got bool, want an array'),
     (np.zeros((8, 8), complex), 'got complex128, want an array'),
     ([[0.5]], 'got list, want an array'),
+    (types.SimpleNamespace(dtype='torch.float32', shape=(8, 8)), 'got SimpleNamespace, want an array'),
     (picture(8, 8, 3) * 255, r'got floats from .* to 25\d.*, want \[0, 1\] and noise: divide'),
     (np.full((8, 8), np.nan, np.float32), 'got values that are no numbers'),
     (np.full((8, 8), np.inf), 'got values that are no numbers'),
+    (np.full((8, 8), np.nan, jnp.bfloat16), 'got values that are no numbers'),
+    (np.full((8, 8), 1e300), r'got floats from 1e\+300 to 1e\+300, want'),
   ],
 )
 def test_what_is_no_image_is_refused(shared, image, message):
   with pytest.raises(ValueError, match=message):
     shared(image)
+
+
+def test_values_are_looked_at_before_any_work(monkeypatch, shared):
+  seen, noisy = [], picture(2, 300, 90, 3)
+  noisy[-1, -1, -1, -1] = np.nan
+  monkeypatch.setattr(shared, '_network', lambda tile: seen.append(tile.shape) or tile)
+  with pytest.raises(ValueError, match='got values that are no numbers'):
+    shared(noisy)
+  assert seen == []
 
 
 def test_colour_is_refused_by_a_network_for_grey():
@@ -221,8 +266,9 @@ def test_a_traced_array_is_refused(shared):
     ({'tile_px': 'all'}, "tile_px: got 'all', want pixels, 'auto' or 'whole'"),
     ({'tile_px': 100}, 'tile_px: got 100, want a positive multiple of 8'),
     ({'tile_px': 64, 'overlap_px': 64}, 'overlap_px: got 64 for tiles of 64'),
-    ({'overlap_px': 128}, 'overlap_px: got 128 for tiles of 128'),
+    ({'overlap_px': 1528}, 'overlap_px: got 1528 for tiles of 1536'),
     ({'overlap_px': -1}, 'overlap_px: got -1'),
+    ({'overlap_px': 80.5}, 'overlap_px: got 80.5, want whole pixels'),
   ],
 )
 def test_options_of_no_use_are_refused(options, message):

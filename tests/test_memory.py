@@ -34,6 +34,12 @@ def test_tiles_take_at_most_half_of_what_is_free():
   assert largest == 1536
 
 
+def test_tiles_are_no_smaller_than_they_have_to_be():
+  small = device(bytes_limit=1000, bytes_in_use=999)
+  assert list(memory.tile_sides(SADNet(), small, 200)) == [256]
+  assert list(memory.tile_sides(SADNet(), device('cpu'), 700)) == [1024]
+
+
 def test_the_smallest_tile_is_tried_in_any_case():
   assert list(memory.tile_sides(SADNet(), device(bytes_limit=1000, bytes_in_use=999))) == [128]
 

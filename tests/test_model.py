@@ -315,8 +315,8 @@ def test_image_that_is_not_floating_point_is_refused_with_got_and_wanted(dtype):
     ({'width': 0}, r'SADNet\.width: got 0, want a multiple of deformable_groups = 8'),
     ({'width': 8, 'deformable_groups': 3}, r'SADNet\.width: got 8, want a multiple of deformable_groups = 3'),
     ({'offset_width': 0}, r'SADNet\.offset_width: got 0, want at least 1'),
-    ({'dilations': ()}, r'SADNet\.dilations: got \(\), want one or more rates of at least 1'),
-    ({'dilations': (1, 0)}, r'SADNet\.dilations: got \(1, 0\), want one or more rates of at least 1'),
+    ({'dilations': ()}, r'SADNet\.dilations: got \(\), want one or more rates from 1 to 1048576'),
+    ({'dilations': (1, 0)}, r'SADNet\.dilations: got \(1, 0\), want one or more rates from 1 to 1048576'),
     (
       {'rsab_order': 'last'},
       r"SADNet\.rsab_order: got 'last', want one of \('deform_first', 'deform_last'\)",

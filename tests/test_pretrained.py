@@ -18,7 +18,7 @@ import pytest
 from small_networks import SMALL, apply, image, random_variables
 
 from configs import default
-from sadnet_jax import checkpoints, pretrained, torch_files
+from sadnet_jax import authors_weights, checkpoints, pretrained, torch_files
 from sadnet_jax.model import SADNet
 from sadnet_jax.pretrained import download, index, sources
 from sadnet_jax.train_state import TrainState
@@ -167,6 +167,14 @@ def test_the_authors_files_are_loaded(golden, tmp_path):
   del state_dict['out.bias']
   torch_files.write_state_dict(tmp_path / 'a.pth', state_dict)
   with pytest.raises(ValueError, match=r'a\.pth: .*missing .*out'):
+    pretrained.load(tmp_path / 'a.pth')
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+  broken = jax.tree.map(np.copy, PARAMS)
+  broken['out']['bias'][0] = np.nan
+  torch_files.write_state_dict(tmp_path / 'a.pth', authors_weights.state_dict_from_params(broken))
+  with pytest.raises(ValueError, match=r'a\.pth: got weights that are not finite \(out/bias\), want numbers'):
     pretrained.load(tmp_path / 'a.pth')
 
 

@@ -141,19 +141,34 @@ def test_a_new_card_leaves_the_file_as_it_is(request_):
   first = publish(request_)
   before = _published(request_.folder)
   _write_facts(request_.facts, {**FACTS, 'hours': '3', 'summary': 'Another.'})
-  again = dataclasses.replace(request_, checkpoint=str(request_.folder / 'small.safetensors'), images=None)
+  again = dataclasses.replace(
+    request_, checkpoint=str(request_.folder / 'small.safetensors'), images=None, default_for=None
+  )
   with pytest.raises(
     ValueError, match=r'--name: got small, which is published, want another, or pass --overwr'
   ):
     publish(again)
   second = publish(dataclasses.replace(again, overwrite=True))
   assert dataclasses.replace(second, summary=first.summary) == first
+  assert second.default_for == ('color',)
   after = _published(request_.folder)
   assert after['small.safetensors'] == before['small.safetensors']
   # What was measured of the rounding is in the file.
   assert (
     after['small.md'].replace(b'| 3 |', b'| 0 |').replace(b'Another.', b'Of a test.') == before['small.md']
   )
+
+
+def test_a_file_that_is_not_published_is_not_written_over(request_):
+  path = request_.folder / 'small.safetensors'
+  path.write_text('kept')
+  with pytest.raises(
+    ValueError, match=r'--name: got small, of which .*small\.safetensors is there, want anoth'
+  ):
+    publish(request_)
+  assert _published(request_.folder) == {path.name: b'kept'}
+  publish(dataclasses.replace(request_, overwrite=True))
+  assert load_with_model(path)[2]['step'] == '7'
 
 
 def test_a_task_keeps_one_default(request_):

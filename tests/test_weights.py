@@ -125,7 +125,10 @@ def test_a_file_tells_its_network(params, tmp_path):
     ({'rsab_order': ['last']}, r"model\.rsab_order: got \['last'\], want a value of type str"),
     ({'dilations': 3}, r'model\.dilations: got 3, want a list of whole numbers'),
     ({'dilations': [1, 2.0]}, r'model\.dilations: got \[1, 2\.0\], want a list of whole numbers'),
-    ({'dilations': [10**30]}, r'model\.dilations: got \[10{30}\], want a list of whole numbers'),
+    (
+      {'dilations': [10**30]},
+      r'SADNet\.dilations: got \(10{30},\), want one or more rates from 1 to 1048576',
+    ),
     ({'dtype': None}, r"model\.dtype: got None, want 'float32' or 'bfloat16'"),
     ({'depth': 3}, r"model: got fields without \[\] and with \['depth'\], want those of SADNet"),
   ],

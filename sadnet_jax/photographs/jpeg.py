@@ -25,9 +25,10 @@ _MORE_XMP = b'http://ns.adobe.com/xmp/extension/\0'
 _ICC = b'ICC_PROFILE\0'
 _PHOTOSHOP = b'Photoshop 3.0\0'
 _MOST_CONTENT_BYTES = 65533
+MAX_EXIF_BYTES = _MOST_CONTENT_BYTES - len(exif.PREFIX)
 # What ends the bits of a scan, and what stands between parts of them.
 _MARKER = re.compile(rb'\xff[^\x00\xd0-\xd7\xff]')
-_RESTART = re.compile(rb'(\xff[\xd0-\xd7])')
+_RESTART = re.compile(rb'\xff[\xd0-\xd7]')
 # One bit for a block of 8x8 is the least.
 _MOST_PIXELS_A_BYTE = 512
 # Real ones have about ten; each goes through the whole picture.
@@ -154,14 +155,12 @@ def _check_complete(segments, pixels):
 
 
 def _filled(scan):
-  parts = _RESTART.split(scan)
-  restarts = parts[1::2]
+  restarts = _RESTART.findall(scan)
   if restarts != [_restart(number) for number in range(len(restarts))]:
     raise ValueError('got a JPEG with parts of a scan missing, want a complete one (the file is damaged)')
+  filled = _RESTART.sub(lambda restart: _FILLING + restart.group(), scan)
   # One interval more than there should be.
-  return b''.join(
-    part if part in restarts else part + _FILLING for part in [*parts, _restart(len(restarts)), b'']
-  )
+  return filled + _FILLING + _restart(len(restarts)) + _FILLING
 
 
 def _restart(number):

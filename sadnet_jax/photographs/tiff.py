@@ -41,6 +41,7 @@ _OTHER_COLOURS = {
   34892: ('raw sensor values', 'develop the camera raw file to 16-bit TIFF'),
 }
 _MOST_PAGES = 1000
+_LAST_CLASSIC_TYPE = 13
 
 
 def read(data: bytes) -> Photograph:
@@ -246,10 +247,15 @@ def _metadata(tags, header, channels, notes):
 
 
 def _exif(tags: Directory, header: Header) -> bytes | None:
-  # Types beyond 13 are of BigTIFF alone.
   entries: dict[int, Entry] = {
-    tag: entry for tag, entry in tags.entries.items() if tag not in STRUCTURE and entry.type <= 13
+    tag: entry for tag, entry in _classic(tags).entries.items() if tag not in STRUCTURE
   }
   if not set(entries) - _RESOLUTION and EXIF not in tags.children and not tags.children:
     return None
-  return exif.build(dataclasses.replace(tags, entries=entries), header.order)
+  return exif.build(dataclasses.replace(_classic(tags), entries=entries), header.order)
+
+
+def _classic(tags: Directory) -> Directory:
+  """Without values of types that BigTIFF alone has."""
+  entries = {tag: entry for tag, entry in tags.entries.items() if entry.type <= _LAST_CLASSIC_TYPE}
+  return Directory(entries, {tag: _classic(child) for tag, child in tags.children.items()})

@@ -9,7 +9,7 @@ import numpy as np
 
 from sadnet_jax.files import replacing
 from sadnet_jax.photographs import bmp, jpeg, png, tiff_writing, webp
-from sadnet_jax.photographs.photograph import Photograph
+from sadnet_jax.photographs.photograph import Photograph, upright
 from sadnet_jax.photographs.reading import shown_path
 
 
@@ -22,17 +22,19 @@ class _Format:
   deep: bool
   alpha: bool
   max_side: int
+  max_exif_bytes: int = 2**31 - 1
 
 
 _PNG = _Format('PNG', png.encode, True, True, 2**31 - 1)
-_JPEG = _Format('JPEG', jpeg.encode, False, False, jpeg.MAX_SIDE)
+_JPEG = _Format('JPEG', jpeg.encode, False, False, jpeg.MAX_SIDE, jpeg.MAX_EXIF_BYTES)
 _TIFF = _Format('TIFF', tiff_writing.encode, True, True, 2**31 - 1)
 _WEBP = _Format('WebP', webp.encode, False, True, webp.MAX_SIDE)
-_BMP = _Format('BMP', bmp.encode, False, False, 2**31 - 1)
+_BMP = _Format('BMP', bmp.encode, False, False, 2**31 - 1, 0)
 _FORMATS: Mapping[str, _Format] = {
   '.png': _PNG,
   '.jpg': _JPEG,
   '.jpeg': _JPEG,
+  '.jfif': _JPEG,
   '.tif': _TIFF,
   '.tiff': _TIFF,
   '.webp': _WEBP,
@@ -81,7 +83,7 @@ def write_photograph(path: str | Path, photograph: Photograph) -> tuple[str, ...
 
   PNG and TIFF hold 8 and 16 bits without loss. JPEG is of quality 95 with colours at full
   resolution. WebP is lossless where the photograph comes from a lossless form, else of quality 95.
-  Nothing is turned: the EXIF orientation goes with the pixels.
+  The EXIF orientation goes with the pixels, which are not turned, but where the format has no place for it.
 
   Args:
     path: Ends in one of `PHOTOGRAPH_SUFFIXES`; its folder exists.
@@ -103,6 +105,9 @@ def write_photograph(path: str | Path, photograph: Photograph) -> tuple[str, ...
   if photograph.pixels.dtype == np.uint16 and not form.deep:
     photograph = _rounded(photograph)
     notes += (f'its 16 bits are rounded to 8: {form.name} holds no more (write PNG or TIFF)',)
+  if photograph.orientation != 1 and len(photograph.metadata.exif or b'') > form.max_exif_bytes:
+    photograph = upright(photograph)
+    notes += (f'it is turned upright: {form.name} has no place for its orientation',)
   try:
     parts, lost = form.encode(photograph)
     with replacing(path) as temporary, temporary.open('wb') as file:

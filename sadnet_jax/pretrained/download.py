@@ -38,7 +38,7 @@ def fetch(
   """The file of a URL: downloaded, or what an earlier call kept.
 
   Args:
-    url: http or https, without a fragment; its path ends in .safetensors or .pth.
+    url: http or https, without a fragment; its path ends in .safetensors, .pth or .pt.
     folder: Where it is kept; made where it is not there.
     sha256: Of the file, or None to take any; what is kept and has another is downloaded again.
     progress: Called after each part.

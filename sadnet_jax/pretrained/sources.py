@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # `weights.SUFFIX`, whose module needs JAX, which takes a second to import.
 SAFETENSORS = '.safetensors'
-SUFFIXES = (SAFETENSORS, '.pth')
+SUFFIXES = (SAFETENSORS, '.pth', '.pt')
 # `checkpoints.FOLDER`, whose module needs Orbax.
 CHECKPOINTS = 'checkpoints'
 
@@ -32,7 +32,7 @@ def locate(source: str | Path, *, progress: 'Progress | None' = None) -> Path:
   """The file, or the folder of a run, that a source of weights is.
 
   Args:
-    source: A name of `available`; or a file ending in .safetensors or .pth, or a folder, of which a
+    source: A name of `available`; or a file ending in .safetensors, .pth or .pt, or a folder, of which a
       run's comes before a name; or a URL of such a file (http, https, file), with its hash if it
       is to be checked: ``https://host/a.safetensors#sha256=HEX``. http and https are downloaded
       once, into the user's cache folder, and afterwards need no network. A `Path` is always a path.
@@ -64,7 +64,7 @@ def load(
     and the metadata in them, of runs ``step``.
 
   Raises:
-    ValueError: As `locate`; or the file or the run cannot be read.
+    ValueError: As `locate`; or the file or the run cannot be read, or has weights that are not finite.
   """
   path = locate(source, progress=progress)
   if path.is_dir():
@@ -75,11 +75,12 @@ def load(
     model, params, about = weights.load_with_model(path)
     about = {**about, 'sha256': file_sha256(path)}
   else:
-    return _load_pth(path, dilations or (1, 2, 3, 4))
+    model, params, about = _load_pth(path, dilations or (1, 2, 3, 4))
   if dilations is not None and tuple(dilations) != tuple(model.dilations):
     raise ValueError(
       f'dilations: got {tuple(dilations)}, want {tuple(model.dilations)}, those of {source}: leave them out'
     )
+  _check_finite(path, params)
   return model, params, {**about, 'path': str(path)}
 
 
@@ -93,7 +94,7 @@ def _load_pth(path, dilations):
     params = authors_weights.params_from_state_dict(state_dict, param_shapes(model))
   except ValueError as error:
     raise ValueError(f'{path}: {error}') from error
-  return model, params, {'path': str(path), 'sha256': file_sha256(path)}
+  return model, params, {'sha256': file_sha256(path)}
 
 
 def _load_run(path):
@@ -106,6 +107,16 @@ def _load_run(path):
     ) from error
   model, params, step, config = checkpoints.load_run(path)
   return model, params, {'step': str(step), 'model': json.dumps(config['model'])}
+
+
+def _check_finite(path, params):
+  import jax
+  import numpy as np
+
+  for names, leaf in jax.tree_util.tree_leaves_with_path(params):
+    if not np.isfinite(leaf).all():
+      name = jax.tree_util.keystr(names, simple=True, separator='/')
+      raise ValueError(f'{path}: got weights that are not finite ({name}), want numbers')
 
 
 def _from_path(source):
