@@ -20,17 +20,22 @@ from sadnet_jax.publish_weights import DEFAULTS
 
 PHOTOGRAPHS = Path(skimage.__file__).parent / 'data'
 ENTRIES = pretrained.available()
-# PSNR in dB of crops of 128x160 at row 80, column 120, sigma 50, as measured with these weights.
-MEASURED = {('color_50', 'chelsea.png'): 27.946, ('color_50', 'coffee.png'): 31.061}
+# By weights, photograph and sigma: PSNR in dB of a crop of 128x160 at row 80, column 120, as measured with them.
+MEASURED = {
+  ('color_50', 'chelsea.png', 50): 27.946,
+  ('color_50', 'coffee.png', 50): 31.061,
+  ('color_blind', 'chelsea.png', 15): 32.670,
+  ('color_blind', 'coffee.png', 50): 31.020,
+}
 
 
-@pytest.mark.parametrize(('weights', 'photograph'), MEASURED)
-def test_psnr_on_photographs_they_were_not_trained_on(weights, photograph):
+@pytest.mark.parametrize(('weights', 'photograph', 'sigma_255'), MEASURED)
+def test_psnr_on_photographs_they_were_not_trained_on(weights, photograph, sigma_255):
   model, params, _ = pretrained.load(weights)
   image = np.asarray(Image.open(PHOTOGRAPHS / photograph).convert('RGB'))[80:208, 120:280]
-  noisy, clean = UNCLIPPED.prepare(None, image, 50)
+  noisy, clean = UNCLIPPED.prepare(None, image, sigma_255)
   denoised = UNCLIPPED.finish(np.asarray(jax.jit(model.apply)({'params': params}, noisy[None])[0]))
-  assert psnr(denoised, clean) == pytest.approx(MEASURED[weights, photograph], abs=0.05)
+  assert psnr(denoised, clean) == pytest.approx(MEASURED[weights, photograph, sigma_255], abs=0.05)
 
 
 def _results(weights):
@@ -66,7 +71,7 @@ def test_the_card_is_what_files_and_results_give(weights):
 
 
 def test_every_file_is_published_and_measured():
-  names = {name for name, _ in MEASURED}
+  names = {name for name, *_ in MEASURED}
   assert names == set(ENTRIES)
   for suffix in ('safetensors', 'md', 'toml'):
     assert {path.stem for path in FOLDER.glob(f'*.{suffix}')} == names
