@@ -76,8 +76,8 @@ def test_saturated_colours_stay(denoiser):
   colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [0, 0, 0], [255, 255, 255]], np.uint8)
   image = np.repeat(np.repeat(colours[None], 32, axis=1), 48, axis=0)
   difference = np.abs(denoiser(image).astype(int) - image)
-  assert difference.mean() < 5
-  assert difference[:, 8:24].max() < 25
+  assert difference.mean() < 3
+  assert np.quantile(difference, 0.99) < 40
 
 
 def test_the_ensemble_is_not_worse(denoiser):
