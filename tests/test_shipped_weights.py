@@ -20,7 +20,7 @@ from sadnet_jax.publish_weights import DEFAULTS
 
 PHOTOGRAPHS = Path(skimage.__file__).parent / 'data'
 ENTRIES = pretrained.available()
-# By weights, photograph and sigma: PSNR in dB of a crop of 128x160 at row 80, column 120, as measured with them.
+# By weights, photograph and sigma: PSNR in dB of a crop of 128x160 at row 80, column 120, as measured.
 MEASURED = {
   ('color_50', 'chelsea.png', 50): 27.946,
   ('color_50', 'coffee.png', 50): 31.061,
