@@ -57,9 +57,9 @@ def _vivid(path, rng):
   with Image.open(path) as image:
     if image.mode != 'RGB':
       raise ValueError(f'{path}: got an image of mode {image.mode}, want 8-bit RGB')
-    image = ImageEnhance.Color(image).enhance(rng.uniform(*_SATURATION))
-  image = ImageEnhance.Contrast(image).enhance(rng.uniform(*_CONTRAST))
-  return Image.fromarray(np.asarray(image)[:, :, rng.permutation(3)])
+    saturated = ImageEnhance.Color(image).enhance(rng.uniform(*_SATURATION))
+  contrasting = ImageEnhance.Contrast(saturated).enhance(rng.uniform(*_CONTRAST))
+  return Image.fromarray(np.asarray(contrasting)[:, :, rng.permutation(3)])
 
 
 def _shapes(rng):
