@@ -8,8 +8,8 @@ protocol that most published tables use). The argument and the data are as in co
 
 Ours, sigma 50, BSD432, protocol unclipped: 27.85 dB over every fourth image of
 CBSD68 after 1,000 steps (``--config.steps=1000``); 27.99 dB over all of it after 1,000 and 1,600
-steps, as sadnet_jax/pretrained/color_50.md says. Blind: 31.03 and 27.79 dB at sigma 25 and 50, as color_blind.md
-there says. Longer trainings: not measured.
+steps, as sadnet_jax/pretrained/color_50.md says. Blind: 31.03 and 27.79 dB at sigma 25 and 50,
+as color_blind.md there says. Longer trainings: not measured.
 """
 
 import ml_collections
