@@ -25,6 +25,7 @@ from sadnet_jax.photographs import (
   write_photograph,
 )
 from sadnet_jax.photographs.reading import shown_path
+from sadnet_jax.photographs.writing import to_8_bits
 
 # Of each half of a comparison: what is larger shows its middle, for smaller copies would hide the noise.
 COMPARED_PX = 4096
@@ -132,7 +133,7 @@ def comparison(noisy: Photograph, denoised: Photograph) -> tuple[Photograph, tup
     )
     pixels = pixels[middle]
     if pixels.dtype == np.uint16:
-      pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+      pixels = to_8_bits(pixels)
     halves.append(pixels)
   notes: tuple[str, ...] = ()
   if max(noisy.pixels.shape[:2]) > COMPARED_PX:

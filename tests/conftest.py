@@ -40,3 +40,19 @@ def few_programs():
   if maps.exists() and maps.read_bytes().count(b'\n') > 30_000:
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(scope='session')
+def weights(tmp_path_factory) -> Path:
+  """A file of weights of a tiny network."""
+  # Not before: most tests need none, and this imports the network.
+  from denoise_command import write_weights
+
+  return write_weights(tmp_path_factory.mktemp('weights') / 'tiny.safetensors')
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+  """The working folder, empty."""
+  monkeypatch.chdir(tmp_path)
+  return tmp_path

@@ -19,20 +19,8 @@ from sadnet_jax.pretrained import Entry, Noise, available
 
 
 @pytest.fixture(scope='module')
-def weights(tmp_path_factory):
-  return write_weights(tmp_path_factory.mktemp('weights') / 'tiny.safetensors')
-
-
-@pytest.fixture(scope='module')
 def denoiser(weights):
   return Denoiser.from_checkpoint(weights)
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-  """The working folder, empty."""
-  monkeypatch.chdir(tmp_path)
-  return tmp_path
 
 
 def test_a_picture_is_what_the_network_makes_of_it(folder, weights, denoiser, capsys):

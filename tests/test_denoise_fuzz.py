@@ -3,17 +3,12 @@
 import os
 
 from command import ROOT, finish, start
-from denoise_command import all_files, picture, run, write_weights
+from denoise_command import all_files, picture, run
 from malformed_images import malformed_images
 from PIL import Image
 import pytest
 
 from sadnet_jax.photographs import PHOTOGRAPH_SUFFIXES, read_photograph, upright
-
-
-@pytest.fixture(scope='module')
-def weights(tmp_path_factory):
-  return write_weights(tmp_path_factory.mktemp('weights') / 'tiny.safetensors')
 
 
 def _check(lines, sources, output):

@@ -4,22 +4,10 @@ import os
 import signal
 
 from command import ROOT, finish, start
-from denoise_command import all_files, picture, pixels_of, write_weights
+from denoise_command import all_files, picture, pixels_of
 import pytest
 
 from sadnet_jax import interruption
-
-
-@pytest.fixture(scope='module')
-def weights(tmp_path_factory):
-  return write_weights(tmp_path_factory.mktemp('weights') / 'tiny.safetensors')
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-  """The working folder, empty."""
-  monkeypatch.chdir(tmp_path)
-  return tmp_path
 
 
 @pytest.mark.parametrize(('number', 'status'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

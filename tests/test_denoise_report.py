@@ -2,23 +2,11 @@
 
 import sys
 
-from denoise_command import picture, run, write_weights
+from denoise_command import picture, run
 import pytest
 
 from sadnet_jax.denoise_report import Report
 from sadnet_jax.denoise_targets import find_targets
-
-
-@pytest.fixture(scope='module')
-def weights(tmp_path_factory):
-  return write_weights(tmp_path_factory.mktemp('weights') / 'tiny.safetensors')
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-  """The working folder, empty."""
-  monkeypatch.chdir(tmp_path)
-  return tmp_path
 
 
 class _Terminal:

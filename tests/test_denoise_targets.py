@@ -8,13 +8,6 @@ import pytest
 from sadnet_jax.denoise_targets import find_targets
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-  """The working folder, empty."""
-  monkeypatch.chdir(tmp_path)
-  return tmp_path
-
-
 def _sources_and_outputs(*inputs, output='out', **options):
   targets = find_targets(inputs, output, **options)
   return {str(target.source): ' '.join(map(str, target.files)) for target in targets}

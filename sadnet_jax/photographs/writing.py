@@ -124,11 +124,13 @@ def _opaque(alpha):
   return bool(alpha.min() == np.iinfo(alpha.dtype).max)
 
 
-def _rounded(photograph):
-  def to_8_bits(array):
-    # Nearest of 256 levels, in whole numbers: 257 steps of 16 bits are one of 8.
-    return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+def to_8_bits(array: np.ndarray) -> np.ndarray:
+  """uint16 of the full range to the nearest of 256 levels, uint8."""
+  # In whole numbers: 257 steps of 16 bits are one of 8.
+  return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
+
+def _rounded(photograph):
   alpha = photograph.alpha
   return dataclasses.replace(
     photograph, pixels=to_8_bits(photograph.pixels), alpha=None if alpha is None else to_8_bits(alpha)
