@@ -39,6 +39,11 @@ def blocks_for(platform: str) -> Iterator[None]:
     _platform.reset(token)
 
 
+def _traced_for() -> str:
+  """The platform that `blocks_for` names, or JAX's default one."""
+  return _platform.get() or jax.default_backend()
+
+
 def deform_conv2d(
   x: jax.Array,
   offset: jax.Array,
@@ -188,8 +193,7 @@ def _block_pixels(total: int, bytes_per_pixel: int) -> int:
   A divisor avoids copying offset and mask to fill up the last block. A symbolic total has
   none that is known: a power of two fits the usual sizes.
   """
-  platform = _platform.get() or jax.default_backend()
-  budget = _BLOCK_BYTES_CPU if platform == 'cpu' else _BLOCK_BYTES_ACCELERATOR
+  budget = _BLOCK_BYTES_CPU if _traced_for() == 'cpu' else _BLOCK_BYTES_ACCELERATOR
   limit = max(1, budget // bytes_per_pixel)
   if jax.export.is_symbolic_dim(total):
     return 2 ** (limit.bit_length() - 1)
@@ -275,4 +279,5 @@ def _check(x, offset, mask, kernel, bias, stride, padding, dilation, groups, def
     image_size=(h, w),
     output_size=(ho, wo),
     block_pixels=block_pixels or 1,
+    split_loops=_traced_for() == 'cpu',
   )

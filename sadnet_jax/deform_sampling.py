@@ -5,7 +5,9 @@ each (image, pixel, deformable group). A location is clipped to [-1, H] x [-1, W
 so its four neighbours always lie in the padded table and whatever is outside the
 image contributes zero: no validity masks.
 
-Shapes in this file: p pixels in a block, K taps, G deformable groups.
+Shapes in this file: p pixels in a block, K taps, G deformable groups, S = G * K
+samples of a pixel in the order group, then tap; four corners in the order
+(y0, x0), (y0, x1), (y1, x0), (y1, x1).
 """
 
 from typing import NamedTuple
@@ -13,6 +15,11 @@ from typing import NamedTuple
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
+
+# Up to so many channels in a group, a sum over them is written out. XLA's reduction on a
+# CPU is a loop of its own for each sample, 2.5 times slower at 4 channels, no slower at 16.
+_UNROLLED_CHANNELS = 8
 
 
 class Geometry(NamedTuple):
@@ -26,56 +33,76 @@ class Geometry(NamedTuple):
   image_size: tuple[int, int]
   output_size: tuple[int, int]
   block_pixels: int
+  # Whether each step of a block is to be a program loop of its own, see `deform_conv_vjp`.
+  split_loops: bool
 
   @property
   def taps(self) -> int:
     """K = Kh * Kw."""
     return self.kernel_size[0] * self.kernel_size[1]
 
+  @property
+  def samples(self) -> int:
+    """S = G * K."""
+    return self.deformable_groups * self.taps
+
+  @property
+  def corner_steps(self) -> tuple[int, int, int, int]:
+    """Rows of the padded table from the first corner to each."""
+    right = self.deformable_groups
+    down = (self.image_size[1] + 2) * self.deformable_groups
+    return 0, right, down, down + right
+
 
 class Site(NamedTuple):
-  """Where a block of pixels samples: [p, G, K] each; rows are of the padded table."""
+  """Where a block of pixels samples, [p, S] each.
 
-  row00: jax.Array
+  Attributes:
+    row: Row of the first corner in the padded table.
+    fy, fx: How far the location is from the first corner, in [0, 1] pixels.
+    inside: Whether the location is inside (-1, H) x (-1, W), where it has gradients.
+  """
+
+  row: jax.Array
   fy: jax.Array
   fx: jax.Array
   inside: jax.Array
 
-  def rows(self, geometry: Geometry) -> tuple[jax.Array, ...]:
-    """Rows of the corners (y0, x0), (y0, x1), (y1, x0), (y1, x1)."""
-    right = geometry.deformable_groups
-    down = (geometry.image_size[1] + 2) * geometry.deformable_groups
-    return self.row00, self.row00 + right, self.row00 + down, self.row00 + down + right
-
   def corner_weights(self) -> tuple[jax.Array, ...]:
-    """Bilinear weights of the corners, in the order of `rows`."""
+    """Bilinear weights of the corners."""
     fy, fx = self.fy, self.fx
     return (1 - fy) * (1 - fx), (1 - fy) * fx, fy * (1 - fx), fy * fx
 
 
-def _locate(pixels, offset_block, geometry) -> Site:
-  """Turns the offsets of a block into table rows and bilinear fractions."""
+def locate(pixels: jax.Array, offset_block: jax.Array, geometry: Geometry) -> Site:
+  """Turns the offsets of a block into table rows and bilinear fractions.
+
+  Args:
+    pixels: Flat output pixel numbers, [p].
+    offset_block: Offsets in pixels, [p, 2 * S].
+    geometry: The call's static numbers.
+  """
   (h, w), (ho, wo) = geometry.image_size, geometry.output_size
   g = geometry.deformable_groups
   dtype = accumulation_dtype(offset_block.dtype)
   image, pixel = pixels // (ho * wo), pixels % (ho * wo)
-  tap = jnp.arange(geometry.taps, dtype=jnp.int32)
+  tap, group = np.arange(geometry.samples) % geometry.taps, np.arange(geometry.samples) // geometry.taps
   tap_y, tap_x = tap // geometry.kernel_size[1], tap % geometry.kernel_size[1]
   base_y = _tap_position(pixel // wo, tap_y, 0, geometry).astype(dtype)
   base_x = _tap_position(pixel % wo, tap_x, 1, geometry).astype(dtype)
 
-  offset_block = offset_block.reshape(-1, g, geometry.taps, 2).astype(dtype)
+  # Samples stay one axis: with groups and taps apart, XLA's loop on a CPU divides for each.
+  offset_block = offset_block.reshape(-1, geometry.samples, 2).astype(dtype)
   row_y, fy, inside_y = _locate_axis(base_y + offset_block[..., 0], h)
   row_x, fx, inside_x = _locate_axis(base_x + offset_block[..., 1], w)
-  pixel_row = (image[:, None, None] * (h + 2) + row_y) * (w + 2) + row_x
-  row00 = pixel_row * g + jnp.arange(g, dtype=jnp.int32)[:, None]
-  return Site(row00, fy, fx, inside_y & inside_x)
+  pixel_row = (image[:, None] * (h + 2) + row_y) * (w + 2) + row_x
+  return Site(pixel_row * g + group.astype(np.int32), fy, fx, inside_y & inside_x)
 
 
 def _tap_position(position, tap, axis, geometry):
-  """Where the regular convolution samples, [p, 1, K]."""
+  """Where the regular convolution samples, [p, S]."""
   start = position * geometry.stride[axis] - geometry.padding[axis]
-  return start[:, None, None] + tap * geometry.dilation[axis]
+  return start[:, None] + (tap * geometry.dilation[axis]).astype(np.int32)
 
 
 def _locate_axis(location, size):
@@ -93,34 +120,49 @@ def _locate_axis(location, size):
   return index, clipped - lower, (location > -1) & (location < size)
 
 
-def sample(
-  table: jax.Array,
-  pixels: jax.Array,
-  offset_block: jax.Array,
-  mask_block: jax.Array | None,
-  geometry: Geometry,
-) -> tuple[jax.Array, tuple[list[jax.Array], Site]]:
+def blend(
+  table: jax.Array, row: jax.Array, fy: jax.Array, fx: jax.Array, mask: jax.Array | None, geometry: Geometry
+) -> jax.Array:
   """Blended, modulated samples of a block.
 
   Args:
     table: Padded input, [N * (H + 2) * (W + 2) * G, C / G].
-    pixels: Flat output pixel numbers, [p].
-    offset_block: [p, 2 * G * K].
-    mask_block: [p, G * K] or None.
+    row, fy, fx: As in `Site`.
+    mask: Modulation, [p, S], or None.
     geometry: The call's static numbers.
 
   Returns:
-    [p, G, K, C / G], and what the backward pass needs: the four corners, each
-    of that shape, and the `Site`.
+    [p, S, C / G], in the dtype of the fractions.
   """
-  site = _locate(pixels, offset_block, geometry)
-  corners = [_gather_rows(table, row) for row in site.rows(geometry)]
-  v00, v01, v10, v11 = corners
-  fy, fx = site.fy[..., None], site.fx[..., None]
+  v00, v01, v10, v11 = (_gather_rows(table, row + step) for step in geometry.corner_steps)
+  fy, fx = fy[..., None], fx[..., None]
   sampled = (1 - fy) * ((1 - fx) * v00 + fx * v01) + fy * ((1 - fx) * v10 + fx * v11)
-  if mask_block is not None:
-    sampled *= mask_block.reshape(site.fy.shape)[..., None]
-  return sampled, (corners, site)
+  return sampled if mask is None else sampled * mask[..., None]
+
+
+def corner_products(
+  table: jax.Array, row: jax.Array, dsampled: jax.Array, geometry: Geometry
+) -> tuple[jax.Array, ...]:
+  """What each corner alone contributes to the gradient: its values times ``dsampled``, summed over channels.
+
+  Args:
+    table, row, geometry: As in `blend`.
+    dsampled: Gradient of the samples, before modulation, [p, S, C / G].
+
+  Returns:
+    Four times [p, S].
+  """
+  return tuple(_sum_channels(_gather_rows(table, row + step) * dsampled) for step in geometry.corner_steps)
+
+
+def _sum_channels(products):
+  channels = products.shape[-1]
+  if channels > _UNROLLED_CHANNELS:
+    return jnp.sum(products, axis=-1)
+  total = products[..., 0]
+  for channel in range(1, channels):
+    total += products[..., channel]
+  return total
 
 
 def make_table(x: jax.Array, geometry: Geometry) -> jax.Array:
