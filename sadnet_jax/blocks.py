@@ -12,9 +12,10 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from sadnet_jax.adaptive_conv import adaptive_conv2d, deform_conv2d_as_predicted, predict_offsets
+from sadnet_jax.conv import Conv, Dtype
 from sadnet_jax.deform_conv import DeformConv
 
-Dtype = Any
 Order = Literal['deform_first', 'deform_last']
 OffsetInit = Literal['zeros', 'xavier']
 
@@ -52,75 +53,6 @@ def upsample_2x(x: jax.Array) -> jax.Array:
     shape = (*x.shape[:axis], 2 * size, *x.shape[axis + 1 :])
     x = jnp.stack([even, odd], axis + 1).reshape(shape)
   return x
-
-
-class UpConv(nn.Module):
-  """2x2 transposed convolution with stride 2.
-
-  Stride equals kernel size, so no two taps meet: it is one matrix product to
-  four times the channels, then depth to space. ``kernel`` is [2, 2, C, O], where
-  ``kernel[a, b]`` makes output pixel (2 * y + a, 2 * x + b).
-  """
-
-  features: int
-  dtype: Dtype = None
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """[N, H, W, C] -> [N, 2 * H, 2 * W, features]."""
-    kernel = self.param('kernel', nn.initializers.xavier_uniform(), (2, 2, x.shape[-1], self.features))
-    bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
-    x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-    n, h, w, _ = x.shape
-    y = jnp.einsum('nhwc,abco->nhawbo', x, kernel)
-    return add_bias(y.reshape(n, 2 * h, 2 * w, self.features), bias)
-
-
-class Conv(nn.Module):
-  """Convolution with bias and the paper's initialisation; padding keeps the size (none if strided).
-
-  Flax's own, but for bfloat16: there the gradient of the bias, a sum over all pixels,
-  would be summed in bfloat16 on a CPU, where small terms are lost. Here it is summed
-  in the bias's own dtype.
-
-  Attributes:
-    features: Output channels.
-    kernel_size: Side of the kernel.
-    stride: Step between two outputs.
-    dilation: Step between two taps.
-    dtype: Computation dtype.
-    kernel_init: Initialiser of the kernel [kernel_size, kernel_size, C, features].
-  """
-
-  features: int
-  kernel_size: int
-  stride: int = 1
-  dilation: int = 1
-  dtype: Dtype = None
-  kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """[N, H, W, C] -> [N, H / stride, W / stride, features]."""
-    shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-    kernel = self.param('kernel', self.kernel_init, shape)
-    bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
-    x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-    y = jax.lax.conv_general_dilated(
-      x,
-      kernel,
-      window_strides=(self.stride, self.stride),
-      padding='SAME' if self.stride == 1 else 'VALID',
-      rhs_dilation=(self.dilation, self.dilation),
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    )
-    return add_bias(y, bias)
-
-
-def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
-  """y [..., C] + bias [C] in the dtype of y; the bias's gradient is summed in its own."""
-  # Cast after broadcasting: so the transpose casts before it sums.
-  return y + jnp.broadcast_to(bias, y.shape).astype(y.dtype)
 
 
 class ResBlock(nn.Module):
@@ -236,19 +168,23 @@ class RSABlock(nn.Module):
     """[N, H, W, features] and [N, H, W, any] -> [N, H, W, features]."""
     check_option('RSABlock.order', self.order, Order)
     check_option('RSABlock.offset_init', self.offset_init, OffsetInit)
+    plain = Conv(self.features, 3, dtype=self.dtype, name='conv1')
+    if self.order == 'deform_first':
+      return x + plain(leaky_relu(self._deform(x, offset_features)))
+    return x + self._deform(leaky_relu(plain(x)), offset_features)
+
+  def _deform(self, x, offset_features):
+    """Predicts offsets and masks, and samples and convolves x accordingly."""
     zeros = self.offset_init == 'zeros'
     init = nn.initializers.zeros_init() if zeros else nn.initializers.xavier_uniform()
     samples = self.deformable_groups * 9
-    predicted = Conv(3 * samples, 3, dtype=self.dtype, kernel_init=init, name='conv_offset_mask')(
-      offset_features
-    )
-    offset, mask = predicted[..., : 2 * samples], jax.nn.sigmoid(predicted[..., 2 * samples :])
+    predict = Conv(3 * samples, 3, dtype=self.dtype, kernel_init=init, name='conv_offset_mask')
+    deform = DeformConv(self.features, dtype=self.dtype, name='deform_conv')
+    predicting = predict.prepared(offset_features)
+    x, kernel, bias = deform.prepared(x)
+    if not self.is_mutable_collection('intermediates'):
+      return adaptive_conv2d(x, *predicting, kernel, bias, deformable_groups=self.deformable_groups)
+    prediction = predict_offsets(*predicting)
+    offset = prediction[..., : 2 * samples]
     self.sow('intermediates', 'offset_abs_mean', jnp.mean(jnp.abs(offset.astype(jnp.float32))))
-
-    deform = DeformConv(
-      self.features, padding=1, deformable_groups=self.deformable_groups, dtype=self.dtype, name='deform_conv'
-    )
-    plain = Conv(self.features, 3, dtype=self.dtype, name='conv1')
-    if self.order == 'deform_first':
-      return x + plain(leaky_relu(deform(x, offset, mask)))
-    return x + deform(leaky_relu(plain(x)), offset, mask)
+    return deform_conv2d_as_predicted(x, prediction, kernel, bias, deformable_groups=self.deformable_groups)

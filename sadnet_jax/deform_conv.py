@@ -8,40 +8,12 @@ file has what users call; `deform_conv_vjp` computes it and its gradients,
 `deform_sampling` says where it samples.
 """
 
-from collections.abc import Iterator
-import contextlib
-import contextvars
-import operator
-
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sadnet_jax.deform_conv_vjp import deform_conv_by_blocks
-from sadnet_jax.deform_sampling import Geometry, accumulation_dtype
-
-# Bytes of sampled values held at once. On a CPU a block should stay in the cache of
-# its core (1, 2, 4, 8 MiB measured: 2 is fastest backward, no slower forward). An
-# accelerator wants few, large blocks; its number is not measured.
-_BLOCK_BYTES_CPU = 2 * 2**20
-_BLOCK_BYTES_ACCELERATOR = 64 * 2**20
-_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar('platform', default=None)
-
-
-@contextlib.contextmanager
-def blocks_for(platform: str) -> Iterator[None]:
-  """Chooses the blocks of what is traced inside for this platform, not for JAX's default one."""
-  token = _platform.set(platform)
-  try:
-    yield
-  finally:
-    _platform.reset(token)
-
-
-def _traced_for() -> str:
-  """The platform that `blocks_for` names, or JAX's default one."""
-  return _platform.get() or jax.default_backend()
+from sadnet_jax.deform_geometry import accumulation_dtype, checked_geometry
 
 
 def deform_conv2d(
@@ -104,8 +76,9 @@ def deform_conv2d(
     torchvision ``ops.deform_conv2d`` defines the semantics; there the layout is
     NCHW / OIHW, the order of the offset channels is the same.
   """
-  geometry = _check(
-    x, offset, mask, kernel, bias, stride, padding, dilation, groups, deformable_groups, block_pixels
+  moved = {'offset': offset, 'mask': mask}
+  geometry = checked_geometry(
+    x, moved, kernel, bias, stride, padding, dilation, groups, deformable_groups, block_pixels
   )
   dtype = jnp.result_type(x, kernel)
   n = x.shape[0]
@@ -150,8 +123,8 @@ class DeformConv(nn.Module):
   bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
 
   @nn.compact
-  def __call__(self, x: jax.Array, offset: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """Shapes as in `deform_conv2d`."""
+  def prepared(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """``x`` [N, H, W, C] and the kernel in the computation dtype, and the bias."""
     # Below 1, `deform_conv2d` refuses.
     channels = x.shape[-1] // max(self.groups, 1)
     kernel_shape = (*self.kernel_size, channels, self.features)
@@ -159,6 +132,11 @@ class DeformConv(nn.Module):
     bias = self.param('bias', self.bias_init, (self.features,), self.param_dtype) if self.use_bias else None
     if self.dtype is not None:
       x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+    return x, kernel, bias
+
+  def __call__(self, x: jax.Array, offset: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Shapes as in `deform_conv2d`."""
+    x, kernel, bias = self.prepared(x)
     return deform_conv2d(
       x,
       offset,
@@ -185,99 +163,3 @@ def _dense_kernel(kernel, groups):
   grouped = kernel.reshape(kh, kw, 1, channels, groups, features // groups)
   diagonal = jnp.eye(groups, dtype=kernel.dtype)[:, None, :, None]
   return (grouped * diagonal).reshape(kh, kw, groups * channels, features)
-
-
-def _block_pixels(total: int, bytes_per_pixel: int) -> int:
-  """Pixels per block: near the byte budget, dividing the total where it can.
-
-  A divisor avoids copying offset and mask to fill up the last block. A symbolic total has
-  none that is known: a power of two fits the usual sizes.
-  """
-  budget = _BLOCK_BYTES_CPU if _traced_for() == 'cpu' else _BLOCK_BYTES_ACCELERATOR
-  limit = max(1, budget // bytes_per_pixel)
-  if jax.export.is_symbolic_dim(total):
-    return 2 ** (limit.bit_length() - 1)
-  fewest = -(-total // limit)
-  for blocks in range(fewest, 2 * fewest + 1):
-    if total % blocks == 0:
-      return total // blocks
-  return -(-total // fewest)
-
-
-def _pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:
-  try:
-    y, x = value if isinstance(value, tuple | list) else (value, value)
-    pair = (operator.index(y), operator.index(x))
-  except (TypeError, ValueError):
-    pair = None
-  if pair is None or min(pair) < least:
-    raise ValueError(f'{name}: got {value!r}, want an int or a pair of ints, each at least {least}')
-  return pair
-
-
-def _check(x, offset, mask, kernel, bias, stride, padding, dilation, groups, deformable_groups, block_pixels):
-  """Checks every shape and returns the static numbers of the call."""
-  arrays = {'x': x, 'offset': offset, 'mask': mask, 'kernel': kernel, 'bias': bias}
-  for name, array in arrays.items():
-    if array is not None and not jnp.issubdtype(array.dtype, jnp.floating):
-      raise ValueError(f'{name}: got dtype {array.dtype}, want floating point')
-  for name, array, layout in (('x', x, 'N, H, W, C'), ('kernel', kernel, 'Kh, Kw, C / groups, O')):
-    if array.ndim != 4:
-      raise ValueError(f'{name}: got shape {array.shape}, want 4 axes [{layout}]')
-  n, h, w, c = x.shape
-  kh, kw, kernel_c, features = kernel.shape
-  for name, value, divides in (
-    ('groups', groups, {'input channels': c, 'output channels': features}),
-    ('deformable_groups', deformable_groups, {'input channels': c}),
-  ):
-    for what, number in divides.items():
-      if not isinstance(value, int | np.integer) or value < 1 or number % value:
-        raise ValueError(f'{name}: got {value}, want a divisor of the {number} {what}')
-  if kernel_c * groups != c:
-    raise ValueError(
-      f'kernel: got {kernel_c} input channels per group, want {c // groups} = '
-      f'{c} channels of x / {groups} groups'
-    )
-  stride, padding = _pair('stride', stride, 1), _pair('padding', padding, 0)
-  dilation = _pair('dilation', dilation, 1)
-  ho, wo = (
-    (size + 2 * p - d * (k - 1) - 1) // s + 1
-    for size, p, d, k, s in zip((h, w), padding, dilation, (kh, kw), stride, strict=True)
-  )
-  if c < 1:
-    raise ValueError(f'x: got shape {x.shape}, want at least one channel')
-  if any(size < 1 for size in (h, w, ho, wo, kh, kw)):
-    raise ValueError(
-      f'x: got shape {x.shape}, too small for kernel {kh}x{kw}, stride {stride}, padding {padding}, '
-      f'dilation {dilation}: the output would be {ho}x{wo}'
-    )
-  wanted = {
-    'offset': (offset, (n, ho, wo, 2 * deformable_groups * kh * kw)),
-    'mask': (mask, (n, ho, wo, deformable_groups * kh * kw)),
-    'bias': (bias, (features,)),
-  }
-  for name, (array, shape) in wanted.items():
-    if array is not None and array.shape != shape:
-      raise ValueError(
-        f'{name}: got shape {array.shape}, want {shape} for x {x.shape}, kernel {kernel.shape}, '
-        f'stride {stride}, padding {padding}, dilation {dilation}, deformable_groups {deformable_groups}'
-      )
-  rows = n * (h + 2) * (w + 2) * deformable_groups
-  if rows >= 2**31:
-    raise ValueError(f'x: got shape {x.shape}, {rows} rows to sample from, want fewer than 2**31: use tiles')
-  total = n * ho * wo
-  if block_pixels is None and total:
-    block_pixels = _block_pixels(total, kh * kw * c * accumulation_dtype(x.dtype).itemsize)
-  elif block_pixels is not None and (not isinstance(block_pixels, int | np.integer) or block_pixels < 1):
-    raise ValueError(f'block_pixels: got {block_pixels}, want an int of at least 1, or None')
-  return Geometry(
-    kernel_size=(kh, kw),
-    stride=stride,
-    padding=padding,
-    dilation=dilation,
-    deformable_groups=deformable_groups,
-    image_size=(h, w),
-    output_size=(ho, wo),
-    block_pixels=block_pixels or 1,
-    split_loops=_traced_for() == 'cpu',
-  )

@@ -20,16 +20,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from sadnet_jax.deform_sampling import (
-  Geometry,
-  Site,
-  accumulation_dtype,
-  blend,
-  corner_products,
-  locate,
-  make_table,
-  scatter_add_rows,
-)
+from sadnet_jax.deform_geometry import Geometry, accumulation_dtype
+from sadnet_jax.deform_sampling import Site, blend, corner_products, locate, make_table, scatter_add_rows
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -50,21 +42,43 @@ def deform_conv_by_blocks(
     [N, Ho, Wo, O] in the dtype of ``x``.
   """
   table = make_table(x, geometry)
-  weights = _weights(kernel, geometry)
+  weights = weights_by_sample(kernel, geometry)
 
   def block(args):
-    pixels, offset_block, mask_block = args
-
-    def where():
-      site, modulation = _locate_and_modulate(geometry, pixels, offset_block, mask_block)
-      return site.row, site.fy, site.fx, modulation
-
-    located = _apart(geometry, pixels, where)
-    sampled = _apart(geometry, pixels, lambda: blend(table, *located, geometry))
-    return _dot(sampled.astype(x.dtype).reshape(pixels.size, -1), weights).astype(x.dtype)
+    return deform_conv_block(geometry, table, weights, *args)
 
   y = lax.map(block, (_pixels(x.shape[0], geometry), *_split(geometry, offset, mask)))
   return _join(y, (x.shape[0], *geometry.output_size, kernel.shape[3]))
+
+
+def deform_conv_block(
+  geometry: Geometry,
+  table: jax.Array,
+  weights: jax.Array,
+  pixels: jax.Array,
+  offset_block: jax.Array,
+  mask_block: jax.Array | None,
+) -> jax.Array:
+  """The output of some pixels.
+
+  Args:
+    geometry: The call's static numbers.
+    table: See `deform_sampling.make_table`.
+    weights: See `weights_by_sample`.
+    pixels: Flat output pixel numbers, [p].
+    offset_block, mask_block: What `deform_conv_by_blocks` takes, of these pixels: [p, any].
+
+  Returns:
+    [p, O] in the dtype of ``table``.
+  """
+
+  def where():
+    site, modulation = _locate_and_modulate(geometry, pixels, offset_block, mask_block)
+    return site.row, site.fy, site.fx, modulation
+
+  row, fy, fx, modulation = _apart(geometry, pixels, where)
+  sampled = _apart(geometry, pixels, lambda: blend(table, row, fy, fx, modulation, geometry))
+  return _dot(sampled.astype(table.dtype).reshape(pixels.size, -1), weights).astype(table.dtype)
 
 
 def _deform_conv_fwd(geometry, x, offset, mask, kernel):
@@ -75,7 +89,7 @@ def _deform_conv_bwd(geometry, residuals, dy):
   """Gradients of `deform_conv_by_blocks`, block by block; notation: d<name> = dL/d<name>."""
   x, offset, mask, kernel = residuals
   table = make_table(x, geometry)
-  weights = _weights(kernel, geometry)
+  weights = weights_by_sample(kernel, geometry)
   accumulate = accumulation_dtype(x.dtype)
 
   def block(carry, args):
@@ -96,7 +110,7 @@ def _deform_conv_bwd(geometry, residuals, dy):
 
     for step, weight in zip(geometry.corner_steps, site.corner_weights(), strict=True):
       factor = weight if modulation is None else weight * modulation
-      updates = apart(lambda factor=factor: dsampled * factor[..., None])
+      updates = apart(functools.partial(_scaled, dsampled, factor))
       dtable = scatter_add_rows(dtable, site.row + step, updates)
     return (dtable, dweights), (doffset, None if mask_block is None else dmask)
 
@@ -143,6 +157,10 @@ def _locate_and_modulate(geometry, pixels, offset_block, mask_block) -> tuple[Si
   return locate(pixels, offset_block[:, :offsets], geometry), modulation
 
 
+def _scaled(dsampled, factor):
+  return dsampled * factor[..., None]
+
+
 def _doffset_and_dmask(site, modulation, products):
   """Gradients of the offsets [p, 2 * S] and of the modulation [p, S]."""
   d00, d01, d10, d11 = products
@@ -157,8 +175,8 @@ def _doffset_and_dmask(site, modulation, products):
   return doffset.reshape(doffset.shape[0], -1), dmask
 
 
-def _weights(kernel, geometry):
-  """[Kh, Kw, C, O] -> [G * K * C / G, O], rows in the order of the samples."""
+def weights_by_sample(kernel: jax.Array, geometry: Geometry) -> jax.Array:
+  """[Kh, Kw, C, O] -> [S * C / G, O], rows in the order of the samples."""
   channels, features = kernel.shape[2:]
   g = geometry.deformable_groups
   by_tap = kernel.reshape(geometry.taps, g, channels // g, features)

@@ -17,41 +17,11 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from sadnet_jax.deform_geometry import Geometry, accumulation_dtype
+
 # Up to so many channels in a group, a sum over them is written out. XLA's reduction on a
 # CPU is a loop of its own for each sample, 2.5 times slower at 4 channels, no slower at 16.
 _UNROLLED_CHANNELS = 8
-
-
-class Geometry(NamedTuple):
-  """The static numbers of one call; hashable, so it can be a static argument."""
-
-  kernel_size: tuple[int, int]
-  stride: tuple[int, int]
-  padding: tuple[int, int]
-  dilation: tuple[int, int]
-  deformable_groups: int
-  image_size: tuple[int, int]
-  output_size: tuple[int, int]
-  block_pixels: int
-  # Whether each step of a block is to be a program loop of its own, see `deform_conv_vjp`.
-  split_loops: bool
-
-  @property
-  def taps(self) -> int:
-    """K = Kh * Kw."""
-    return self.kernel_size[0] * self.kernel_size[1]
-
-  @property
-  def samples(self) -> int:
-    """S = G * K."""
-    return self.deformable_groups * self.taps
-
-  @property
-  def corner_steps(self) -> tuple[int, int, int, int]:
-    """Rows of the padded table from the first corner to each."""
-    right = self.deformable_groups
-    down = (self.image_size[1] + 2) * self.deformable_groups
-    return 0, right, down, down + right
 
 
 class Site(NamedTuple):
@@ -169,11 +139,6 @@ def make_table(x: jax.Array, geometry: Geometry) -> jax.Array:
   """[N, H, W, C] -> [N * (H + 2) * (W + 2) * G, C / G], with a ring of zeros around each image."""
   padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
   return padded.reshape(-1, x.shape[3] // geometry.deformable_groups)
-
-
-def accumulation_dtype(dtype: jnp.dtype) -> jnp.dtype:
-  """At least float32: the dtype of locations, blending and sums."""
-  return jnp.promote_types(dtype, jnp.float32)
 
 
 def _gather_rows(table, rows):

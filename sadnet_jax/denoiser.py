@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sadnet_jax import memory, pretrained
-from sadnet_jax.deform_conv import blocks_for
+from sadnet_jax.deform_geometry import blocks_for
 from sadnet_jax.model import STRIDE, SADNet
 from sadnet_jax.self_ensemble import TRANSFORMS, self_ensemble
 from sadnet_jax.tiling import RAMP_PX, TilePlan, blend_tiles, plan_tiles

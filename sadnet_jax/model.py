@@ -17,17 +17,15 @@ import numpy as np
 
 from sadnet_jax.blocks import (
   ContextBlock,
-  Conv,
-  Dtype,
   OffsetBlock,
   OffsetInit,
   Order,
   ResBlock,
   RSABlock,
-  UpConv,
   check_option,
   leaky_relu,
 )
+from sadnet_jax.conv import Conv, Dtype, FusionConv, UpConv
 
 SCALES = 4
 # Sides inside the network must be a multiple of this: three halvings.
@@ -138,8 +136,7 @@ class SADNet(nn.Module):
     x, offset_features = self._adapt(x, None, SCALES)
     for scale in range(SCALES - 1, 0, -1):
       x = UpConv(width[scale - 1], dtype=self.dtype, name=f'up{scale}')(x)
-      x = jnp.concatenate([x, encoded[scale - 1]], axis=-1)
-      x = make(width[scale - 1], 1, name=f'dconv{scale}_1')(x)
+      x = FusionConv(width[scale - 1], dtype=self.dtype, name=f'dconv{scale}_1')(x, encoded[scale - 1])
       x, offset_features = self._adapt(x, offset_features, scale)
     return make(self.channels, self.last_kernel, name='out')(x)
 

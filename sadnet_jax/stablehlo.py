@@ -27,7 +27,7 @@ from jax import export, lax
 import jax.numpy as jnp
 
 from sadnet_jax import pretrained
-from sadnet_jax.deform_conv import blocks_for
+from sadnet_jax.deform_geometry import blocks_for
 from sadnet_jax.files import replacing
 from sadnet_jax.model import SCALES, STRIDE, SADNet, pad_to_multiple
 

@@ -7,7 +7,8 @@ import pytest
 from small_networks import image, to_nhwc
 
 from sadnet_jax import ContextBlock, OffsetBlock, ResBlock, RSABlock
-from sadnet_jax.blocks import Conv, UpConv, add_bias, upsample_2x
+from sadnet_jax.blocks import upsample_2x
+from sadnet_jax.conv import Conv, UpConv, add_bias
 
 # --- Resampling.
 

@@ -14,7 +14,7 @@ from small_networks import SMALL, apply, random_variables
 
 from configs import default
 from sadnet_jax import OffsetBlock, ResBlock, RSABlock
-from sadnet_jax.blocks import Conv
+from sadnet_jax.conv import Conv
 from sadnet_jax.losses import LOSSES
 from sadnet_jax.noise import add_training_noise
 from sadnet_jax.train_state import model_from_config, run_key, state_from_params

@@ -1,0 +1,188 @@
+"""The spatial-adaptive step of an RSAB: predict offsets and masks, sample and convolve accordingly.
+
+The prediction has 27 values for each pixel and deformable group, several times
+what the features themselves take. In training it is kept for the backward pass. In
+inference on a CPU only a strip of rows of it exists at a time, which saves most of the
+network's memory, and the time to fetch that memory.
+"""
+
+import functools
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from sadnet_jax.conv import add_bias, conv2d
+from sadnet_jax.deform_conv_vjp import deform_conv_block, deform_conv_by_blocks, weights_by_sample
+from sadnet_jax.deform_geometry import Geometry, accumulation_dtype, checked_geometry, traced_for
+from sadnet_jax.deform_sampling import make_table
+
+# Of 8, 16, 32 and 64 rows of 128 pixels none is much faster than another.
+_GRADIENT_STRIP_ROWS = 16
+
+
+def deform_conv2d_as_predicted(
+  x: jax.Array, prediction: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, deformable_groups: int
+) -> jax.Array:
+  """`deform_conv.deform_conv2d` of 3x3 taps that keeps the size, with offset and mask in one array.
+
+  Args:
+    x: [N, H, W, C].
+    prediction: [N, H, W, 27 * deformable_groups], what the layer before predicts: two thirds
+      are the offsets, the rest the masks before their sigmoid.
+    kernel: [3, 3, C, O].
+    bias: [O], or None.
+    deformable_groups: Groups of input channels that move together; divides C.
+
+  Returns:
+    [N, H, W, O] in the dtype of ``x``.
+
+  Raises:
+    ValueError: The shapes do not fit together.
+  """
+  geometry = _geometry(x, prediction, kernel, bias, deformable_groups)
+  if x.shape[0] == 0:
+    return jnp.zeros((*x.shape[:3], kernel.shape[3]), x.dtype)
+  y = deform_conv_by_blocks(geometry, x, prediction, None, kernel)
+  return y if bias is None else add_bias(y, bias)
+
+
+def predict_offsets(features: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+  """3x3 convolution from few channels to many, `conv.conv2d` with a kernel gradient made for that.
+
+  Args:
+    features: [N, H, W, F].
+    kernel: [3, 3, F, O], in the dtype of ``features``.
+    bias: [O].
+
+  Returns:
+    [N, H, W, O], in the dtype of ``features``.
+  """
+  if traced_for() == 'cpu' and features.shape[0]:
+    return add_bias(_convolve_with_own_gradient(features, kernel), bias)
+  return conv2d(features, kernel, bias)
+
+
+def adaptive_conv2d(
+  x: jax.Array,
+  offset_features: jax.Array,
+  predict_kernel: jax.Array,
+  predict_bias: jax.Array,
+  kernel: jax.Array,
+  bias: jax.Array | None,
+  *,
+  deformable_groups: int,
+) -> jax.Array:
+  """Predicts offsets and masks by a 3x3 convolution, then `deform_conv2d_as_predicted`.
+
+  Args:
+    x: [N, H, W, C].
+    offset_features: [N, H, W, F].
+    predict_kernel: [3, 3, F, 27 * deformable_groups], in the dtype of ``offset_features``.
+    predict_bias: [27 * deformable_groups].
+    kernel: [3, 3, C, O], in the dtype of ``x``.
+    bias: [O], or None.
+    deformable_groups: Groups of input channels that move together; divides C.
+
+  Returns:
+    [N, H, W, O] in the dtype of ``x``.
+
+  Raises:
+    ValueError: The shapes do not fit together.
+  """
+  return _adaptive_conv2d(deformable_groups, x, offset_features, predict_kernel, predict_bias, kernel, bias)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _adaptive_conv2d(deformable_groups, x, offset_features, predict_kernel, predict_bias, kernel, bias):
+  prediction_shape = (*offset_features.shape[:3], predict_kernel.shape[3])
+  prediction = jax.ShapeDtypeStruct(prediction_shape, offset_features.dtype)
+  geometry = _geometry(x, prediction, kernel, bias, deformable_groups)
+  symbolic = any(jax.export.is_symbolic_dim(side) for side in x.shape)
+  if symbolic or not geometry.split_loops or x.shape[0] == 0:
+    return _whole(deformable_groups, x, offset_features, predict_kernel, predict_bias, kernel, bias)
+  y = _by_strips(geometry, x, offset_features, predict_kernel, predict_bias, kernel)
+  return y if bias is None else add_bias(y, bias)
+
+
+def _whole(deformable_groups, x, offset_features, predict_kernel, predict_bias, kernel, bias):
+  prediction = predict_offsets(offset_features, predict_kernel, predict_bias)
+  return deform_conv2d_as_predicted(x, prediction, kernel, bias, deformable_groups=deformable_groups)
+
+
+def _forward(deformable_groups, *arrays):
+  return jax.vjp(functools.partial(_whole, deformable_groups), *arrays)
+
+
+def _backward(_, pullback, dy):
+  return pullback(dy)
+
+
+_adaptive_conv2d.defvjp(_forward, _backward)
+
+
+def _by_strips(geometry, x, offset_features, predict_kernel, predict_bias, kernel):
+  """[N, H, W, O] without bias; strip by strip, each of some rows of one image."""
+  n, h, w, _ = x.shape
+  rows = min(h, max(1, round(geometry.block_pixels / w)))
+  strips = -(-h // rows)
+  table, weights = make_table(x, geometry), weights_by_sample(kernel, geometry)
+  padded = jnp.pad(offset_features, ((0, 0), (1, 1), (0, 0), (0, 0)))
+
+  def strip(number, y):
+    # The last strip of an image overlaps the one before rather than be shorter.
+    image, top = number // strips, jnp.minimum(number % strips * rows, h - rows)
+    features = lax.dynamic_slice(padded, (image, top, 0, 0), (1, rows + 2, w, padded.shape[3]))
+    prediction = conv2d(features, predict_kernel, predict_bias, padding=((0, 0), (1, 1)))
+    pixels = (image * h + top) * w + jnp.arange(rows * w, dtype=jnp.int32)
+    block = deform_conv_block(geometry, table, weights, pixels, prediction.reshape(rows * w, -1), None)
+    return lax.dynamic_update_slice(y, block.reshape(1, rows, w, -1), (image, top, 0, 0))
+
+  return lax.fori_loop(0, n * strips, strip, jnp.zeros((n, h, w, kernel.shape[3]), x.dtype))
+
+
+def _convolve(x, kernel):
+  return lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+def _convolve_fwd(x, kernel):
+  return _convolve(x, kernel), (x, kernel)
+
+
+def _convolve_bwd(residuals, dy):
+  x, kernel = residuals
+  (dx,) = jax.linear_transpose(lambda x: _convolve(x, kernel), x)(dy)
+  return dx, _kernel_gradient(x, dy).astype(kernel.dtype)
+
+
+_convolve_with_own_gradient = jax.custom_vjp(_convolve)
+_convolve_with_own_gradient.defvjp(_convolve_fwd, _convolve_bwd)
+
+
+def _kernel_gradient(x, dy):
+  """[3, 3, F, O] from x [N, H, W, F] and dy [N, H, W, O]: a matrix product for each strip of rows.
+
+  XLA on a CPU convolves x with all of dy for it, at a tenth of the machine's matrix rate.
+  """
+  n, h, w, inputs = x.shape
+  outputs = dy.shape[3]
+  rows = next(rows for rows in range(min(h, _GRADIENT_STRIP_ROWS), 0, -1) if h % rows == 0)
+  padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  dtype = accumulation_dtype(x.dtype)
+
+  def add_strip(total, number):
+    image, top = number // (h // rows), number % (h // rows) * rows
+    piece = lax.dynamic_slice(padded, (image, top, 0, 0), (1, rows + 2, w + 2, inputs))[0]
+    dpiece = lax.dynamic_slice(dy, (image, top, 0, 0), (1, rows, w, outputs))
+    taps = [piece[i : i + rows, j : j + w] for i in range(3) for j in range(3)]
+    columns = jnp.concatenate(taps, axis=-1).reshape(rows * w, 9 * inputs)
+    product = jnp.dot(columns.T, dpiece.reshape(rows * w, outputs), preferred_element_type=dtype)
+    return total + product, None
+
+  strips = jnp.arange(n * (h // rows))
+  total, _ = lax.scan(add_strip, jnp.zeros((9 * inputs, outputs), dtype), strips)
+  return total.reshape(3, 3, inputs, outputs)
+
+
+def _geometry(x, prediction, kernel, bias, deformable_groups) -> Geometry:
+  return checked_geometry(x, {'prediction': prediction}, kernel, bias, 1, 1, 1, 1, deformable_groups, None)
