@@ -107,7 +107,11 @@ class ModulatedDeformConv(nn.Module):
     """[N, features, H, W] and [N, offset_features, H, W] -> [N, features, H, W]."""
     predicted = self.conv_offset_mask(offset_features)
     offset, mask = torch.split(predicted, [2 * self.samples, self.samples], dim=1)
-    return deform_conv2d(x, offset, self.weight, self.bias, padding=1, mask=torch.sigmoid(mask))
+    # torchvision's operator has no bfloat16: under autocast it computes in the weights' float32, as its
+    # own rule for GPUs says too. Without autocast nothing is converted.
+    dtype = self.weight.dtype
+    inputs, offset, mask = x.to(dtype), offset.to(dtype), torch.sigmoid(mask).to(dtype)
+    return deform_conv2d(inputs, offset, self.weight, self.bias, padding=1, mask=mask).to(x.dtype)
 
 
 class RSABlock(nn.Module):

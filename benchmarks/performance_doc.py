@@ -1,0 +1,215 @@
+"""Writes docs/PERFORMANCE.md from the committed results of the benchmarks.
+
+  python benchmarks/performance_doc.py           # after a new file in benchmarks/results
+  python benchmarks/performance_doc.py --check   # fails if the page is not what the files give
+
+The words beside the tables are in benchmarks/performance_notes.md: what stands before its first heading opens
+the page, the rest ends it.
+"""
+
+import argparse
+from collections.abc import Callable
+import dataclasses
+import json
+from pathlib import Path
+import sys
+from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import performance_tables as tables
+from benchmarks.pytorch_rows import ROWS
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / 'benchmarks' / 'results'
+NOTES = ROOT / 'benchmarks' / 'performance_notes.md'
+PAGE = ROOT / 'docs' / 'PERFORMANCE.md'
+DEVICES = {'cpu': 'CPU', 'gpu': 'GPU'}
+_HEAD = '<!-- By benchmarks/performance_doc.py: change benchmarks/performance_notes.md, not this file. -->'
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+  """A script's part of the page.
+
+  Attributes:
+    stem: The script's name; its results are ``stem_cpu.json`` and ``stem_gpu.json``.
+    title: The heading.
+    text: What is measured.
+    lines: Results -> table.
+    options: Results that do not tell their command -> options of the script that give them.
+    needs: What results of the script as it is now have; others do not count.
+  """
+
+  stem: str
+  title: str
+  text: str
+  lines: Callable[[dict], list[str]]
+  options: Callable[[dict], str] = lambda content: ''
+  needs: frozenset[str] = frozenset({'rows'})
+
+  def file(self, device: str) -> Path:
+    """Where the results of a kind of device are."""
+    return RESULTS / f'{self.stem}_{device}.json'
+
+  def command(self, content: dict) -> str:
+    """What was run."""
+    return content.get('command') or f'python benchmarks/{self.stem}.py {self.options(content)}'.strip()
+
+
+def _options_against_pytorch(content):
+  heavy = [key for key, row in content['rows'].items() if ROWS[key].heavy and content['device'] == 'cpu']
+  runs = max(row['runs'] for row in content['rows'].values())
+  only = f' --only {" ".join(content["rows"])}' if heavy else ''
+  return f'--runs {runs} --seed {content["seed"]}{only}'
+
+
+def _options_denoiser(content):
+  sizes = ' '.join(f'{round(row["width"] * row["height"] / 1e6, 2):g}' for row in content['sizes'])
+  return f'--model {content["model"]} --sigma_255 {content["sigma_255"]} --megapixels {sizes}'
+
+
+def _fields(*names):
+  return lambda content: ' '.join(f'--{name} {content[name]:g}' for name in names)
+
+
+SECTIONS = (
+  Section(
+    'against_pytorch',
+    'Beside PyTorch',
+    "The same network with the same weights in PyTorch, on torchvision's operator, in the same process. A "
+    "limit is the operations over the machine's matrix rate, or the bytes that pass between layers over its "
+    'copy rate, whichever is more; `benchmarks/limits.py` says what counts.',
+    tables.against_pytorch,
+    _options_against_pytorch,
+    frozenset({'rows', 'limits', 'agreement', 'marks'}),
+  ),
+  Section(
+    'start_up',
+    'Until the first image',
+    'Every start is a process of its own. Lowering is tracing and turning into StableHLO; no cache keeps it. '
+    'Only the second call does nothing but compute: beside it stands the limit of the forward pass.',
+    tables.start_up,
+  ),
+  Section(
+    'memory_use',
+    'Memory',
+    'Temporary, argument and output megabytes are what XLA plans; those of the process are the most that it '
+    'had in memory, beyond that of a process which only imports. The limit is what the finest deformable '
+    'convolution reads and writes: it is there at once, unless the layer before is fused with it.',
+    tables.memory_use,
+  ),
+  Section(
+    'growth',
+    'Growth with the image',
+    '`sadnet_jax.Denoiser` with the tiles that it chooses itself, without compilation, beside the network '
+    'alone on the image in one piece.',
+    tables.growth,
+  ),
+  Section(
+    'training_loop',
+    'The whole training loop',
+    'The network at full width, from each reader of its data.',
+    tables.training_loop,
+    _fields('patch_px', 'batch_size', 'steps'),
+  ),
+  Section(
+    'denoiser',
+    'The command',
+    '`sadnet-denoise` on a picture, a process each.',
+    tables.denoiser,
+    _options_denoiser,
+    frozenset({'sizes'}),
+  ),
+  Section(
+    'input_pipeline',
+    'The readers alone',
+    'Patches until they lie on the first device, without training.',
+    tables.input_pipeline,
+    _fields('patch_px', 'batch_size', 'seconds'),
+  ),
+)
+
+
+def read(section: Section, device: str) -> dict[str, Any] | None:
+  """The results of a section on a device, None where there are none of the script as it is now.
+
+  Raises:
+    SystemExit: They are of code that is in no commit.
+  """
+  file = section.file(device)
+  content = json.loads(file.read_text()) if file.exists() else {}
+  if not section.needs <= set(content):
+    return None
+  if content['commit'] is None or content['uncommitted_changes']:
+    raise SystemExit(f'{file}: got results of code that is in no commit, want those of a clean clone')
+  return content
+
+
+def measured_with(section: Section, content: dict) -> str:
+  """Command, hardware, versions and commit."""
+  gpu = content.get('gpu') or (None if content['device'] in DEVICES else content['device'])
+  versions = [f'{name} {version}' for name, version in content['versions'].items() if version]
+  return '; '.join(
+    [
+      f'`{section.command(content)}`',
+      f'{content["cores"]} cores, {content["cpu"]}, {gpu or "no GPU"}',
+      ', '.join([f'Python {content["python"]}', *versions]),
+      f'commit {content["commit"][:7]}.',
+    ]
+  )
+
+
+def part(section: Section, device: str, content: dict | None) -> list[str]:
+  """One device's part of a section."""
+  lines = [f'### {section.title}, {DEVICES[device]}', '']
+  if content is None:
+    name = section.file(device).relative_to(ROOT)
+    reason = 'no GPU was at hand' if device == 'gpu' else 'no results of the script as it is now'
+    return [
+      *lines,
+      f'Not measured: {reason}. To measure: `python benchmarks/{section.stem}.py --json {name}`',
+    ]
+  rates = tables.limits(content)
+  lines += [*section.lines(content), '']
+  return [*lines, *rates, *([''] if rates else []), measured_with(section, content)]
+
+
+def page(notes: str) -> str:
+  """The whole page.
+
+  Args:
+    notes: Markdown; see the head of this file.
+  """
+  opening, heading, rest = notes.partition('\n## ')
+  found = {(section, device): read(section, device) for section in SECTIONS for device in DEVICES}
+  by_name = {
+    f'{DEVICES[device]}, `{section.stem}`': content
+    for (section, device), content in found.items()
+    if content is not None
+  }
+  lines = ['# Performance', '', _HEAD, '', opening.strip(), '', '## What was to be reached', '']
+  lines += tables.marks(by_name)
+  for section in SECTIONS:
+    lines += ['', f'## {section.title}', '', section.text]
+    for device in DEVICES:
+      lines += ['', *part(section, device, found[section, device])]
+  if heading:
+    lines += [heading + rest.strip()]
+  return '\n'.join(lines) + '\n'
+
+
+def main() -> None:
+  """Writes or checks docs/PERFORMANCE.md."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--check', action='store_true', help='change nothing; fail if something would change')
+  check = parser.parse_args().check
+  text = page(NOTES.read_text())
+  if not check:
+    PAGE.write_text(text)
+  elif not PAGE.exists() or PAGE.read_text() != text:
+    sys.exit(f'{PAGE}: got another page than {RESULTS} gives, want python benchmarks/performance_doc.py run')
+
+
+if __name__ == '__main__':
+  main()

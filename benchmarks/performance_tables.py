@@ -1,0 +1,212 @@
+"""The tables of docs/PERFORMANCE.md, each from the JSON that a benchmark wrote: lines of Markdown."""
+
+from collections.abc import Iterable, Mapping, Sequence
+import math
+import statistics
+
+# Column -> PyTorch's variant in float32, and in another precision.
+_VARIANTS = {
+  'PyTorch eager': ('eager', '{}'),
+  'PyTorch channels-last': ('channels_last', 'channels_last_{}'),
+  'torch.compile': ('compile', 'compile_{}'),
+}
+
+
+def figure(value: float) -> str:
+  """Three digits that count, or more where the number is large, and never an exponent: 1263, 8.20, 0.0582."""
+  if not value:
+    return '0'
+  return f'{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}'
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+  """A table of Markdown, its first column to the left, the others to the right."""
+  rule = '|---|' + '---:|' * (len(head) - 1)
+  return ['| ' + ' | '.join(head) + ' |', rule, *('| ' + ' | '.join(cells) + ' |' for cells in rows)]
+
+
+def marks(contents: Mapping[str, dict]) -> list[str]:
+  """All marks of all results.
+
+  Args:
+    contents: By what they are called in the table.
+  """
+  rows = [
+    (
+      mark['what'],
+      name,
+      figure(mark['value']),
+      f'{mark["sense"]} {mark["want"]:g}',
+      'yes' if mark['reached'] else '**no**',
+    )
+    for name, content in contents.items()
+    for mark in content.get('marks', {}).values()
+  ]
+  return table(('', 'on', 'got', 'wanted', 'reached'), rows) if rows else ['None of them is measured.']
+
+
+def limits(content: dict) -> list[str]:
+  """The machine's rates, measured in the same run."""
+  return [
+    f'Rates in the same run, {precision}: {figure(rates["flops_per_second"] / 1e9)} GFLOP/s in matrix '
+    f'products, {figure(rates["bytes_per_second"] / 1e9)} GB/s read and written.'
+    for precision, rates in content.get('limits', {}).items()
+  ]
+
+
+def against_pytorch(content: dict) -> list[str]:
+  """A table for each precision, and what was not run."""
+  found = content['agreement']
+  lines = [
+    f'Before anything was timed, outputs of up to {figure(found["forward_max_abs"])} differed by '
+    f'{found["forward_max_abs_difference"]:.1e} at most, and the norm of the difference of the gradients was '
+    f'{found["gradient_relative_difference"]:.1e} of theirs.'
+  ]
+  for precision in content['limits']:
+    lines += ['', f'{precision}:', '', *_precision(content['rows'], precision)]
+  return lines
+
+
+def _precision(rows, precision):
+  names = {
+    column: plain if precision == 'float32' else other.format(precision)
+    for column, (plain, other) in _VARIANTS.items()
+  }
+  columns = [c for c, variant in names.items() if any(variant in row['pytorch'] for row in rows.values())]
+  cells, missing = [], []
+  for row in rows.values():
+    results = {column: row['pytorch'].get(names[column], {}) for column in columns}
+    results['JAX'] = ours = row['jax'].get(precision, {})
+    times = {column: result.get('ms') for column, result in results.items()}
+    ratios = [times[c] / times['JAX'] if times[c] and times['JAX'] else None for c in columns]
+    cells.append(
+      (
+        row['what'],
+        *('' if ms is None else figure(ms) for ms in times.values()),
+        *('' if ratio is None else f'{ratio:.2f}' for ratio in ratios),
+        figure(ours['limit_ms']) if ours else '',
+        f'{ours["limit_share"]:.0%}' if ours.get('limit_share') else '',
+        str(row['runs']) if row['in_turn'] else f'{row["runs"]}, not in turn',
+      )
+    )
+    missing += [
+      f'- {row["what"]}, {column}: not run: {result["not_run"]}'
+      for column, result in results.items()
+      if 'not_run' in result
+    ]
+  head = ('milliseconds', *columns, 'JAX', *(f'{c} / JAX' for c in columns), 'limit', 'limit / JAX', 'runs')
+  return [*table(head, cells), *(['', *missing] if missing else [])]
+
+
+def start_up(content: dict) -> list[str]:
+  """Seconds without and with a compilation cache."""
+  rows = [
+    (
+      row['what'],
+      figure(row['no_cache']['seconds']),
+      figure(row['filled_cache']['seconds']) if 'filled_cache' in row else '',
+      figure(row['limit_seconds']) if 'limit_seconds' in row else '',
+      str(len(row['no_cache']['runs_seconds'])),
+    )
+    for row in content['rows'].values()
+  ]
+  return table(('seconds', 'no cache', 'filled cache', 'limit', 'runs'), rows)
+
+
+def memory_use(content: dict) -> list[str]:
+  """Megabytes that XLA plans, and that a process and a device take at most."""
+  columns = {
+    'temporary': 'temporary',
+    'argument': 'arguments',
+    'output': 'outputs',
+    'resident_compiled': 'process, compiled',
+    'resident': 'process, after one run',
+    'device': 'device',
+  }
+  there = [c for c in columns if any(row['bytes'][c] is not None for row in content['rows'].values())]
+  rows = [
+    (
+      row['what'],
+      *(_megabytes(row['bytes'][column]) for column in there),
+      _megabytes(row.get('limit_bytes')),
+    )
+    for row in content['rows'].values()
+  ]
+  return table(('MB', *(columns[column] for column in there), 'limit of temporary'), rows)
+
+
+def _megabytes(value):
+  return '' if value is None else figure(value / 1e6)
+
+
+def growth(content: dict) -> list[str]:
+  """Microseconds a pixel by the image's size."""
+  rows, missing = [], []
+  for row in content['rows'].values():
+    height, width = row['tile_size']
+    whole = row['whole']
+    if 'not_run' in whole:
+      missing.append(f'- {row["what"]}, whole: not run: {whole["not_run"]}')
+    rows.append(
+      (
+        row['what'],
+        f'{row["tiles"]} of {width}x{height}' if row['tiles'] > 1 else 'whole',
+        f'{row["pixels_of_tiles"] / row["pixels"]:.2f}',
+        figure(row['tiled']['seconds']),
+        figure(row['tiled']['us_per_pixel']),
+        '' if 'not_run' in whole else figure(whole['us_per_pixel']),
+        figure(1e3 * row['limit_ms'] / row['pixels']),
+        f'{row["limit_share"]:.0%}',
+        str(len(row['tiled']['runs_seconds'])),
+      )
+    )
+  head = (
+    'image', 'tiles', 'their pixels / its', 'seconds', 'us a pixel', 'whole: us a pixel', 'limit: us a pixel',
+    'limit / tiles', 'runs',
+  )  # fmt: skip
+  return [*table(head, rows), *(['', *missing] if missing else [])]
+
+
+def training_loop(content: dict) -> list[str]:
+  """Steps a second by source of data, reader and dtype."""
+  rows = [
+    (
+      f'{row["data"]}, `{row["reader"]}`, {row["dtype"]}',
+      figure(1 / row['seconds_per_step']),
+      figure(row['images_per_second']),
+      f'{row["waiting_for_data"]:.2%}',
+    )
+    for row in content['rows']
+  ]
+  lines = table(('data, reader, computed in', 'steps a second', 'patches a second', 'waiting for data'), rows)
+  patch = content['patch_px']
+  return [f'{content["batch_size"]} patches of {patch}x{patch} a step, {content["steps"]} steps:', '', *lines]
+
+
+def denoiser(content: dict) -> list[str]:
+  """The command by the picture's size, and its start."""
+  rows = [
+    (f'{row["width"]}x{row["height"]}', figure(row['seconds']), f'{row["peak_mib"] / 1024:.2f} GiB')
+    for row in content['sizes']
+  ]
+  start = content.get('start_512x512', {})
+  for name, what in (('first_seconds', 'no cache'), ('later_seconds', 'filled cache')):
+    if name in start:
+      text = f'512x512, {what}, median of {len(start[name])}'
+      rows.append((text, figure(statistics.median(start[name])), ''))
+  return table(('picture', 'seconds', 'peak memory of the process'), rows)
+
+
+def input_pipeline(content: dict) -> list[str]:
+  """Patches a second of each reader."""
+  rows = [
+    (
+      f'{row["data"]}, `{row["reader"]}`, {row["crops_per_image"]} a decoded image',
+      figure(row['patches_per_second']),
+      figure(row['cpu_ms_per_patch']),
+    )
+    for row in content['rows']
+  ]
+  lines = table(('data, reader, patches', 'patches a second', 'CPU milliseconds a patch'), rows)
+  patch = content['patch_px']
+  return [f'{content["batch_size"]} patches of {patch}x{patch} a batch:', '', *lines]

@@ -1,0 +1,118 @@
+"""The compiled programs whose start and memory are measured, and the arguments they take."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from pathlib import Path
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# The configs are not installed.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from configs import color
+from sadnet_jax.deform_conv import deform_conv2d
+from sadnet_jax.losses import LOSSES
+from sadnet_jax.model import SADNet, param_shapes
+from sadnet_jax.train_state import model_from_config, run_key, state_from_params
+from sadnet_jax.train_step import train_step
+
+DEFORMABLE_GROUPS = 8
+TAPS = 9
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A function under ``jax.jit``, and what it is compiled for.
+
+  Attributes:
+    function: What ``jax.jit`` returned.
+    arguments: Shapes and dtypes (`jax.ShapeDtypeStruct`) of its arguments.
+  """
+
+  function: Any
+  arguments: tuple
+
+  def zeros(self) -> tuple:
+    """Arguments to run it with: neither time nor memory of reading them depends on their values."""
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self.arguments)
+
+
+def network_forward(batch: int, height: int, width: int) -> Program:
+  """The colour network at full width, float32, on a batch of images."""
+  model = SADNet()
+
+  def forward(params, noisy):
+    return model.apply({'params': params}, noisy)
+
+  return Program(jax.jit(forward), (param_shapes(model), _floats(batch, height, width, model.channels)))
+
+
+def training_step(batch: int, patch_px: int) -> Program:
+  """The step of the paper's recipe as `training` takes it, on one device: noise, loss, gradients, Adam."""
+  config = color.get_config('50')
+  step = functools.partial(
+    train_step,
+    key=run_key(config, 'noise'),
+    sigma_255_range=(config.noise.sigma_255,) * 2,
+    clip=config.noise.clip,
+    loss=LOSSES[config.loss],
+  )
+  model = model_from_config(config.model)
+  state = jax.eval_shape(functools.partial(state_from_params, config, model), param_shapes(model))
+  clean = jax.ShapeDtypeStruct((batch, patch_px, patch_px, config.model.channels), jnp.uint8)
+  # Donated: the new state takes the place of the old one.
+  return Program(jax.jit(step, donate_argnums=0), (state, {'clean': clean}))
+
+
+def deform_conv_forward(batch: int, height: int, width: int, channels: int) -> Program:
+  """The 3x3 operator alone, as many channels out as in."""
+  return Program(jax.jit(_deform_conv), _operator_arguments(batch, height, width, channels))
+
+
+def deform_conv_backward(batch: int, height: int, width: int, channels: int) -> Program:
+  """Its five gradients; what the backward pass needs of the forward pass is part of it."""
+
+  def backward(x, offset, mask, kernel, bias, dy):
+    return jax.vjp(_deform_conv, x, offset, mask, kernel, bias)[1](dy)
+
+  arguments = _operator_arguments(batch, height, width, channels)
+  return Program(jax.jit(backward), (*arguments, arguments[0]))
+
+
+def _deform_conv(x, offset, mask, kernel, bias):
+  return deform_conv2d(x, offset, mask, kernel, bias, padding=1, deformable_groups=DEFORMABLE_GROUPS)
+
+
+def _operator_arguments(batch, height, width, channels):
+  samples = DEFORMABLE_GROUPS * TAPS
+  return (
+    _floats(batch, height, width, channels),
+    _floats(batch, height, width, 2 * samples),
+    _floats(batch, height, width, samples),
+    _floats(3, 3, channels, channels),
+    _floats(channels),
+  )
+
+
+def _floats(*shape):
+  return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+# Name -> (text in a table, how to make it).
+PROGRAMS: dict[str, tuple[str, Callable[[], Program]]] = {
+  'forward_480x320': ('network forward, one 480x320 image', lambda: network_forward(1, 320, 480)),
+  'forward_1920x1080': ('network forward, one 1920x1080 image', lambda: network_forward(1, 1080, 1920)),
+  'training_step_4x128': ('training step, 4 patches of 128x128', lambda: training_step(4, 128)),
+  'deform_forward_320x480': (
+    'deform_conv2d 1x320x480x32, forward',
+    lambda: deform_conv_forward(1, 320, 480, 32),
+  ),
+  'deform_backward_320x480': (
+    'deform_conv2d 1x320x480x32, backward',
+    lambda: deform_conv_backward(1, 320, 480, 32),
+  ),
+}
