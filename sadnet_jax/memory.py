@@ -11,9 +11,10 @@ if TYPE_CHECKING:
 
 # Share of the free memory that a tile may take.
 _SHARE = 0.5
-# Sides of tiles, largest first. Larger ones gain little on a CPU, where time goes by the pixel.
-SIDES_PX = (1536, 1024, 640, 512, 384, 256, 192, 128)
-_LARGEST_ON_CPU_PX = 640
+# Sides of tiles, largest first. With the largest, overlaps cost a tenth of the time; with 640 a quarter.
+SIDES_PX = (1536, 1280, 1024, 640, 512, 384, 256, 192, 128)
+# Where the system does not tell how much memory there is.
+_LARGEST_UNTOLD_PX = 640
 
 
 def tile_sides(model: 'SADNet', device: 'jax.Device', least_px: int = 0) -> Sequence[int]:
@@ -22,20 +23,25 @@ def tile_sides(model: 'SADNet', device: 'jax.Device', least_px: int = 0) -> Sequ
   The smallest of at least ``least_px`` is there in any case.
   """
   free = _free_bytes(device)
-  known = device.platform != 'cpu' and free is not None
   usable = [side for side in SIDES_PX if side >= least_px]
-  sides = [side for side in usable if known or side <= _LARGEST_ON_CPU_PX] or usable[-1:]
-  fitting = [side for side in sides if free is None or side**2 * bytes_per_pixel(model) <= _SHARE * free]
-  return fitting or sides[-1:]
+  if free is None:
+    return [side for side in usable if side <= _LARGEST_UNTOLD_PX] or usable[-1:]
+  needed = bytes_per_pixel(model, device.platform)
+  return [side for side in usable if side**2 * needed <= _SHARE * free] or usable[-1:]
 
 
-def bytes_per_pixel(model: 'SADNet') -> int:
+def bytes_per_pixel(model: 'SADNet', platform: str) -> int:
   """Temporary memory of the network for each pixel of an image, in float32; a little more than is measured.
 
-  Most of it are the offsets and masks of scale 1, 27 values for each deformable group, which are there twice.
+  On a CPU these are some feature maps of scale 1. Elsewhere most of it are the offsets and
+  masks of scale 1, 27 values for each deformable group (`adaptive_conv`), which are there twice;
+  that is what XLA on a CPU makes of the accelerators' program, and not measured on one.
   """
-  offsets = 54 * model.deformable_groups if model.use_rsab else 0
-  return 4 * (offsets + 5 * model.width)
+  if not model.use_rsab:
+    return round(4 * 4.5 * model.width)
+  if platform == 'cpu':
+    return round(4 * (4.5 * model.width + 4.2 * model.offset_width))
+  return 4 * (54 * model.deformable_groups + 5 * model.width)
 
 
 def _free_bytes(device: 'jax.Device') -> int | None:

@@ -21,7 +21,7 @@ from sadnet_jax.model import STRIDE
 # Over how many pixels of an overlap one tile passes into the next.
 RAMP_PX = 16
 # Tiles shrink to sides of this, so that images of many sizes have few sizes of tiles.
-_SIDE_STEP_PX = 64
+_SIDE_STEP_PX = 32
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from sadnet_jax.authors_weights import (
   params_from_state_dict,
   state_dict_from_params,
 )
+from sadnet_jax.deform_geometry import blocks_for
 from sadnet_jax.torch_files import read_state_dict
 
 GOLDEN_NETWORKS = {
@@ -35,8 +36,9 @@ def load_golden(golden, name):
   return arrays, parts['param'], parts['grad']
 
 
+@pytest.mark.parametrize('platform', ['cpu', 'cuda'])
 @pytest.mark.parametrize('name', GOLDEN_NETWORKS)
-def test_output_and_every_gradient_equal_the_authors_network(golden, name):
+def test_output_and_every_gradient_equal_the_authors_network(golden, name, platform):
   model = GOLDEN_NETWORKS[name]
   arrays, state_dict, gradients = load_golden(golden, name)
   params = params_from_state_dict(state_dict, param_shapes(model))
@@ -48,7 +50,12 @@ def test_output_and_every_gradient_equal_the_authors_network(golden, name):
     y, pull_back = jax.vjp(lambda p, v: model.apply({'params': p}, v), params, x)
     return y, *pull_back(cotangent)
 
-  y, dparams, dx = output_and_gradients(params, to_nhwc(arrays['x']), to_nhwc(arrays['cotangent']))
+  # What is traced for an accelerator runs on a CPU as well.
+  with blocks_for(platform):
+    y, dparams, dx = output_and_gradients(params, to_nhwc(arrays['x']), to_nhwc(arrays['cotangent']))
+    inferred = jax.jit(lambda p, v: model.apply({'params': p}, v))(params, to_nhwc(arrays['x']))
+  # Inference on a CPU has a way of its own, see `adaptive_conv`.
+  np.testing.assert_allclose(inferred, to_nhwc(arrays['y']), rtol=0, atol=1e-5)
   np.testing.assert_allclose(y, to_nhwc(arrays['y']), rtol=0, atol=1e-5)
   # Gradients differ in size by orders of magnitude, so each tensor has its own scale.
   got = {'x': dx, **dict(jax.tree_util.tree_leaves_with_path(dparams))}

@@ -8,7 +8,7 @@ from small_networks import image, to_nhwc
 
 from sadnet_jax import ContextBlock, OffsetBlock, ResBlock, RSABlock
 from sadnet_jax.blocks import upsample_2x
-from sadnet_jax.conv import Conv, UpConv, add_bias
+from sadnet_jax.conv import Conv, FusionConv, UpConv, add_bias, conv2d
 
 # --- Resampling.
 
@@ -40,6 +40,16 @@ def test_up_convolution_equals_a_loop():
 
 
 # --- Convolutions.
+
+
+def test_fusion_equals_the_convolution_of_the_concatenation():
+  a, b = image(33, batch=2, size=(5, 7), channels=3), image(34, batch=2, size=(5, 7), channels=4)
+  module = FusionConv(6)
+  params = module.init(jax.random.key(0), a, b)['params']
+  assert jax.tree.map(lambda leaf: leaf.shape, params) == {'kernel': (1, 1, 7, 6), 'bias': (6,)}
+  params['bias'] = np.random.default_rng(35).normal(size=6).astype(np.float32)
+  want = conv2d(np.concatenate([a, b], axis=-1), params['kernel'], params['bias'])
+  np.testing.assert_allclose(module.apply({'params': params}, a, b), want, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ import jax.test_util
 import numpy as np
 import pytest
 
-from sadnet_jax import deform_conv2d
+from sadnet_jax import deform_conv2d, deform_sampling
+from sadnet_jax.deform_geometry import blocks_for
 
 CASES = {
   case['name']: case
@@ -53,9 +54,11 @@ def load_case(golden, name, dtype):
 # --- The reference implementation and the definition.
 
 
+@pytest.mark.parametrize('platform', ['cpu', 'cuda'])
 @pytest.mark.parametrize('name', CASES)
-def test_float64_output_and_gradients_equal_torchvision(golden, name):
-  with jax.enable_x64(True):
+def test_float64_output_and_gradients_equal_torchvision(golden, name, platform):
+  # What is traced for an accelerator runs on a CPU as well.
+  with jax.enable_x64(True), blocks_for(platform):
     inputs, y, cotangent, wanted, options = load_case(golden, name, np.float64)
     output, got = output_and_gradients(lambda *args: deform_conv2d(*args, **options), inputs, cotangent)
     assert output.dtype == np.float64
@@ -66,10 +69,12 @@ def test_float64_output_and_gradients_equal_torchvision(golden, name):
         assert relative_error(gradient, want) < 1e-10, key
 
 
+@pytest.mark.parametrize('platform', ['cpu', 'cuda'])
 @pytest.mark.parametrize('name', CASES)
-def test_float32_output_equals_torchvision(golden, name):
+def test_float32_output_equals_torchvision(golden, name, platform):
   inputs, y, _, _, options = load_case(golden, name, np.float32)
-  got = jax.jit(lambda *args: deform_conv2d(*args, **options))(*inputs)
+  with blocks_for(platform):
+    got = jax.jit(lambda *args: deform_conv2d(*args, **options))(*inputs)
   assert got.dtype == jnp.float32
   assert relative_error(got, y) < 1e-5
 
@@ -83,6 +88,18 @@ def test_equals_slow_loops_on_asymmetric_sizes(modulated, biased):
     got = deform_conv2d(*inputs, **ASYMMETRIC)
   assert got.dtype == np.float64
   assert relative_error(got, want) < 1e-13
+
+
+def test_written_out_sums_over_channels_change_no_gradient(monkeypatch):
+  inputs, cotangent = asymmetric_inputs(3), np.random.default_rng(4).normal(size=(3, 3, 5, 4))
+  results = []
+  for channels in (0, 100):
+    monkeypatch.setattr(deform_sampling, '_UNROLLED_CHANNELS', channels)
+    with jax.enable_x64(True):
+      results.append(
+        output_and_gradients(lambda *args: deform_conv2d(*args, **ASYMMETRIC), inputs, cotangent)
+      )
+  chex.assert_trees_all_close(*results, rtol=1e-12, atol=1e-12)
 
 
 def test_block_size_changes_neither_output_nor_gradients():

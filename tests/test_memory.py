@@ -6,6 +6,7 @@ import pytest
 from small_networks import SMALL, param_shapes
 
 from sadnet_jax import memory
+from sadnet_jax.deform_geometry import blocks_for
 from sadnet_jax.model import SADNet
 
 
@@ -13,13 +14,23 @@ def device(platform='gpu', **stats):
   return types.SimpleNamespace(platform=platform, memory_stats=lambda: stats)
 
 
+@pytest.mark.parametrize('platform', ['cpu', 'cuda'])
 @pytest.mark.parametrize('fields', [{}, SMALL, {'use_rsab': False}, {'width': 16, 'deformable_groups': 4}])
-def test_the_estimate_is_a_little_more_than_the_compiled_network_takes(fields):
+def test_the_estimate_is_a_little_more_than_the_compiled_network_takes(fields, platform):
   model = SADNet(**fields)
-  image = jax.ShapeDtypeStruct((1, 128, 128, 3), np.float32)
+  image = jax.ShapeDtypeStruct((1, 512, 512, 3), np.float32)
+  # What a CPU makes of the accelerator's program: no more can be had here.
+  with blocks_for(platform):
+    compiled = jax.jit(model.apply).lower({'params': param_shapes(model)}, image).compile()
+  measured = compiled.memory_analysis().temp_size_in_bytes / 512**2
+  assert measured < memory.bytes_per_pixel(model, platform) < 1.3 * measured
+
+
+def test_on_a_processor_a_480x320_image_takes_less_than_220_megabytes():
+  model = SADNet()
+  image = jax.ShapeDtypeStruct((1, 320, 480, 3), np.float32)
   compiled = jax.jit(model.apply).lower({'params': param_shapes(model)}, image).compile()
-  measured = compiled.memory_analysis().temp_size_in_bytes / 128**2
-  assert measured < memory.bytes_per_pixel(model) < 1.3 * measured
+  assert compiled.memory_analysis().temp_size_in_bytes < 220e6
 
 
 def test_tiles_take_at_most_half_of_what_is_free():
@@ -28,7 +39,7 @@ def test_tiles_take_at_most_half_of_what_is_free():
   for free in (gigabyte // 4, gigabyte, 4 * gigabyte, 80 * gigabyte):
     sides = memory.tile_sides(model, device(bytes_limit=free + 1000, bytes_in_use=1000))
     largest = sides[0]
-    assert largest**2 * memory.bytes_per_pixel(model) <= free / 2
+    assert largest**2 * memory.bytes_per_pixel(model, 'gpu') <= free / 2
     assert list(sides) == sorted(sides, reverse=True)
     assert sides[-1] == 128
   assert largest == 1536
@@ -37,7 +48,6 @@ def test_tiles_take_at_most_half_of_what_is_free():
 def test_tiles_are_no_smaller_than_they_have_to_be():
   small = device(bytes_limit=1000, bytes_in_use=999)
   assert list(memory.tile_sides(SADNet(), small, 200)) == [256]
-  assert list(memory.tile_sides(SADNet(), device('cpu'), 700)) == [1024]
 
 
 def test_the_smallest_tile_is_tried_in_any_case():
@@ -46,6 +56,7 @@ def test_the_smallest_tile_is_tried_in_any_case():
 
 def test_a_device_that_does_not_tell_gets_moderate_tiles():
   assert memory.tile_sides(SADNet(), device())[0] == 640
+  assert list(memory.tile_sides(SADNet(), device(), 700)) == [1024]
 
 
 def test_the_processor_has_the_memory_of_the_machine(monkeypatch):
@@ -53,7 +64,7 @@ def test_the_processor_has_the_memory_of_the_machine(monkeypatch):
   free = memory.free_host_bytes()
   assert free is None or 2**20 < free < 2**46
   monkeypatch.setattr(memory, 'free_host_bytes', lambda: 100 * 2**30)
-  assert memory.tile_sides(SADNet(), cpu)[0] == 640
+  assert memory.tile_sides(SADNet(), cpu)[0] == 1536
   monkeypatch.setattr(memory, 'free_host_bytes', lambda: 2**29)
   assert memory.tile_sides(SADNet(), cpu)[0] < 640
 

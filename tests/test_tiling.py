@@ -48,8 +48,8 @@ def test_margins_have_no_weight():
 
 
 def test_tiles_shrink_where_as_many_smaller_ones_do():
-  assert axis(700, 640, 80).tile_px == 448
-  assert plan_tiles(700, 300, 640, 80).tile_size == (448, 304)
+  assert axis(700, 640, 80).tile_px == 416
+  assert plan_tiles(700, 300, 640, 80).tile_size == (416, 304)
 
 
 def test_the_wanted_overlap_is_rounded_up_to_a_multiple_of_8():
