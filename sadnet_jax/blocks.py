@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from sadnet_jax.adaptive_conv import adaptive_conv2d, deform_conv2d_as_predicted, predict_offsets
-from sadnet_jax.conv import Conv, Dtype
+from sadnet_jax.conv import Conv, Dtype, FusionConv
 from sadnet_jax.deform_conv import DeformConv
 
 Order = Literal['deform_first', 'deform_last']
@@ -135,8 +135,8 @@ class OffsetBlock(nn.Module):
     make = functools.partial(Conv, self.features, 3, dtype=self.dtype)
     o = leaky_relu(make(name='offset_conv1')(x))
     if coarser is not None:
-      o = jnp.concatenate([o, upsample_2x(coarser) * 2], axis=-1)
-      o = leaky_relu(make(name='offset_conv2')(o))
+      fuse = FusionConv(self.features, 3, dtype=self.dtype, name='offset_conv2')
+      o = leaky_relu(fuse(o, upsample_2x(coarser) * 2))
     return leaky_relu(make(name='offset_conv3')(o))
 
 

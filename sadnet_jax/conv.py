@@ -16,18 +16,18 @@ Dtype = Any
 def conv2d(
   x: jax.Array,
   kernel: jax.Array,
-  bias: jax.Array,
+  bias: jax.Array | None = None,
   *,
   stride: int = 1,
   dilation: int = 1,
   padding: str | tuple[tuple[int, int], tuple[int, int]] | None = None,
 ) -> jax.Array:
-  """Convolution with bias.
+  """Convolution.
 
   Args:
     x: [N, H, W, C].
     kernel: [K, K, C, O], in the dtype of ``x``.
-    bias: [O].
+    bias: [O], or None.
     stride: Step between two outputs.
     dilation: Step between two taps.
     padding: As in `jax.lax.conv_general_dilated`; by default what keeps the size,
@@ -38,7 +38,8 @@ def conv2d(
   """
   if kernel.shape[0] == 1 and stride == 1:
     # XLA's convolution of one tap takes 7 times as long on a CPU.
-    return add_bias(jnp.einsum('nhwc,co->nhwo', x, kernel[0, 0]), bias)
+    y = jnp.einsum('nhwc,co->nhwo', x, kernel[0, 0])
+    return y if bias is None else add_bias(y, bias)
   y = lax.conv_general_dilated(
     x,
     kernel,
@@ -47,7 +48,7 @@ def conv2d(
     rhs_dilation=(dilation, dilation),
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
   )
-  return add_bias(y, bias)
+  return y if bias is None else add_bias(y, bias)
 
 
 def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
@@ -94,25 +95,27 @@ class Conv(nn.Module):
 
 
 class FusionConv(nn.Module):
-  """1x1 convolution of two feature maps as if they were concatenated, which they never are.
+  """Convolution of two feature maps as if they were concatenated, which they never are.
 
   Attributes:
     features: Output channels.
+    kernel_size: Side of the kernel.
     dtype: Computation dtype.
   """
 
   features: int
+  kernel_size: int
   dtype: Dtype = None
 
   @nn.compact
   def __call__(self, a: jax.Array, b: jax.Array) -> jax.Array:
-    """[N, H, W, A] and [N, H, W, B] -> [N, H, W, features]; the kernel is [1, 1, A + B, features]."""
-    shape = (1, 1, a.shape[-1] + b.shape[-1], self.features)
+    """[N, H, W, A] and [N, H, W, B] -> [N, H, W, features]; the kernel has A + B input channels."""
+    shape = (self.kernel_size, self.kernel_size, a.shape[-1] + b.shape[-1], self.features)
     kernel = self.param('kernel', nn.initializers.xavier_uniform(), shape)
     bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
     a, b, kernel = nn.dtypes.promote_dtype(a, b, kernel, dtype=self.dtype)
-    of_a, of_b = jnp.split(kernel[0, 0], [a.shape[-1]])
-    return add_bias(a @ of_a + b @ of_b, bias)
+    of_a, of_b = jnp.split(kernel, [a.shape[-1]], axis=2)
+    return conv2d(a, of_a) + conv2d(b, of_b, bias)
 
 
 class UpConv(nn.Module):
@@ -132,6 +135,8 @@ class UpConv(nn.Module):
     kernel = self.param('kernel', nn.initializers.xavier_uniform(), (2, 2, x.shape[-1], self.features))
     bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
     x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-    n, h, w, _ = x.shape
-    y = jnp.einsum('nhwc,abco->nhawbo', x, kernel)
+    n, h, w, channels = x.shape
+    # One plain product: asked for in the order of the result, XLA would transpose the input.
+    y = x @ jnp.moveaxis(kernel, 2, 0).reshape(channels, 4 * self.features)
+    y = y.reshape(n, h, w, 2, 2, self.features).swapaxes(2, 3)
     return add_bias(y.reshape(n, 2 * h, 2 * w, self.features), bias)

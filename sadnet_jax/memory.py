@@ -40,7 +40,7 @@ def bytes_per_pixel(model: 'SADNet', platform: str) -> int:
   if not model.use_rsab:
     return round(4 * 4.5 * model.width)
   if platform == 'cpu':
-    return round(4 * (4.5 * model.width + 4.2 * model.offset_width))
+    return round(4 * (4.2 * model.width + 3 * model.offset_width))
   return 4 * (54 * model.deformable_groups + 5 * model.width)
 
 

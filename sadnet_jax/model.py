@@ -136,7 +136,7 @@ class SADNet(nn.Module):
     x, offset_features = self._adapt(x, None, SCALES)
     for scale in range(SCALES - 1, 0, -1):
       x = UpConv(width[scale - 1], dtype=self.dtype, name=f'up{scale}')(x)
-      x = FusionConv(width[scale - 1], dtype=self.dtype, name=f'dconv{scale}_1')(x, encoded[scale - 1])
+      x = FusionConv(width[scale - 1], 1, dtype=self.dtype, name=f'dconv{scale}_1')(x, encoded[scale - 1])
       x, offset_features = self._adapt(x, offset_features, scale)
     return make(self.channels, self.last_kernel, name='out')(x)
 

@@ -42,11 +42,12 @@ def test_up_convolution_equals_a_loop():
 # --- Convolutions.
 
 
-def test_fusion_equals_the_convolution_of_the_concatenation():
+@pytest.mark.parametrize('size', [1, 3])
+def test_fusion_equals_the_convolution_of_the_concatenation(size):
   a, b = image(33, batch=2, size=(5, 7), channels=3), image(34, batch=2, size=(5, 7), channels=4)
-  module = FusionConv(6)
+  module = FusionConv(6, size)
   params = module.init(jax.random.key(0), a, b)['params']
-  assert jax.tree.map(lambda leaf: leaf.shape, params) == {'kernel': (1, 1, 7, 6), 'bias': (6,)}
+  assert jax.tree.map(lambda leaf: leaf.shape, params) == {'kernel': (size, size, 7, 6), 'bias': (6,)}
   params['bias'] = np.random.default_rng(35).normal(size=6).astype(np.float32)
   want = conv2d(np.concatenate([a, b], axis=-1), params['kernel'], params['bias'])
   np.testing.assert_allclose(module.apply({'params': params}, a, b), want, atol=1e-6)
