@@ -8,12 +8,13 @@ network's memory, and the time to fetch that memory.
 
 import functools
 
+from flax.linen.dtypes import promote_dtype
 import jax
 from jax import lax
 import jax.numpy as jnp
 
 from sadnet_jax.conv import add_bias, conv2d
-from sadnet_jax.deform_conv_vjp import deform_conv_block, deform_conv_by_blocks, weights_by_sample
+from sadnet_jax.deform_conv_vjp import deform_conv_block, deform_conv_by_blocks, weights_by_sample, with_bias
 from sadnet_jax.deform_geometry import Geometry, accumulation_dtype, checked_geometry, traced_for
 from sadnet_jax.deform_sampling import make_table
 
@@ -35,16 +36,16 @@ def deform_conv2d_as_predicted(
     deformable_groups: Groups of input channels that move together; divides C.
 
   Returns:
-    [N, H, W, O] in the dtype of ``x``.
+    [N, H, W, O] in the common dtype of ``x`` and ``kernel``.
 
   Raises:
     ValueError: The shapes do not fit together.
   """
   geometry = _geometry(x, prediction, kernel, bias, deformable_groups)
   if x.shape[0] == 0:
-    return jnp.zeros((*x.shape[:3], kernel.shape[3]), x.dtype)
-  y = deform_conv_by_blocks(geometry, x, prediction, None, kernel)
-  return y if bias is None else add_bias(y, bias)
+    return jnp.zeros((*x.shape[:3], kernel.shape[3]), jnp.result_type(x, kernel))
+  x, kernel = promote_dtype(x, kernel)
+  return with_bias(deform_conv_by_blocks(geometry, x, prediction, None, kernel), bias)
 
 
 def predict_offsets(features: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
@@ -58,7 +59,7 @@ def predict_offsets(features: jax.Array, kernel: jax.Array, bias: jax.Array) -> 
   Returns:
     [N, H, W, O], in the dtype of ``features``.
   """
-  if traced_for() == 'cpu' and features.shape[0]:
+  if traced_for() == 'cpu' and features.shape[0] and not _is_symbolic(features):
     return add_bias(_convolve_with_own_gradient(features, kernel), bias)
   return conv2d(features, kernel, bias)
 
@@ -80,12 +81,12 @@ def adaptive_conv2d(
     offset_features: [N, H, W, F].
     predict_kernel: [3, 3, F, 27 * deformable_groups], in the dtype of ``offset_features``.
     predict_bias: [27 * deformable_groups].
-    kernel: [3, 3, C, O], in the dtype of ``x``.
+    kernel: [3, 3, C, O].
     bias: [O], or None.
     deformable_groups: Groups of input channels that move together; divides C.
 
   Returns:
-    [N, H, W, O] in the dtype of ``x``.
+    [N, H, W, O] in the common dtype of ``x`` and ``kernel``.
 
   Raises:
     ValueError: The shapes do not fit together.
@@ -98,11 +99,10 @@ def _adaptive_conv2d(deformable_groups, x, offset_features, predict_kernel, pred
   prediction_shape = (*offset_features.shape[:3], predict_kernel.shape[3])
   prediction = jax.ShapeDtypeStruct(prediction_shape, offset_features.dtype)
   geometry = _geometry(x, prediction, kernel, bias, deformable_groups)
-  symbolic = any(jax.export.is_symbolic_dim(side) for side in x.shape)
-  if symbolic or not geometry.split_loops or x.shape[0] == 0:
+  if _is_symbolic(x) or not geometry.split_loops or x.shape[0] == 0:
     return _whole(deformable_groups, x, offset_features, predict_kernel, predict_bias, kernel, bias)
-  y = _by_strips(geometry, x, offset_features, predict_kernel, predict_bias, kernel)
-  return y if bias is None else add_bias(y, bias)
+  x, kernel = promote_dtype(x, kernel)
+  return with_bias(_by_strips(geometry, x, offset_features, predict_kernel, predict_bias, kernel), bias)
 
 
 def _whole(deformable_groups, x, offset_features, predict_kernel, predict_bias, kernel, bias):
@@ -182,6 +182,10 @@ def _kernel_gradient(x, dy):
   strips = jnp.arange(n * (h // rows))
   total, _ = lax.scan(add_strip, jnp.zeros((9 * inputs, outputs), dtype), strips)
   return total.reshape(3, 3, inputs, outputs)
+
+
+def _is_symbolic(x):
+  return any(jax.export.is_symbolic_dim(side) for side in x.shape)
 
 
 def _geometry(x, prediction, kernel, bias, deformable_groups) -> Geometry:

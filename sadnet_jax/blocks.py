@@ -140,6 +140,14 @@ class OffsetBlock(nn.Module):
     return leaky_relu(make(name='offset_conv3')(o))
 
 
+class PredictionConv(Conv):
+  """The 3x3 convolution that predicts offsets and masks, see `adaptive_conv.predict_offsets`."""
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[N, H, W, C] -> [N, H, W, features]."""
+    return predict_offsets(*self.prepared(x))
+
+
 class RSABlock(nn.Module):
   """Residual spatial-adaptive block (paper, eq. 4): x + conv(lrelu(deform_conv(x))).
 
@@ -178,13 +186,13 @@ class RSABlock(nn.Module):
     zeros = self.offset_init == 'zeros'
     init = nn.initializers.zeros_init() if zeros else nn.initializers.xavier_uniform()
     samples = self.deformable_groups * 9
-    predict = Conv(3 * samples, 3, dtype=self.dtype, kernel_init=init, name='conv_offset_mask')
+    predict = PredictionConv(3 * samples, 3, dtype=self.dtype, kernel_init=init, name='conv_offset_mask')
     deform = DeformConv(self.features, dtype=self.dtype, name='deform_conv')
-    predicting = predict.prepared(offset_features)
     x, kernel, bias = deform.prepared(x)
     if not self.is_mutable_collection('intermediates'):
+      predicting = predict.prepared(offset_features)
       return adaptive_conv2d(x, *predicting, kernel, bias, deformable_groups=self.deformable_groups)
-    prediction = predict_offsets(*predicting)
+    prediction = predict(offset_features)
     offset = prediction[..., : 2 * samples]
     self.sow('intermediates', 'offset_abs_mean', jnp.mean(jnp.abs(offset.astype(jnp.float32))))
     return deform_conv2d_as_predicted(x, prediction, kernel, bias, deformable_groups=self.deformable_groups)

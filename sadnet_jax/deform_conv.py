@@ -12,8 +12,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from sadnet_jax.deform_conv_vjp import deform_conv_by_blocks
-from sadnet_jax.deform_geometry import accumulation_dtype, checked_geometry
+from sadnet_jax.deform_conv_vjp import deform_conv_by_blocks, with_bias
+from sadnet_jax.deform_geometry import checked_geometry
 
 
 def deform_conv2d(
@@ -60,7 +60,7 @@ def deform_conv2d(
     groups: Groups of the convolution; divides C and O.
     deformable_groups: Groups of input channels that move together, G; divides C.
     block_pixels: Output pixels processed at a time; by default chosen for the
-      backend that JAX uses by default (see `blocks_for`), on a CPU so that a block
+      backend that JAX uses by default (see `deform_geometry.blocks_for`), on a CPU so that a block
       of samples fits the cache. Changes memory and speed, not the result beyond
       rounding.
 
@@ -85,12 +85,7 @@ def deform_conv2d(
   if n == 0:
     return jnp.zeros((0, *geometry.output_size, kernel.shape[3]), dtype)
   weights = _dense_kernel(kernel.astype(dtype), groups)
-  y = deform_conv_by_blocks(geometry, x.astype(dtype), offset, mask, weights)
-  if bias is None:
-    return y
-  # Added in at least float32, so that the bias's gradient is summed there.
-  wide = accumulation_dtype(dtype)
-  return (y.astype(wide) + bias.astype(wide)).astype(dtype)
+  return with_bias(deform_conv_by_blocks(geometry, x.astype(dtype), offset, mask, weights), bias)
 
 
 class DeformConv(nn.Module):
@@ -124,7 +119,7 @@ class DeformConv(nn.Module):
 
   @nn.compact
   def prepared(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """``x`` [N, H, W, C] and the kernel in the computation dtype, and the bias."""
+    """``x`` [N, H, W, C] and the kernel in the computation dtype, if one is set, and the bias."""
     # Below 1, `deform_conv2d` refuses.
     channels = x.shape[-1] // max(self.groups, 1)
     kernel_shape = (*self.kernel_size, channels, self.features)

@@ -183,6 +183,14 @@ def weights_by_sample(kernel: jax.Array, geometry: Geometry) -> jax.Array:
   return jnp.moveaxis(by_tap, 1, 0).reshape(-1, features)
 
 
+def with_bias(y: jax.Array, bias: jax.Array | None) -> jax.Array:
+  """y [..., O] + bias [O] or None, in the dtype of y; added and its gradient summed in at least float32."""
+  if bias is None:
+    return y
+  wide = accumulation_dtype(y.dtype)
+  return (y.astype(wide) + bias.astype(wide)).astype(y.dtype)
+
+
 def _dot(a, b):
   dtype = accumulation_dtype(jnp.result_type(a, b))
   return jnp.dot(a, b, preferred_element_type=dtype)

@@ -96,6 +96,40 @@ def test_bfloat16_stays_and_is_close(way):
   assert np.linalg.norm(difference) / np.linalg.norm(want) < 0.03
 
 
+def test_gradients_of_any_height_and_width_can_be_exported():
+  args = inputs(dtype=np.float32)
+  n, h, w = jax.export.symbolic_shape('n, h, w', constraints=['h >= 3', 'w >= 3', 'n*h*w*2 + 100 >= 0'])
+  shapes = [
+    jax.ShapeDtypeStruct((n, h, w, a.shape[3]) if name in NAMES[:2] else a.shape, a.dtype)
+    for name, a in zip(NAMES, args, strict=True)
+  ]
+  gradient = jax.jit(jax.grad(lambda k, *a: jnp.sum(predict_offsets(a[0], k, a[1]))))
+  exported = jax.export.export(gradient)(shapes[2], shapes[1], shapes[3])
+  want = gradient(args[2], args[1], args[3])
+  np.testing.assert_allclose(exported.call(args[2], args[1], args[3]), want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_not_finite_offset_spoils_the_same_pixels_in_each_way():
+  args = inputs(dtype=np.float32)
+  args[1] = args[1].copy()
+  args[1][0, 6, 2] = np.nan
+  args[1][1, 2, 4] = np.inf
+  spoiled = []
+  for platform in ('cpu', 'cuda'):
+    with deform_geometry.blocks_for(platform):
+      spoiled.append(~np.isfinite(np.asarray(adaptive_conv2d(*args, deformable_groups=GROUPS))))
+  assert spoiled[0].any()
+  assert not spoiled[0].all()
+  np.testing.assert_array_equal(*spoiled)
+
+
+def test_vmap_over_images():
+  args = inputs(dtype=np.float32)
+  function = functools.partial(adaptive_conv2d, deformable_groups=GROUPS)
+  one = lambda x, features: function(x[None], features[None], *args[2:])[0]  # noqa: E731
+  np.testing.assert_allclose(jax.vmap(one)(args[0], args[1]), function(*args), atol=1e-4)
+
+
 def test_prediction_of_another_shape_is_refused():
   x, features, predict_kernel, predict_bias, kernel, bias = inputs(dtype=np.float32)
   prediction = conv2d(features, predict_kernel, predict_bias)

@@ -51,6 +51,10 @@ def test_fusion_equals_the_convolution_of_the_concatenation(size):
   params['bias'] = np.random.default_rng(35).normal(size=6).astype(np.float32)
   want = conv2d(np.concatenate([a, b], axis=-1), params['kernel'], params['bias'])
   np.testing.assert_allclose(module.apply({'params': params}, a, b), want, atol=1e-6)
+  narrow = module.clone(dtype=jnp.bfloat16).apply({'params': params}, a, b)
+  assert narrow.dtype == jnp.bfloat16
+  # Of one rounding of the result, beside those of the inputs.
+  np.testing.assert_allclose(np.asarray(narrow, np.float32), want, atol=0.03)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import sys
 
 from command import finish, start
 from fast_jit import fast_jit
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -14,8 +13,9 @@ import pytest
 from small_networks import SMALL, apply, image, random_variables
 
 from configs import color
-from sadnet_jax import checkpoints, sampling_plot
-from sadnet_jax.deform_conv import DeformConv, deform_conv2d
+from sadnet_jax import blocks, checkpoints, sampling_plot
+from sadnet_jax.adaptive_conv import deform_conv2d_as_predicted
+from sadnet_jax.deform_conv import deform_conv2d
 from sadnet_jax.model import SADNet
 from sadnet_jax.sampling_plot import Sampling, plot_sampling, sampling_positions
 from sadnet_jax.train_state import create_train_state
@@ -78,7 +78,7 @@ def test_offsets_move_the_samples_by_as_many_cells(dtype):
       np.testing.assert_allclose(masks[i], 1 / (1 + np.exp(-logits)), atol=1e-6 if dtype is None else 1e-2)
 
 
-def test_the_samples_are_those_that_the_operator_takes():
+def test_the_samples_are_those_that_the_operator_takes(monkeypatch):
   """The gradient of an output with respect to the input tells what the network sampled, and where.
 
   Through one tap, the output of a cell depends on the four neighbours of a sample in every group;
@@ -90,22 +90,24 @@ def test_the_samples_are_those_that_the_operator_takes():
 
   @fast_jit
   def arguments_of_the_operator(variables, noisy):
-    calls = {}
+    calls = []
 
-    def record(call, arguments, keywords, context):
-      if isinstance(context.module, DeformConv):
-        calls[context.module.path[0]] = arguments
-      return call(*arguments, **keywords)
+    def record(*arguments, **options):
+      calls.append(arguments)
+      return deform_conv2d_as_predicted(*arguments, **options)
 
-    with nn.intercept_methods(record):
-      model.apply(variables, noisy)
-    return calls
+    with monkeypatch.context() as patch:
+      patch.setattr(blocks, 'deform_conv2d_as_predicted', record)
+      model.apply(variables, noisy, mutable=['intermediates'])
+    # From the coarsest scale to the finest.
+    return {4 - number: arguments[:2] for number, arguments in enumerate(calls)}
 
   calls = arguments_of_the_operator(variables, noisy)
   _, samplings = sampling_positions(model, variables['params'], noisy[0], [pixel])
   for scale in range(1, 5):
     stride = 2 ** (scale - 1)
-    x, offset, mask = calls[f'dres{scale}']
+    x, prediction = calls[scale]
+    offset, mask = prediction[..., : 18 * GROUPS], jax.nn.sigmoid(prediction[..., 18 * GROUPS :])
     row, column = pixel[0] // stride, pixel[1] // stride
     assert np.ptp(offset[0, row, column]) > 1, 'too regular to tell anything'
 
