@@ -6,15 +6,16 @@ First both networks get the same random weights and must agree in the forward pa
 the loss; if they do not, nothing is timed and the exit status is 1. Then each row is timed in one process,
 PyTorch and JAX taking turns, so that whatever else the machine does falls on both. Before a row is timed,
 every variant computes it once, on the inputs that are timed, and must agree with PyTorch's eager float32.
-One that does not is not timed, and the exit status is 1 in the end.
+One that does not is not timed, and the exit status is 1 in the end. Where the eager float32 did not run,
+nothing of the row is timed.
 
 Both compute in float32 with TF32 off: PyTorch eagerly, with its default number of threads and its usual
 layout, and by torch.compile; JAX under jit. Compilation falls into what is not counted. On a GPU there are
 also PyTorch in channels-last, and both in TF32 and in bfloat16: PyTorch's by autocast, in which torchvision's
 operator, which has no bfloat16, computes in float32; JAX's with ``SADNet(dtype=bfloat16)``, or for the
-operator alone with all its inputs in bfloat16. What does not fit into memory or cannot be compiled is
-reported as not run. A GPU is used only if both frameworks have one. Where both do not fit into its memory
-together, all runs of PyTorch come first.
+operator alone with all its inputs in bfloat16, beside PyTorch's float32 of inputs rounded so. What does not
+fit into memory or cannot be compiled is reported as not run. A GPU is used only if both frameworks have one.
+Where both do not fit into its memory together, all runs of PyTorch come first.
 
 Beside each figure is its limit on this machine; see `limits`. By default a CPU is spared the rows that take
 minutes: ask for them with ``--only``; they are timed 3 times at most. A file given to ``--json`` keeps its
@@ -51,7 +52,7 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import pytorch_agreement, pytorch_results
+from benchmarks import measuring, pytorch_agreement, pytorch_results
 from benchmarks.limits import Limits, copy_rate, matrix_rate
 from benchmarks.pytorch_contenders import contenders, torch_bytes
 from benchmarks.pytorch_rows import ROWS, Row, chosen_rows
@@ -179,9 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
       pytorch_results.write_results(arguments.json, merged)
     print('\n'.join(pytorch_results.table_lines(merged['rows'][row.key])), flush=True)
-  for mark in merged['marks'].values():
-    reached = 'reached' if mark['reached'] else 'not reached'
-    print(f'{mark["what"]}: {mark["value"]:.2f}, want {mark["sense"]} {mark["want"]:g}: {reached}')
+  measuring.print_marks(merged['marks'])
   for problem in problems:
     print(problem, file=sys.stderr)
   return 1 if problems else 0

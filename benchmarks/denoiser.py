@@ -11,19 +11,21 @@ whole image.
 
 import argparse
 from collections.abc import Sequence
-import json
 import os
 from pathlib import Path
 import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import measuring
 from sadnet_jax.denoiser import OVERLAP_PX, Denoiser
-from sadnet_jax.environment import environment
 from sadnet_jax.images import find_data_dir, find_images
 from sadnet_jax.tiling import RAMP_PX, Axis, TilePlan, blend_tiles
 
@@ -135,7 +137,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
   arguments = parse_arguments(argv)
   photographs = find_images(find_data_dir(arguments.images, '--images'))
-  results = environment(('flax',)) | {'model': arguments.model, 'sigma_255': arguments.sigma_255}
+  results: dict[str, Any] = measuring.describe('denoiser.py', measuring.options_of(arguments), ('flax',))
+  results |= {'model': arguments.model, 'sigma_255': arguments.sigma_255}
   # What JAX makes in this process must not be there when the command is measured.
   with tempfile.TemporaryDirectory() as temporary:
     if arguments.repeats:
@@ -149,8 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   print('sigma  overlap px  largest/255  mean/255')
   for row in results['seams']:
     print('{sigma_255:5g}  {overlap_px:10d}  {largest:11.3f}  {mean:8.4f}'.format(**row))
-  if arguments.json:
-    arguments.json.write_text(json.dumps(results, indent=2) + '\n')
+  measuring.finish(results, arguments.json)
 
 
 if __name__ == '__main__':

@@ -1,7 +1,7 @@
 """What the benchmarks share: options, processes of their own, the form of their results."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import json
 import os
 from pathlib import Path
@@ -9,6 +9,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+from typing import Any
 
 import jax
 
@@ -45,16 +46,29 @@ def _positive(text):
   return value
 
 
-def describe(script: str, options: Sequence[str]) -> dict[str, object]:
+def options_of(arguments: argparse.Namespace) -> list[str]:
+  """The options that give these arguments, all but ``--json``, which makes no difference to the figures."""
+  options = []
+  for name, value in vars(arguments).items():
+    if name != 'json':
+      values = value if isinstance(value, list | tuple) else [value]
+      options += [f'--{name}', *(f'{v:g}' if isinstance(v, float) else str(v) for v in values)]
+  return options
+
+
+def describe(
+  script: str, options: Sequence[str], packages: Sequence[str] = ('flax', 'optax')
+) -> dict[str, object]:
   """What every result is written with: command, hardware, versions, commit.
 
   Args:
     script: Name of the file, as 'growth.py'.
     options: Those that make a difference to the figures.
+    packages: Those whose versions do, beside JAX.
   """
   platform, kind = jax.default_backend(), jax.local_devices()[0].device_kind
   return {
-    **environment(('flax', 'optax')),
+    **environment(packages),
     'command': shlex.join(['python', f'benchmarks/{script}', *options]),
     'device': platform,
     'gpu': kind if platform == 'gpu' else None,
@@ -94,9 +108,14 @@ def at_most(what: str, value: float, want: float) -> dict[str, object]:
 
 
 def finish(results: dict, path: Path | None) -> None:
-  """Says which marks are reached, and writes all to a file if wanted."""
-  for mark in results['marks'].values():
-    reached = 'reached' if mark['reached'] else 'not reached'
-    print(f'{mark["what"]}: {mark["value"]:.2f}, want {mark["sense"]} {mark["want"]:g}: {reached}')
+  """Says which marks are reached, if there are any, and writes all to a file if wanted."""
+  print_marks(results.get('marks', {}))
   if path:
     path.write_text(json.dumps(results, indent=2) + '\n')
+
+
+def print_marks(marks: Mapping[str, Mapping[str, Any]]) -> None:
+  """Says which are reached, a line each."""
+  for mark in marks.values():
+    reached = 'reached' if mark['reached'] else 'not reached'
+    print(f'{mark["what"]}: {mark["value"]:.2f}, want {mark["sense"]} {mark["want"]:g}: {reached}')

@@ -25,6 +25,11 @@ RESULTS = ROOT / 'benchmarks' / 'results'
 NOTES = ROOT / 'benchmarks' / 'performance_notes.md'
 PAGE = ROOT / 'docs' / 'PERFORMANCE.md'
 DEVICES = {'cpu': 'CPU', 'gpu': 'GPU'}
+# Written to a file of the clone, results would themselves be an uncommitted change to the next run.
+_HOW = (
+  f'Every command takes `--json FILE`: name a file outside the clone, and when all is measured copy it to '
+  f"`{RESULTS.relative_to(ROOT)}`, as the script's name with `_cpu.json` or `_gpu.json`."
+)
 _HEAD = '<!-- By benchmarks/performance_doc.py: change benchmarks/performance_notes.md, not this file. -->'
 
 
@@ -114,6 +119,13 @@ SECTIONS = (
     _fields('patch_px', 'batch_size', 'steps'),
   ),
   Section(
+    'loss_curves',
+    'The loss in bfloat16',
+    'Two trainings that differ in nothing but the dtype in which the network computes.',
+    tables.loss_curves,
+    needs=frozenset({'rows', 'dtypes', 'averaged_steps'}),
+  ),
+  Section(
     'denoiser',
     'The command',
     '`sadnet-denoise` on a picture, a process each.',
@@ -164,11 +176,11 @@ def part(section: Section, device: str, content: dict | None) -> list[str]:
   """One device's part of a section."""
   lines = [f'### {section.title}, {DEVICES[device]}', '']
   if content is None:
-    name = section.file(device).relative_to(ROOT)
     reason = 'no GPU was at hand' if device == 'gpu' else 'no results of the script as it is now'
     return [
       *lines,
-      f'Not measured: {reason}. To measure: `python benchmarks/{section.stem}.py --json {name}`',
+      f'Not measured: {reason}. To measure: `python benchmarks/{section.stem}.py --json '
+      f'/tmp/{section.file(device).name}`',
     ]
   rates = tables.limits(content)
   lines += [*section.lines(content), '']
@@ -188,7 +200,7 @@ def page(notes: str) -> str:
     for (section, device), content in found.items()
     if content is not None
   }
-  lines = ['# Performance', '', _HEAD, '', opening.strip(), '', '## What was to be reached', '']
+  lines = ['# Performance', '', _HEAD, '', opening.strip(), '', _HOW, '', '## What was to be reached', '']
   lines += tables.marks(by_name)
   for section in SECTIONS:
     lines += ['', f'## {section.title}', '', section.text]

@@ -183,6 +183,33 @@ def training_loop(content: dict) -> list[str]:
   return [f'{content["batch_size"]} patches of {patch}x{patch} a step, {content["steps"]} steps:', '', *lines]
 
 
+def loss_curves(content: dict) -> list[str]:
+  """Every tenth mean of the loss by dtype, and how far the dtypes part."""
+  first, *others = content['dtypes']
+  rows = content['rows']
+
+  def apart(row, dtype):
+    return row[dtype] / row[first] - 1
+
+  cells = [
+    (
+      str(row['step']),
+      *(figure(row[dtype]) for dtype in content['dtypes']),
+      *(f'{apart(row, dtype):+.2%}' for dtype in others),
+    )
+    for row in rows[9::10] or rows[-1:]
+  ]
+  lines = table(('step', *content['dtypes'], *(f'{dtype} against {first}' for dtype in others)), cells)
+  for dtype in others:
+    farthest = max(rows, key=lambda row: abs(apart(row, dtype)))
+    lines += [
+      '',
+      f'Of all {len(rows)} means, {dtype} is farthest from {first} at step {farthest["step"]}: '
+      f'{apart(farthest, dtype):+.2%}; at the end {apart(rows[-1], dtype):+.2%}.',
+    ]
+  return [f'Loss, the mean over the last {content["averaged_steps"]} steps:', '', *lines]
+
+
 def denoiser(content: dict) -> list[str]:
   """The command by the picture's size, and its start."""
   rows = [

@@ -13,15 +13,13 @@ import jax.numpy as jnp
 # The configs are not installed.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.limits import DEFORMABLE_GROUPS, TAPS
+from benchmarks.paper_deform_conv import paper_deform_conv
 from configs import color
-from sadnet_jax.deform_conv import deform_conv2d
 from sadnet_jax.losses import LOSSES
 from sadnet_jax.model import SADNet, param_shapes
 from sadnet_jax.train_state import model_from_config, run_key, state_from_params
 from sadnet_jax.train_step import train_step
-
-DEFORMABLE_GROUPS = 8
-TAPS = 9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,21 +68,17 @@ def training_step(batch: int, patch_px: int) -> Program:
 
 def deform_conv_forward(batch: int, height: int, width: int, channels: int) -> Program:
   """The 3x3 operator alone, as many channels out as in."""
-  return Program(jax.jit(_deform_conv), _operator_arguments(batch, height, width, channels))
+  return Program(jax.jit(paper_deform_conv), _operator_arguments(batch, height, width, channels))
 
 
 def deform_conv_backward(batch: int, height: int, width: int, channels: int) -> Program:
   """Its five gradients; what the backward pass needs of the forward pass is part of it."""
 
   def backward(x, offset, mask, kernel, bias, dy):
-    return jax.vjp(_deform_conv, x, offset, mask, kernel, bias)[1](dy)
+    return jax.vjp(paper_deform_conv, x, offset, mask, kernel, bias)[1](dy)
 
   arguments = _operator_arguments(batch, height, width, channels)
   return Program(jax.jit(backward), (*arguments, arguments[0]))
-
-
-def _deform_conv(x, offset, mask, kernel, bias):
-  return deform_conv2d(x, offset, mask, kernel, bias, padding=1, deformable_groups=DEFORMABLE_GROUPS)
 
 
 def _operator_arguments(batch, height, width, channels):

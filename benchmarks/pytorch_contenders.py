@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 import functools
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from benchmarks import pytorch_network, pytorch_operator, sadnet_torch
@@ -13,13 +14,23 @@ from benchmarks.pytorch_variants import Prepared, jax_precisions, torch_variants
 
 
 class Contender(NamedTuple):
-  """One framework in one variant."""
+  """One framework in one variant.
+
+  Attributes:
+    framework: 'pytorch' or 'jax'.
+    variant: Its name in JSON.
+    precision: What it computes in.
+    compiled_by_torch: Whether by ``torch.compile``.
+    prepare: Compiles what JAX computes.
+    reference: Computes what to agree with; None for the result of PyTorch's eager float32.
+  """
 
   framework: str
   variant: str
   precision: Precision
   compiled_by_torch: bool
   prepare: Callable[[], Prepared]
+  reference: Callable[[], dict[str, np.ndarray]] | None = None
 
 
 def contenders(row: Row, net: sadnet_torch.SADNet, device: torch.device) -> Iterator[Contender]:
@@ -41,7 +52,10 @@ def contenders(row: Row, net: sadnet_torch.SADNet, device: torch.device) -> Iter
   }
   for precision in jax_precisions(name):
     prepare = functools.partial(in_jax[row.kind], row, precision=precision)
-    yield Contender('jax', precision, precision, False, prepare)
+    reference = None
+    if row.is_operator and precision == 'bfloat16':
+      reference = functools.partial(pytorch_operator.reference_of_bfloat16, row, device)
+    yield Contender('jax', precision, precision, False, prepare, reference)
 
 
 def torch_bytes(row: Row) -> int:

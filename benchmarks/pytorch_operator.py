@@ -9,6 +9,7 @@ import torch
 from torchvision.ops import deform_conv2d as torch_deform_conv2d
 
 from benchmarks.limits import DEFORMABLE_GROUPS, TAPS, Precision
+from benchmarks.paper_deform_conv import paper_deform_conv
 from benchmarks.pytorch_agreement import MEAN_ABS_OFFSET_PX, to_nhwc, to_torch
 from benchmarks.pytorch_rows import Row
 from benchmarks.pytorch_variants import (
@@ -20,7 +21,6 @@ from benchmarks.pytorch_variants import (
   program_bytes,
   torch_arithmetic,
 )
-from sadnet_jax.deform_conv import deform_conv2d
 
 _INPUTS = ('x', 'offset', 'mask', 'kernel', 'bias')
 _SEED = 0
@@ -36,10 +36,13 @@ def operator_inputs(shape: tuple[int, int, int, int]) -> dict[str, np.ndarray]:
   def normal(*size, std=1.0):
     return rng.normal(scale=std, size=size).astype(np.float32)
 
+  # The mean absolute value of a normal variable is std * sqrt(2 / pi).
+  offset = normal(n, h, w, 2 * samples, std=MEAN_ABS_OFFSET_PX / np.sqrt(2 / np.pi))
+  # Whole pixels, which bfloat16 often rounds to, are kinks: the operators differ in the gradient there.
+  offset[_rounded(offset) % 1 == 0] += 0.25
   return {
     'x': normal(n, h, w, c),
-    # The mean absolute value of a normal variable is std * sqrt(2 / pi).
-    'offset': normal(n, h, w, 2 * samples, std=MEAN_ABS_OFFSET_PX / np.sqrt(2 / np.pi)),
+    'offset': offset,
     'mask': rng.uniform(size=(n, h, w, samples)).astype(np.float32),
     'kernel': normal(3, 3, c, c, std=(9 * c) ** -0.5),
     'bias': normal(c),
@@ -47,9 +50,33 @@ def operator_inputs(shape: tuple[int, int, int, int]) -> dict[str, np.ndarray]:
   }
 
 
-def torch_operator(row: Row, device: torch.device, variant: TorchVariant) -> Started:
-  """Forward, or the five gradients of an output that is there."""
-  arrays = operator_inputs(row.shape)
+def reference_of_bfloat16(row: Row, device: torch.device) -> dict[str, np.ndarray]:
+  """What PyTorch gives in float32 for inputs that are rounded to bfloat16.
+
+  Rounding moves offsets, some past a pixel, where the gradients jump: beside a result for inputs that are
+  not rounded, one in bfloat16 says little of its arithmetic.
+  """
+  rounded = {name: _rounded(array) for name, array in operator_inputs(row.shape).items()}
+  started = torch_operator(row, device, TorchVariant(), rounded)
+  return started.read(started.call())
+
+
+def _rounded(array):
+  return np.asarray(jnp.bfloat16(array), np.float32)
+
+
+def torch_operator(
+  row: Row, device: torch.device, variant: TorchVariant, arrays: dict[str, np.ndarray] | None = None
+) -> Started:
+  """Forward, or the five gradients of an output that is there.
+
+  Args:
+    row: Of the operator.
+    device: Where to compute.
+    variant: How.
+    arrays: Inputs and ``dy``; None for `operator_inputs`.
+  """
+  arrays = operator_inputs(row.shape) if arrays is None else arrays
   x, offset, mask = (to_torch(arrays[name], device) for name in ('x', 'offset', 'mask'))
   kernel = torch.from_numpy(np.ascontiguousarray(arrays['kernel'].transpose(3, 2, 0, 1))).to(device)
   bias = torch.from_numpy(arrays['bias'].copy()).to(device)
@@ -79,15 +106,11 @@ def torch_operator(row: Row, device: torch.device, variant: TorchVariant) -> Sta
   return Started(backward, read)
 
 
-def _jax_operator(x, offset, mask, kernel, bias):
-  return deform_conv2d(x, offset, mask, kernel, bias, padding=1, deformable_groups=DEFORMABLE_GROUPS)
-
-
 def jax_forward(row: Row, precision: Precision) -> Prepared:
   """The result, [N, H, W, C]."""
   dtype = jax_dtype(precision)
   inputs = [operator_inputs(row.shape)[name] for name in _INPUTS]
-  forward = compile_jax(_jax_operator, precision, *_specs(inputs, dtype))
+  forward = compile_jax(paper_deform_conv, precision, *_specs(inputs, dtype))
 
   def start():
     on_device = [jnp.array(a, dtype) for a in inputs]
@@ -103,7 +126,7 @@ def jax_backward(row: Row, precision: Precision) -> Prepared:
   inputs = [arrays[name] for name in _INPUTS]
 
   def forward(*inputs):
-    return jax.vjp(_jax_operator, *inputs)
+    return jax.vjp(paper_deform_conv, *inputs)
 
   # The pullback goes from one program to the next, so that the forward pass is outside what is timed.
   compiled_forward = compile_jax(forward, precision, *_specs(inputs, dtype))

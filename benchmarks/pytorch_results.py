@@ -35,7 +35,7 @@ def read_results(path: Path) -> dict[str, Any] | None:
   except ValueError as error:
     raise ValueError(f'{path}: got no JSON ({error}), want results of this script') from None
   known = isinstance(content, dict) and isinstance(content.get('rows'), dict)
-  if not known or not set(content['rows']) <= set(ROWS) or not all(name in content for name in _SAME):
+  if not known or not set(content['rows']) <= set(ROWS) or not {*_SAME, 'limits'} <= set(content):
     raise ValueError(f'{path}: got something else, want results of this script: move it or name another file')
   return content
 

@@ -18,13 +18,16 @@ from sadnet_jax.memory import free_host_bytes
 # Norm of the difference from the reference, over the reference's norm: the largest of what a call returns.
 # In float32 rounding gives some 1e-6, and gradients differ by more: bilinear samples and leaky ReLU have
 # kinks, and a value that rounds to the other side of one changes the gradient by a jump. In bfloat16 a CPU
-# gave 0.004, 0.11 (offsets are rounded too, some past a pixel), 0.009 and 0.008; TF32 keeps 3 bits more.
+# gave 0.0019 and 0.0024 (the operator on small shapes, beside float32 of rounded inputs), 0.009 and 0.008;
+# TF32 keeps 3 bits more.
 TOLERANCES = {
-  'deform_forward': {'float32': 1e-5, 'tf32': 2e-3, 'bfloat16': 2e-2},
-  'deform_backward': {'float32': 1e-3, 'tf32': 1e-2, 'bfloat16': 3e-1},
+  'deform_forward': {'float32': 1e-5, 'tf32': 2e-3, 'bfloat16': 6e-3},
+  'deform_backward': {'float32': 1e-3, 'tf32': 1e-2, 'bfloat16': 7e-3},
   'forward': {'float32': 1e-4, 'tf32': 1e-2, 'bfloat16': 5e-2},
   'training': {'float32': 1e-3, 'tf32': 2e-2, 'bfloat16': 1e-1},
 }
+# What the others must agree with; without it nothing of a row is timed.
+_REFERENCE = ('pytorch', 'eager')
 # Beside the first call, which compiles and is checked.
 WARM_UP_ROUNDS = 1
 _GIB = 2**30
@@ -46,6 +49,9 @@ class Comparison:
     started = {}
     for contender in contenders:
       result = self.variants[contender.framework][contender.variant] = {}
+      if self._reference is None and (contender.framework, contender.variant) != _REFERENCE:
+        result['not_run'] = 'no eager PyTorch result to agree with'
+        continue
       try:
         started[contender] = self._start(contender, result)
       except _NotRunError as error:
@@ -68,7 +74,8 @@ class Comparison:
     if self._reference is None:
       self._reference = first
       return started
-    difference = relative_difference(first, self._reference)
+    wanted = contender.reference() if contender.reference else self._reference
+    difference = relative_difference(first, wanted)
     tolerance = TOLERANCES[self.row.kind][contender.precision]
     result |= {'relative_difference': difference, 'tolerance': tolerance}
     # Written so that NaN fails.

@@ -22,11 +22,10 @@ os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
 import jax
 
-from sadnet_jax.environment import environment
-
 # The configs are not installed.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
+from benchmarks import measuring
 from configs import color_fast, nam
 from sadnet_jax import training
 from sadnet_jax.images import find_data_dir
@@ -87,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     'clean': find_data_dir(arguments.clean_dir, '--clean_dir').resolve(),
     'polyu': find_data_dir(arguments.polyu_dir, '--polyu_dir').resolve(),
   }
-  results = environment(('flax', 'optax', 'tensorflow', 'tensorflow-cpu', 'tensorflow-datasets'))
+  packages = ('flax', 'optax', 'tensorflow', 'tensorflow-cpu', 'tensorflow-datasets')
+  results = measuring.describe('training_loop.py', measuring.options_of(arguments), packages)
   results |= {'devices': jax.device_count()}
   results |= {name: getattr(arguments, name) for name in ('patch_px', 'batch_size', 'steps')}
   rows = []
@@ -102,8 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       f'{row["data"]:<8}{row["reader"]:<8}{row["dtype"]:<10}{row["images_per_second"]:>10.2f}'
       f'{row["seconds_per_step"]:>10.3f}{row["waiting_for_data"]:>10.2%}'
     )
-  if arguments.json:
-    arguments.json.write_text(json.dumps(results | {'rows': rows}, indent=2) + '\n')
+  measuring.finish(results | {'rows': rows}, arguments.json)
 
 
 if __name__ == '__main__':

@@ -127,12 +127,15 @@ def _by_strips(geometry, x, offset_features, predict_kernel, predict_bias, kerne
   rows = min(h, max(1, round(geometry.block_pixels / w)))
   strips = -(-h // rows)
   table, weights = make_table(x, geometry), weights_by_sample(kernel, geometry)
-  padded = jnp.pad(offset_features, ((0, 0), (1, 1), (0, 0), (0, 0)))
+  reach = jnp.arange(-1, rows + 1)
 
   def strip(number, y):
     # The last strip of an image overlaps the one before rather than be shorter.
     image, top = number // strips, jnp.minimum(number % strips * rows, h - rows)
-    features = lax.dynamic_slice(padded, (image, top, 0, 0), (1, rows + 2, w, padded.shape[3]))
+    # The strip's rows and their neighbours, zeros above and below the image: what padding would copy.
+    row = top + reach
+    features = offset_features[image, jnp.clip(row, 0, h - 1)]
+    features = jnp.where(((row >= 0) & (row < h))[:, None, None], features, 0)[None]
     prediction = conv2d(features, predict_kernel, predict_bias, padding=((0, 0), (1, 1)))
     pixels = (image * h + top) * w + jnp.arange(rows * w, dtype=jnp.int32)
     block = deform_conv_block(geometry, table, weights, pixels, prediction.reshape(rows * w, -1), None)

@@ -6,24 +6,25 @@ import pytest
 from small_networks import SMALL, random_variables
 
 from benchmarks import growth
-from sadnet_jax import Denoiser
+from sadnet_jax import Denoiser, memory
 from sadnet_jax.model import SADNet
-
-# Wider than the widest tile on a CPU.
-WIDE = (8, 700, 3)
 
 
 @pytest.fixture(scope='module')
 def denoiser():
+  """Its tiles are the smallest, as on a machine with no memory left."""
   model = SADNet(**SMALL)
-  return Denoiser(model, random_variables(model)['params'])
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(memory, 'free_host_bytes', lambda: 0)
+    return Denoiser(model, random_variables(model)['params'])
 
 
 def test_compiling_for_an_image_denoises_one_tile_of_it(denoiser, monkeypatch):
   runs = []
   network = denoiser._network
   monkeypatch.setattr(denoiser, '_network', lambda noisy: runs.append(noisy.shape) or network(noisy))
-  plan = growth.tiles_of(denoiser, np.zeros(WIDE, np.uint8))
+  wide = (8, denoiser._fitting_sides[0] + 40, 3)
+  plan = growth.tiles_of(denoiser, np.zeros(wide, np.uint8))
   assert plan.tiles == 2
   assert runs == [(1, *plan.tile_size, 3)]
 
@@ -57,12 +58,13 @@ def test_sizes_take_turns_and_small_images_are_repeated(monkeypatch):
 
 def test_the_spread_is_the_largest_time_a_pixel_over_the_smallest():
   rows = [{'what': what, 'tiled': {'us_per_pixel': us}} for what, us in (('a', 6.0), ('b', 5.0), ('c', 6.6))]
-  (mark,) = growth.marks(rows).values()
+  (mark,) = growth.marks(rows, 'cpu').values()
   assert mark['value'] == pytest.approx(0.32)
   assert not mark['reached']
   assert mark['what'].startswith('a to c ')
-  assert growth.marks(rows[:2])['spread']['reached']
-  assert growth.marks(rows[:1]) == {}
+  assert growth.marks(rows[:2], 'cpu')['spread']['reached']
+  assert growth.marks(rows[:1], 'cpu') == {}
+  assert growth.marks(rows, 'gpu') == {}
 
 
 def test_megapixels_choose_sizes(capsys):

@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from benchmarks import measuring, start_up_once
+from benchmarks import denoiser, measuring, start_up_once, training_loop
 from benchmarks.programs import PROGRAMS, deform_conv_backward, network_forward, training_step
 from sadnet_jax.model import SADNet, param_shapes
 
@@ -23,6 +23,21 @@ def test_results_tell_their_command_and_machine():
   assert found['command'] == 'python benchmarks/growth.py --runs 2'
   assert (found['device'], found['gpu']) == ('cpu', None)
   assert found['versions']['jax'] == jax.__version__
+
+
+def test_options_are_those_that_give_the_arguments():
+  for script in (training_loop, denoiser):
+    arguments = script.parse_arguments(['--json', 'a.json'])
+    options = measuring.options_of(arguments)
+    assert '--json' not in options
+    again = script.parse_arguments(options)
+    assert measuring.options_of(again) == options
+  options = measuring.options_of(denoiser.parse_arguments(['--megapixels', '0.5', '12', '--repeats', '0']))
+  assert ' '.join(options) == (
+    '--images test/Kodak24 --model color_blind --megapixels 0.5 12 --sigma_255 25 --repeats 0 '
+    '--seam_sigmas_255 5 25 50'
+  )
+  assert measuring.describe('denoiser.py', options, ('flax',))['command'].endswith(' 5 25 50')
 
 
 def test_the_median_counts():

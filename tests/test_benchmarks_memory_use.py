@@ -19,9 +19,10 @@ def test_resident_memory_counts_beyond_that_of_importing(monkeypatch):
   assert row['bytes'] == taken | {'resident_compiled': 300, 'resident': 700}
   # x, 8 groups of 9 taps of 3 values, y, at every pixel; kernel and bias.
   assert row['limit_bytes'] == 4 * (320 * 480 * (32 + 216 + 32) + 9 * 32 * 32 + 32)
-  (mark,) = memory_use.marks({'forward_480x320': row}).values()
+  (mark,) = memory_use.marks({'forward_480x320': row}, 'cpu').values()
   assert (mark['value'], mark['reached']) == (300.0, False)
-  assert memory_use.marks({}) == {}
+  assert memory_use.marks({}, 'cpu') == {}
+  assert memory_use.marks({'forward_480x320': row}, 'gpu') == {}
   row = memory_use.measure('training_step_4x128', 1, imported=None)
   assert row['bytes']['resident'] is None
   assert 'limit_bytes' not in row

@@ -6,7 +6,7 @@ import pytest
 torch = pytest.importorskip('torch')
 pytest.importorskip('torchvision')
 
-from benchmarks import pytorch_agreement, pytorch_turns  # noqa: E402
+from benchmarks import against_pytorch, pytorch_agreement, pytorch_contenders, pytorch_turns  # noqa: E402
 from benchmarks.pytorch_agreement import random_network  # noqa: E402
 from benchmarks.pytorch_contenders import Contender, contenders, torch_bytes  # noqa: E402
 from benchmarks.pytorch_rows import Row  # noqa: E402
@@ -65,7 +65,8 @@ def test_what_does_not_fit_or_fails_is_reported(monkeypatch):
   comparison = Comparison(ROW, CPU)
   comparison.run(
     [
-      _contender('eager', lambda: None, needs=3 * 2**30),
+      _contender('eager', lambda: None),
+      _contender('channels_last', lambda: None, needs=3 * 2**30),
       _contender('compile', _raises(OSError('no compiler\nbut a long text')), compiled=True),
       _contender('tf32', _raises(torch.OutOfMemoryError('CUDA out of memory.'))),
       _contender('bfloat16', _raises(RuntimeError('not implemented'))),
@@ -73,15 +74,51 @@ def test_what_does_not_fit_or_fails_is_reported(monkeypatch):
     ],
     1,
   )
-  found = {name: result['not_run'] for name, result in comparison.variants['pytorch'].items()}
+  variants = comparison.variants['pytorch']
+  found = {name: result['not_run'] for name, result in variants.items() if name != 'eager'}
   assert found == {
-    'eager': 'needs about 3.0 GiB, got 1.0 GiB',
+    'channels_last': 'needs about 3.0 GiB, got 1.0 GiB',
     'compile': 'OSError: no compiler',
     'tf32': 'out of memory, 1.0 GiB free: OutOfMemoryError: CUDA out of memory.',
     'bfloat16': 'RuntimeError: not implemented',
   }
   assert comparison.problems == ['forward_1x8x8, pytorch bfloat16: RuntimeError: not implemented']
   assert 'ms' in comparison.variants['jax']['float32']
+
+
+def test_without_eager_pytorch_nothing_is_timed(monkeypatch):
+  monkeypatch.setattr(pytorch_turns, 'free_host_bytes', lambda: 2**30)
+  comparison = Comparison(ROW, CPU)
+  contenders = [
+    _contender('eager', lambda: None, needs=3 * 2**30),
+    _contender('compile', lambda: None, compiled=True),
+    _contender('float32', lambda: None, framework='jax'),
+  ]
+  # As where both frameworks do not fit together.
+  comparison.run(contenders[:2], 1)
+  comparison.run(contenders[2:], 1)
+  without = {'not_run': 'no eager PyTorch result to agree with'}
+  assert comparison.variants == {
+    'pytorch': {'eager': {'not_run': 'needs about 3.0 GiB, got 1.0 GiB'}, 'compile': without},
+    'jax': {'float32': without},
+  }
+  assert comparison.problems == []
+
+
+@pytest.mark.parametrize('kind', ['deform_forward', 'deform_backward'])
+def test_in_bfloat16_the_operator_agrees_with_float32_of_rounded_inputs(kind, monkeypatch):
+  monkeypatch.setattr(pytorch_contenders, 'jax_precisions', lambda _: ('bfloat16',))
+  row = Row(kind, (2, 9, 11, 16))
+  eager, ours = contenders(row, random_network(0, CPU), CPU)
+  comparison = Comparison(row, CPU)
+  comparison.run([eager, ours], 1)
+  assert comparison.problems == []
+  # So that the tolerance says something.
+  rounding = comparison.variants['jax']['bfloat16']['relative_difference']
+  assert pytorch_turns.TOLERANCES[kind]['bfloat16'] / 10 < rounding
+  if kind == 'deform_backward':
+    comparison.run([ours._replace(variant='unrounded', reference=None)], 1)
+    assert 'not_run' in comparison.variants['jax']['unrounded']
 
 
 def test_a_mistake_is_no_result():
@@ -129,3 +166,15 @@ def test_networks_that_disagree_are_refused():
   for wrong in (found, found | {'gradient_relative_difference': float('nan')}):
     with pytest.raises(ValueError, match='PyTorch and JAX disagree: got differences 1e-05 in the output'):
       pytorch_agreement.check(wrong, 'cpu')
+
+
+def test_a_file_of_an_earlier_form_is_refused_before_anything_is_measured(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(against_pytorch, 'choose_device', lambda _: CPU)
+  path = tmp_path / 'old.json'
+  path.write_text('{"device": "cpu", "rows": {"network_forward": {"pytorch_ms": 1.0, "jax_ms": 1.0}}}')
+  assert against_pytorch.main(['--json', str(path)]) == 1
+  said = capsys.readouterr()
+  assert said.out == ''
+  assert said.err == (
+    f'{path}: got something else, want results of this script: move it or name another file\n'
+  )

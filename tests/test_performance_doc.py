@@ -191,7 +191,9 @@ def test_the_page_says_what_was_not_measured_and_how_to(results):
   text = performance_doc.page('Opening.\n\n## Tried\n\nAll.\n')
   assert text.count('Not measured: no GPU was at hand.') == len(SECTIONS)
   assert text.count('Not measured: no results of the script as it is now.') == len(SECTIONS)
-  assert f'`python benchmarks/growth.py --json {results.name}/growth_gpu.json`' in text
+  assert '`python benchmarks/growth.py --json /tmp/growth_gpu.json`' in text
+  assert text.count('copy it to `benchmarks/results`') == 1
+  assert '--json benchmarks' not in text
   assert 'None of them is measured.' in text
   assert text.index('Opening.') < text.index('## What was to be reached')
   assert text.endswith('_gpu.json`\n\n## Tried\n\nAll.\n')
@@ -223,3 +225,16 @@ def test_results_of_code_in_no_commit_are_refused(results, changes):
     SystemExit, match=r'against_pytorch_cpu\.json: got results of code that is in no commit'
   ):
     performance_doc.page('')
+
+
+def test_loss_curves_show_every_tenth_mean_and_the_farthest():
+  rows = [{'step': 50 * i, 'float32': 0.1, 'bfloat16': 0.1 + 0.001 * (i == 13)} for i in range(1, 22)]
+  content = {'dtypes': ['float32', 'bfloat16'], 'averaged_steps': 50, 'rows': rows}
+  lines = performance_tables.loss_curves(content)
+  assert lines[2] == '| step | float32 | bfloat16 | bfloat16 against float32 |'
+  assert [line.split(' | ')[0] for line in lines[4:6]] == ['| 500', '| 1000']
+  assert lines[7:] == [
+    'Of all 21 means, bfloat16 is farthest from float32 at step 650: +1.00%; at the end +0.00%.'
+  ]
+  lines = performance_tables.loss_curves({**content, 'dtypes': ['float32'], 'rows': rows[:2]})
+  assert lines[2:] == ['| step | float32 |', '|---|---:|', '| 100 | 0.100 |']

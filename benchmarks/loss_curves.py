@@ -1,0 +1,116 @@
+"""Whether training in bfloat16 follows training in float32: the loss of both, over thousands of steps.
+
+  python benchmarks/loss_curves.py --images train/BSD432 --json loss_curves.json
+
+The recipe of configs/color_fast.py, sigma 50, on clean images that are held in the device's memory, on one
+device: first weights, patches and noise are the same for all dtypes. Each figure is the mean of the loss over
+50 steps (the last over what is left); the table shows every tenth.
+"""
+
+import argparse
+from collections.abc import Sequence
+import os
+from pathlib import Path
+import statistics
+import sys
+
+# Read by TensorFlow when it is imported.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+
+import jax
+import ml_collections
+
+# The configs are not installed.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import measuring, performance_tables
+from configs import color_fast
+from sadnet_jax.config_check import check_config
+from sadnet_jax.images import find_data_dir
+from sadnet_jax.train_state import create_train_state
+from sadnet_jax.train_step import make_parallel_step
+from sadnet_jax.training import describe_divergence
+from sadnet_jax.training_data import open_training_data
+
+DTYPES = ('float32', 'bfloat16')
+AVERAGED_STEPS = 50
+
+
+def run_config(images: Path, dtype: str, steps: int) -> ml_collections.ConfigDict:
+  """The config of one run."""
+  config = color_fast.get_config('50')
+  config.data.train.clean = str(images)
+  config.data.reader = 'memory'
+  config.model.dtype = dtype
+  config.steps = steps
+  config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, steps // 2)
+  return config
+
+
+def curve(config: ml_collections.ConfigDict) -> list[float]:
+  """Trains, and returns the loss as means over `AVERAGED_STEPS`.
+
+  Raises:
+    ValueError: The config cannot work, or the run has diverged.
+  """
+  devices = jax.local_devices()[:1]
+  check_config(config, len(devices))
+  data = open_training_data(config, devices[0])
+  take_step = make_parallel_step(config, devices, data.device_images)
+  state = create_train_state(config)
+  batches = data.batches(0, devices)
+  means = []
+  every = range(1, config.steps + 1)
+  for first in range(0, config.steps, AVERAGED_STEPS):
+    steps = every[first : first + AVERAGED_STEPS]
+    taken = []
+    for _ in steps:
+      state, metrics = take_step(state, next(batches))
+      taken.append(metrics)
+    # Read together, so that the device need not wait in between.
+    taken = jax.device_get(taken)
+    for step, metrics in zip(steps, taken, strict=True):
+      if not metrics['finite']:
+        raise ValueError(describe_divergence(step, {name: float(value) for name, value in metrics.items()}))
+    means.append(statistics.fmean(float(metrics['loss']) for metrics in taken))
+    print(f'{config.model.dtype}: step {steps[-1]} of {config.steps}, loss {means[-1]:.5f}', flush=True)
+  return means
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+  )
+  parser.add_argument(
+    '--images', default='train/BSD432', help='clean; may be relative to SADNET_DATA (default: %(default)s)'
+  )
+  parser.add_argument('--steps', type=int, default=2000, help='of each run (default: %(default)s)')
+  parser.add_argument('--dtypes', nargs='+', choices=DTYPES, default=DTYPES, help='default: float32 bfloat16')
+  parser.add_argument('--json', type=Path, metavar='FILE', help='also write the results to this file')
+  arguments = parser.parse_args(argv)
+  if arguments.steps < 1:
+    parser.error(f'--steps: got {arguments.steps}, want at least 1')
+  arguments.dtypes = list(dict.fromkeys(arguments.dtypes))
+  return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  arguments = parse_arguments(argv)
+  images = find_data_dir(arguments.images, '--images').resolve()
+  results = measuring.describe('loss_curves.py', measuring.options_of(arguments))
+  curves = {dtype: curve(run_config(images, dtype, arguments.steps)) for dtype in arguments.dtypes}
+  ends = [*range(AVERAGED_STEPS, arguments.steps, AVERAGED_STEPS), arguments.steps]
+  results |= {
+    'dtypes': arguments.dtypes,
+    'averaged_steps': AVERAGED_STEPS,
+    'rows': [
+      {'step': step, **{dtype: curves[dtype][i] for dtype in arguments.dtypes}} for i, step in enumerate(ends)
+    ],
+  }
+  print('\n'.join(performance_tables.loss_curves(results)))
+  measuring.finish(results, arguments.json)
+
+
+if __name__ == '__main__':
+  main()
