@@ -134,7 +134,7 @@ def _by_strips(geometry, x, offset_features, predict_kernel, predict_bias, kerne
     image, top = number // strips, jnp.minimum(number % strips * rows, h - rows)
     # The strip's rows and their neighbours, zeros above and below the image: what padding would copy.
     row = top + reach
-    features = offset_features[image, jnp.clip(row, 0, h - 1)]
+    features = jnp.asarray(offset_features)[image, jnp.clip(row, 0, h - 1)]
     features = jnp.where(((row >= 0) & (row < h))[:, None, None], features, 0)[None]
     prediction = conv2d(features, predict_kernel, predict_bias, padding=((0, 0), (1, 1)))
     pixels = (image * h + top) * w + jnp.arange(rows * w, dtype=jnp.int32)
