@@ -18,6 +18,8 @@ _VALUES_OF_SAMPLE = {'offset': 2, 'mask': 1, 'prediction': 3}
 # wants few, large blocks; its number is not measured.
 _BLOCK_BYTES_CPU = 4 * 2**20
 _BLOCK_BYTES_ACCELERATOR = 64 * 2**20
+# With fewer sampled numbers than this, what separate loops save is less than they take to compile.
+_LEAST_SPLIT_VALUES = 2**18
 _platform: contextvars.ContextVar[str | None] = contextvars.ContextVar('platform', default=None)
 
 
@@ -71,6 +73,10 @@ class Geometry(NamedTuple):
 def accumulation_dtype(dtype: jnp.dtype) -> jnp.dtype:
   """At least float32: the dtype of locations, blending and sums."""
   return jnp.promote_types(dtype, jnp.float32)
+
+
+def _pays_to_split(values):
+  return jax.export.is_symbolic_dim(values) or values >= _LEAST_SPLIT_VALUES
 
 
 def block_pixels_for(total: int, bytes_per_pixel: int) -> int:
@@ -186,5 +192,5 @@ def checked_geometry(
     image_size=(h, w),
     output_size=(ho, wo),
     block_pixels=block_pixels or 1,
-    split_loops=traced_for() == 'cpu',
+    split_loops=traced_for() == 'cpu' and _pays_to_split(total * kh * kw * c),
   )

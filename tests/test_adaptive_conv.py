@@ -39,6 +39,7 @@ def way(request, monkeypatch):
   bytes_of_row = 5 * 9 * 6 * 8
   budget = 3 * bytes_of_row if request.param == 'strips' else 100 * bytes_of_row
   monkeypatch.setattr(deform_geometry, '_BLOCK_BYTES_CPU', budget)
+  monkeypatch.setattr(deform_geometry, '_LEAST_SPLIT_VALUES', 0)
   with deform_geometry.blocks_for('cuda' if request.param == 'whole' else 'cpu'):
     yield request.param
 
@@ -109,7 +110,8 @@ def test_gradients_of_any_height_and_width_can_be_exported():
   np.testing.assert_allclose(exported.call(args[2], args[1], args[3]), want, rtol=1e-4, atol=1e-4)
 
 
-def test_a_not_finite_offset_spoils_the_same_pixels_in_each_way():
+def test_a_not_finite_offset_spoils_the_same_pixels_in_each_way(monkeypatch):
+  monkeypatch.setattr(deform_geometry, '_LEAST_SPLIT_VALUES', 0)
   args = inputs(dtype=np.float32)
   args[1] = args[1].copy()
   args[1][0, 6, 2] = np.nan
@@ -123,7 +125,8 @@ def test_a_not_finite_offset_spoils_the_same_pixels_in_each_way():
   np.testing.assert_array_equal(*spoiled)
 
 
-def test_vmap_over_images():
+def test_vmap_over_images(monkeypatch):
+  monkeypatch.setattr(deform_geometry, '_LEAST_SPLIT_VALUES', 0)
   args = inputs(dtype=np.float32)
   function = functools.partial(adaptive_conv2d, deformable_groups=GROUPS)
   one = lambda x, features: function(x[None], features[None], *args[2:])[0]  # noqa: E731
