@@ -60,7 +60,7 @@ def predict_offsets(features: jax.Array, kernel: jax.Array, bias: jax.Array) -> 
     [N, H, W, O], in the dtype of ``features``.
   """
   if traced_for() == 'cpu' and features.shape[0] and not _is_symbolic(features):
-    return add_bias(_convolve_with_own_gradient(features, kernel), bias)
+    return add_bias(_convolve(features, kernel), bias)
   return conv2d(features, kernel, bias)
 
 
@@ -144,22 +144,22 @@ def _by_strips(geometry, x, offset_features, predict_kernel, predict_bias, kerne
   return lax.fori_loop(0, n * strips, strip, jnp.zeros((n, h, w, kernel.shape[3]), x.dtype))
 
 
+@jax.custom_vjp
 def _convolve(x, kernel):
-  return lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+  return conv2d(x, kernel)
 
 
 def _convolve_fwd(x, kernel):
-  return _convolve(x, kernel), (x, kernel)
+  return conv2d(x, kernel), (x, kernel)
 
 
 def _convolve_bwd(residuals, dy):
   x, kernel = residuals
-  (dx,) = jax.linear_transpose(lambda x: _convolve(x, kernel), x)(dy)
+  (dx,) = jax.linear_transpose(lambda x: conv2d(x, kernel), x)(dy)
   return dx, _kernel_gradient(x, dy).astype(kernel.dtype)
 
 
-_convolve_with_own_gradient = jax.custom_vjp(_convolve)
-_convolve_with_own_gradient.defvjp(_convolve_fwd, _convolve_bwd)
+_convolve.defvjp(_convolve_fwd, _convolve_bwd)
 
 
 def _kernel_gradient(x, dy):
