@@ -95,9 +95,9 @@ def test_blocks_of_samples_are_those_of_its_device(monkeypatch):
   instance = denoiser()
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
   text = instance._apply.lower(instance._params, np.zeros((1, 512, 512, 3), np.float32)).as_text()
-  # 4096 pixels on a processor, 131072 elsewhere; see test_stablehlo.
-  assert 'tensor<4096x8xf32>' in text
-  assert 'tensor<131072x8xf32>' not in text
+  # 72 samples of each of 8192 pixels on a processor, of 131072 elsewhere; see test_stablehlo.
+  assert 'tensor<8192x72xf32>' in text
+  assert 'tensor<131072x72xf32>' not in text
 
 
 def test_sizes_that_differ_by_little_share_one_program():
