@@ -110,13 +110,13 @@ def test_two_processes_of_two_devices_give_the_weights_of_one_device(folder, on_
   assert _losses(two) == pytest.approx(_losses(one), rel=1e-5)
 
 
+@pytest.mark.parametrize('on_two_processes', ['files'], indirect=True)
 def test_two_processes_continue_a_run_bit_for_bit(folder, on_two_processes):
-  reader, _, whole = on_two_processes
-  changes = [f'--config.data.reader={reader}']
-  _train_on_two_processes(folder, f'halves_{reader}', *changes, '--config.steps=2')
-  outputs = _train_on_two_processes(folder, f'halves_{reader}', *changes)
+  _, _, whole = on_two_processes
+  _train_on_two_processes(folder, 'halves', '--config.data.reader=files', '--config.steps=2')
+  outputs = _train_on_two_processes(folder, 'halves', '--config.data.reader=files')
   assert 'from step 2' in outputs[0][0]
-  jax.tree.map(np.testing.assert_array_equal, _weights(folder / f'halves_{reader}'), _weights(whole))
+  jax.tree.map(np.testing.assert_array_equal, _weights(folder / 'halves'), _weights(whole))
 
 
 def test_an_error_of_process_0_ends_both(folder):
