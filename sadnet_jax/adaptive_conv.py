@@ -14,10 +14,19 @@ from jax import lax
 import jax.numpy as jnp
 
 from sadnet_jax.conv import add_bias, conv2d
-from sadnet_jax.deform_conv_vjp import deform_conv_block, deform_conv_by_blocks, weights_by_sample, with_bias
+from sadnet_jax.deform_conv_vjp import (
+  deform_conv_block,
+  deform_conv_by_blocks,
+  modulation_of,
+  weights_by_sample,
+  with_bias,
+)
 from sadnet_jax.deform_geometry import Geometry, accumulation_dtype, checked_geometry, traced_for
 from sadnet_jax.deform_sampling import make_table
 
+# XLA's convolution on a CPU is made for multiples of 64 outputs: 216 take as long as 256, but 192 and
+# 24 a sixth less.
+_OUTPUTS = 64
 # Of 8, 16, 32 and 64 rows of 128 pixels none is much faster than another.
 _GRADIENT_STRIP_ROWS = 16
 
@@ -128,6 +137,8 @@ def _by_strips(geometry, x, offset_features, predict_kernel, predict_bias, kerne
   strips = -(-h // rows)
   table, weights = make_table(x, geometry), weights_by_sample(kernel, geometry)
   reach = jnp.arange(-1, rows + 1)
+  first = -(-2 * geometry.samples // _OUTPUTS) * _OUTPUTS
+  kernels = jnp.split(predict_kernel, [min(first, 3 * geometry.samples)], axis=3)
 
   def strip(number, y):
     # The last strip of an image overlaps the one before rather than be shorter.
@@ -136,12 +147,21 @@ def _by_strips(geometry, x, offset_features, predict_kernel, predict_bias, kerne
     row = top + reach
     features = jnp.asarray(offset_features)[image, jnp.clip(row, 0, h - 1)]
     features = jnp.where(((row >= 0) & (row < h))[:, None, None], features, 0)[None]
-    prediction = conv2d(features, predict_kernel, predict_bias, padding=((0, 0), (1, 1)))
+    parts = [conv2d(features, part, padding=((0, 0), (1, 1))).reshape(rows * w, -1) for part in kernels]
     pixels = (image * h + top) * w + jnp.arange(rows * w, dtype=jnp.int32)
-    block = deform_conv_block(geometry, table, weights, pixels, prediction.reshape(rows * w, -1), None)
+    moved = functools.partial(_offset_and_modulation, parts, predict_bias, geometry)
+    block = deform_conv_block(geometry, table, weights, pixels, moved)
     return lax.dynamic_update_slice(y, block.reshape(1, rows, w, -1), (image, top, 0, 0))
 
   return lax.fori_loop(0, n * strips, strip, jnp.zeros((n, h, w, kernel.shape[3]), x.dtype))
+
+
+def _offset_and_modulation(parts, bias, geometry):
+  """Offsets [p, 2 * S] and modulation [p, S] of a prediction in two parts without bias, offsets first."""
+  offsets = 2 * geometry.samples
+  offset, first_logits = jnp.split(parts[0], [offsets], axis=1)
+  logits = jnp.concatenate([first_logits, parts[1]], axis=1)
+  return add_bias(offset, bias[:offsets]), modulation_of(add_bias(logits, bias[offsets:]))
 
 
 @jax.custom_vjp

@@ -45,7 +45,9 @@ def deform_conv_by_blocks(
   weights = weights_by_sample(kernel, geometry)
 
   def block(args):
-    return deform_conv_block(geometry, table, weights, *args)
+    pixels, offset_block, mask_block = args
+    moved = functools.partial(_offset_and_modulation, geometry, offset_block, mask_block)
+    return deform_conv_block(geometry, table, weights, pixels, moved)
 
   y = lax.map(block, (_pixels(x.shape[0], geometry), *_split(geometry, offset, mask)))
   return _join(y, (x.shape[0], *geometry.output_size, kernel.shape[3]))
@@ -56,8 +58,7 @@ def deform_conv_block(
   table: jax.Array,
   weights: jax.Array,
   pixels: jax.Array,
-  offset_block: jax.Array,
-  mask_block: jax.Array | None,
+  moved: Callable[[], tuple[jax.Array, jax.Array | None]],
 ) -> jax.Array:
   """The output of some pixels.
 
@@ -66,14 +67,16 @@ def deform_conv_block(
     table: See `deform_sampling.make_table`.
     weights: See `weights_by_sample`.
     pixels: Flat output pixel numbers, [p].
-    offset_block, mask_block: What `deform_conv_by_blocks` takes, of these pixels: [p, any].
+    moved: Gives the offsets [p, 2 * S] and the modulation [p, S] or None of these pixels; what it
+      computes is merged into the loop that locates.
 
   Returns:
     [p, O] in the dtype of ``table``.
   """
 
   def where():
-    site, modulation = _locate_and_modulate(geometry, pixels, offset_block, mask_block)
+    offset, modulation = moved()
+    site = locate(pixels, offset, geometry)
     return site.row, site.fy, site.fx, modulation
 
   row, fy, fx, modulation = _apart(geometry, pixels, where)
@@ -149,12 +152,21 @@ def _apart(geometry: Geometry, pixels: jax.Array, function: Callable[[], Any]) -
 
 def _locate_and_modulate(geometry, pixels, offset_block, mask_block) -> tuple[Site, jax.Array | None]:
   """Where a block samples, and its modulation [p, S] or None."""
+  offset, modulation = _offset_and_modulation(geometry, offset_block, mask_block)
+  return locate(pixels, offset, geometry), modulation
+
+
+def _offset_and_modulation(geometry, offset_block, mask_block):
+  """Offsets [p, 2 * S] and modulation [p, S] or None, of what `deform_conv_by_blocks` takes."""
   offsets = 2 * geometry.samples
-  modulation = mask_block
-  if offset_block.shape[1] > offsets:
-    logits = offset_block[:, offsets:]
-    modulation = jax.nn.sigmoid(logits.astype(accumulation_dtype(logits.dtype)))
-  return locate(pixels, offset_block[:, :offsets], geometry), modulation
+  if offset_block.shape[1] == offsets:
+    return offset_block, mask_block
+  return offset_block[:, :offsets], modulation_of(offset_block[:, offsets:])
+
+
+def modulation_of(logits: jax.Array) -> jax.Array:
+  """The sigmoid, in at least float32."""
+  return jax.nn.sigmoid(logits.astype(accumulation_dtype(logits.dtype)))
 
 
 def _scaled(dsampled, factor):
