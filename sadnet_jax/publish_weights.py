@@ -9,9 +9,11 @@
     --results=results/results.json
 
 From a folder of the repository. The results must be of the weights as they are published: in their
-dtype. What float16 costs is measured here, on clean images, with the noise of the config. Once
-published, weights can be given a new card from new results or facts: ``--checkpoint=color_50
---overwrite`` leaves their file as it is.
+dtype. What float16 costs is measured here, on clean images, with the noise of the config.
+``--curve=RUN``, or the runs of all stages, ``--curve=FIRST,SECOND``, draws the training curve
+(`training_curve`) and keeps its numbers, for the package's own weights in docs/curves. Once published,
+weights can be given a new card from new results or facts: ``--checkpoint=color_50 --overwrite``
+leaves their file and their curve as they are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,19 +24,15 @@ import re
 import shutil
 from typing import Any
 
-import jax
-import numpy as np
-
 from sadnet_jax import checkpoints, weights
 from sadnet_jax.config_difference import check_same
 from sadnet_jax.evaluation.protocols import CLIPPED8, UNCLIPPED
 from sadnet_jax.evaluation.results import params_hash
 from sadnet_jax.files import replacing, write_text
-from sadnet_jax.images import find_images, read_image
-from sadnet_jax.metrics import psnr
 from sadnet_jax.model import SADNet
-from sadnet_jax.pretrained import card
+from sadnet_jax.pretrained import card, curves
 from sadnet_jax.pretrained.index import FOLDER, Entry, Noise, file_sha256, read_index, write_index
+from sadnet_jax.pretrained.precision import rounding_cost
 from sadnet_jax.pretrained.sources import locate
 
 DEFAULTS = ('color', 'gray', 'real')
@@ -54,6 +52,7 @@ class Request:
     results: Path of a results.json.
     images: Folder of clean images to measure float16 on, or None.
     sigmas_255: Of the noise to measure it with, on the scale of 8-bit images.
+    curve: Runs to draw the training curve of, in their order; none leaves the one that is there.
     default_for: Some of DEFAULTS, or None for those of the entry of that name, if there is one.
     overwrite: Whether an entry or a file of that name may be there.
     folder: With the index.
@@ -68,6 +67,7 @@ class Request:
   results: Path
   images: Path | None = None
   sigmas_255: Sequence[float] = ()
+  curve: Sequence[str] = ()
   default_for: Sequence[str] | None = None
   overwrite: bool = False
   folder: Path = FOLDER
@@ -88,45 +88,39 @@ def publish(request: Request) -> Entry:
   """Writes file, card and index; what is refused is refused before anything is written.
 
   Raises:
-    ValueError: A name that is taken or none; weights of another config; results that are not
-      theirs; facts that are missing or that the weights tell otherwise.
+    ValueError: A name that is taken or none; weights of another config; results or a training curve
+      that are not theirs; facts that are missing or that the weights tell otherwise.
   """
   entries = read_index(request.folder)
   _check_request(request, entries)
   facts, content = card.read_facts(request.facts), _read_json(request.results)
   source = _open(request)
-  rounded = jax.tree.map(
-    lambda leaf: np.asarray(leaf).astype(request.dtype).astype(np.float32), source.params
-  )
-  card.check_results(request.results, content, params_hash(rounded))
+  rounded = weights.rounded(source.params, request.dtype)
+  params_sha256 = params_hash(rounded)
+  card.check_results(request.results, content, params_sha256)
   told = {**source.told, **_precision(request, source, rounded)}
   if twice := sorted(set(told) & set(facts)):
     raise ValueError(f'{request.facts}: got {", ".join(twice)}, which the weights tell: leave that out')
 
   path = request.folder / f'{request.name}{weights.SUFFIX}'
-  if not _is_published(path, request, source):
-    if path.exists() and not request.overwrite:
-      raise ValueError(f'--name: got {request.name}, of which {path} is there, want another, or --overwrite')
+  published = _is_published(path, request, source)
+  files = list(curves.paths(request.folder, request.name)) if request.curve else []
+  files += [] if published else [path]
+  if not request.overwrite and (taken := [file for file in files if file.exists()]):
+    raise ValueError(
+      f'--name: got {request.name}, of which {taken[0]} is there, want another, or --overwrite'
+    )
+  curve = _curve(request, params_sha256, {**facts, **told})
+  if not published:
     _write_file(path, request, source, {**told, 'about': facts['summary']})
-  if request.default_for is not None:
-    default_for = tuple(request.default_for)
-  else:
-    default_for = entries[request.name].default_for if request.name in entries else ()
-  entry = Entry(
-    name=request.name,
-    file=path.name,
-    sha256=file_sha256(path),
-    bytes=path.stat().st_size,
-    summary=facts['summary'],
-    channels=source.model.channels,
-    noise=_noise(request.config),
-    measured=card.measured(content),
-    default_for=default_for,
-  )
-  write_text(path.with_suffix('.md'), card.card(entry, card.stored(path), facts, content))
+  if curve is not None:
+    curves.write(request.folder, request.name, curve)
+  entry = _entry(request, entries, path, source, facts, content)
+  picture = curves.link(request.folder, request.name)
+  write_text(path.with_suffix('.md'), card.card(entry, card.stored(path), facts, content, picture))
   # A task has one default.
   others = {
-    name: dataclasses.replace(e, default_for=tuple(d for d in e.default_for if d not in default_for))
+    name: dataclasses.replace(e, default_for=tuple(d for d in e.default_for if d not in entry.default_for))
     for name, e in entries.items()
   }
   write_index(request.folder, {**others, request.name: entry})
@@ -184,24 +178,31 @@ def _precision(request, source, rounded):
     raise ValueError(
       '--images, --sigmas: got none, want a folder of clean images and the noise to measure float16 with'
     )
-  noise, differences = request.config['noise'], []
-  protocol = CLIPPED8 if noise['clip'] else UNCLIPPED
-  apply = jax.jit(source.model.apply)
-  for path in (paths := find_images(request.images)):
-    image = read_image(path, source.model.channels)
-    for sigma_255 in request.sigmas_255:
-      noisy, clean = protocol.prepare(None, image, sigma_255)
-      exact, other = (
-        psnr(protocol.finish(np.asarray(apply({'params': p}, noisy[None])[0])), clean)
-        for p in (source.params, rounded)
-      )
-      differences.append(float(other - exact))
-  sigmas = ', '.join(f'{s:g}' for s in request.sigmas_255)
   return {
-    'precision': f'float16 against float32: PSNR differs by {max(map(abs, differences)):.4f} dB at most, '
-    f'{np.mean(differences):+.4f} dB on average, over {len(paths)} images ({request.images.name}), '
-    f'sigma {sigmas}, {protocol.name}'
+    'precision': rounding_cost(
+      source.model,
+      source.params,
+      rounded,
+      images=request.images,
+      sigmas_255=request.sigmas_255,
+      protocol=CLIPPED8 if request.config['noise']['clip'] else UNCLIPPED,
+    )
   }
+
+
+def _curve(request, params_sha256, known):
+  """What to write of the training curve; None of no new one, where one that is there is of these weights."""
+  if not request.curve:
+    curves.check_kept(request.folder, request.name, params_sha256)
+    return None
+  return curves.make(
+    request.curve,
+    request.name,
+    dtype=request.dtype,
+    step=int(known['step']),
+    params_sha256=params_sha256,
+    about={'config': request.config_name, 'commit': known.get('commit', card.UNKNOWN)},
+  )
 
 
 def _is_published(path, request, source):
@@ -227,6 +228,24 @@ def _write_file(path, request, source, about):
       shutil.copyfile(source.file, temporary)
 
 
+def _entry(request, entries, path, source, facts, content):
+  if request.default_for is not None:
+    default_for = tuple(request.default_for)
+  else:
+    default_for = entries[request.name].default_for if request.name in entries else ()
+  return Entry(
+    name=request.name,
+    file=path.name,
+    sha256=file_sha256(path),
+    bytes=path.stat().st_size,
+    summary=facts['summary'],
+    channels=source.model.channels,
+    noise=_noise(request.config),
+    measured=card.measured(content),
+    default_for=default_for,
+  )
+
+
 def _noise(config):
   fields = config['noise']
   sigmas = tuple(fields['sigma_255_range']) or (fields['sigma_255'],) * 2
@@ -250,6 +269,7 @@ def main() -> None:
   results = flags.DEFINE_string('results', None, 'The results.json of these weights.', required=True)
   images = flags.DEFINE_string('images', None, 'Folder of clean images to measure float16 on.')
   sigmas = flags.DEFINE_list('sigmas', None, "Noise to measure float16 with; by default the config's.")
+  curve = flags.DEFINE_list('curve', [], 'Runs to draw the training curve of: RUN, or FIRST,SECOND.')
   default_for = flags.DEFINE_list(
     'default_for',
     None,
@@ -273,6 +293,7 @@ def main() -> None:
         results=Path(results.value),
         images=None if images.value is None else Path(images.value),
         sigmas_255=own if sigmas.value is None else command_line.numbers('sigmas', sigmas.value),
+        curve=curve.value,
         default_for=default_for.value,
         overwrite=overwrite.value,
         folder=Path(folder.value),

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 import json
 import math
-import os
 from pathlib import Path
 import time
 from typing import Self
@@ -11,9 +10,8 @@ from typing import Self
 from absl import logging
 from tensorboardX import SummaryWriter
 
+from sadnet_jax.metrics_file import METRICS_FILE, drop_lines_after
 from sadnet_jax.validation import ValidationResult
-
-METRICS_FILE = 'metrics.jsonl'
 
 
 class RunLog:
@@ -28,7 +26,7 @@ class RunLog:
     """Opens the log of the run in ``workdir``, which stands at ``step``."""
     workdir = Path(workdir)
     self._path = workdir / METRICS_FILE
-    _drop_lines_after(self._path, step)
+    drop_lines_after(workdir, step)
     # Not continued in the restored run's file: TensorBoard merges files, and
     # purge_step hides what the lost work had written.
     self._tensorboard = SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1)
@@ -95,31 +93,6 @@ class RunLog:
       self._tensorboard.close()
     except OSError as error:
       logging.warning('%s: what is left for TensorBoard could not be written (%s)', self._path.parent, error)
-
-
-def _drop_lines_after(path: Path, step: int) -> None:
-  if not path.exists():
-    return
-  kept = []
-  for line in path.read_text().splitlines(keepends=True):
-    if (written := _step_of(line)) is not None and written <= step:
-      kept.append(line)
-  replacement = path.with_suffix('.tmp')
-  try:
-    replacement.write_text(''.join(kept))
-    os.replace(replacement, path)
-  except OSError as error:
-    raise ValueError(
-      f'{path}: got a file that cannot be written ({error.strerror}), want room on its disk'
-    ) from error
-
-
-def _step_of(line):
-  """The step of a line; None of one that a killed run or a power cut left unfinished."""
-  try:
-    return json.loads(line)['step'] if line.endswith('\n') else None
-  except (ValueError, KeyError, TypeError):
-    return None
 
 
 def _hours_minutes_seconds(seconds: float) -> str:

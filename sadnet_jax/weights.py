@@ -128,6 +128,11 @@ def stored_dtype(path: str | Path) -> str:
   return dtypes.pop()
 
 
+def rounded(params: Any, dtype: str) -> Any:
+  """Parameters, float32, as a file of that dtype gives them back."""
+  return jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype).astype(np.float32), params)
+
+
 def _fitted(path, metadata, arrays, model):
   """The tree of a network's parameters from the tensors of a file."""
   template = param_shapes(model)

@@ -3,22 +3,23 @@
 import dataclasses
 import json
 import re
+import sys
 
 from command import ROOT, finish, start
 import jax
+from logged_runs import losses, save_checkpoint, small_config, write_log
 import numpy as np
-import optax
 from PIL import Image
 import pytest
 from small_networks import SMALL, random_variables
 
-from configs import color
-from sadnet_jax import checkpoints, pretrained
+from sadnet_jax import pretrained
+from sadnet_jax.curve_numbers import curve_of_runs, read_curve
 from sadnet_jax.evaluation.results import params_hash
 from sadnet_jax.model import SADNet
-from sadnet_jax.pretrained import index
+from sadnet_jax.pretrained import curves, index
 from sadnet_jax.publish_weights import Request, publish
-from sadnet_jax.train_state import TrainState
+from sadnet_jax.training_curve import draw, png
 from sadnet_jax.weights import load_with_model, save_weights, stored_dtype
 
 MODEL = SADNet(**SMALL)
@@ -33,12 +34,6 @@ FACTS = {
   'limits': 'All.',
   'licence': 'None.',
 }
-
-
-def _config(noise='25'):
-  config = color.get_config(noise)
-  config.model.update(SMALL)
-  return config.to_dict()
 
 
 def _rounded(params=PARAMS):
@@ -83,13 +78,13 @@ def request_(tmp_path):
   (tmp_path / 'photographs').mkdir()
   pixels = np.random.default_rng(0).integers(0, 256, (9, 13, 3), np.uint8)
   Image.fromarray(pixels).save(tmp_path / 'photographs' / '1.png')
-  save_weights(tmp_path / 'a.safetensors', PARAMS, model=_config()['model'], step=7, about={})
+  save_weights(tmp_path / 'a.safetensors', PARAMS, model=small_config()['model'], step=7, about={})
   _write_facts(tmp_path / 'facts.toml', FACTS)
   (tmp_path / 'results.json').write_text(json.dumps(_results(_rounded())))
   return Request(
     name='small',
     checkpoint=str(tmp_path / 'a.safetensors'),
-    config=_config(),
+    config=small_config(),
     config_name='configs/color.py:25',
     dtype='float16',
     facts=tmp_path / 'facts.toml',
@@ -102,7 +97,7 @@ def request_(tmp_path):
 
 
 def _published(folder):
-  return {path.name: path.read_bytes() for path in folder.iterdir()}
+  return {path.name: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
 
 
 def test_file_card_and_index_are_written(request_):
@@ -183,19 +178,14 @@ def test_a_task_keeps_one_default(request_):
 
 def test_weights_of_a_run_tell_their_seed(request_, tmp_path):
   run = tmp_path / 'run'
-  run.mkdir()
-  state = TrainState.create(
-    apply_fn=MODEL.apply, params=PARAMS, tx=optax.scale_by_adam(), ema=None, skipped=np.int32(0)
-  )
-  with checkpoints.open_for_training(run, keep=1) as manager:
-    checkpoints.save(manager, state.replace(step=5), {**_config('blind'), 'seed': 3}, 'images')
+  save_checkpoint(run, PARAMS, small_config('blind', seed=3), 5)
   (tmp_path / 'results.json').write_text(json.dumps(_results(PARAMS)))
   asked = dataclasses.replace(request_, checkpoint=str(run), dtype='float32', images=None)
   with pytest.raises(ValueError, match=r'another config: noise\.sigma_255: .*range: checkpoint \[0\.0, 75'):
     publish(asked)
-  asked = dataclasses.replace(asked, config=_config('blind'), config_name='configs/color.py:blind')
+  asked = dataclasses.replace(asked, config=small_config('blind'), config_name='configs/color.py:blind')
   entry = publish(asked)
-  assert entry.noise.sigma_255 == tuple(_config('blind')['noise']['sigma_255_range'])
+  assert entry.noise.sigma_255 == tuple(small_config('blind')['noise']['sigma_255_range'])
   card = (request_.folder / 'small.md').read_text().splitlines()
   assert {'| step | 5 |', '| seed | 3 |', '| precision | as trained |'} <= set(card)
   _write_facts(request_.facts, {**FACTS, 'seed': '4'})
@@ -203,8 +193,99 @@ def test_weights_of_a_run_tell_their_seed(request_, tmp_path):
     publish(dataclasses.replace(asked, overwrite=True))
 
 
+@pytest.fixture
+def stages(tmp_path):
+  """The runs of two stages; the weights of the request are those of the second at step 7."""
+  first, second = (write_log(tmp_path / name, losses(8, every=1)) for name in ('first', 'second'))
+  save_checkpoint(second, PARAMS, small_config(init_from=str(first)), 7)
+  return str(first), str(second)
+
+
+def test_the_curve_is_drawn_kept_and_shown_by_the_card(request_, stages):
+  publish(dataclasses.replace(request_, curve=stages))
+  curve = read_curve(request_.folder / 'curves' / 'small.json')
+  assert curve == curve_of_runs(stages, 'small', curve.about)[0]
+  assert curve.about == {
+    'config': 'configs/color.py:25',
+    'commit': 'not known',
+    'params_sha256': params_hash(_rounded()),
+  }
+  assert (request_.folder / 'curves' / 'small.png').read_bytes() == png(draw(curve))
+  lines = (request_.folder / 'small.md').read_text().splitlines()
+  assert '![Training loss and learning rate by step](curves/small.png)' in lines
+  assert 'Its numbers: [small.json](curves/small.json).' in lines
+  assert lines.index('## Trained by') < lines.index('## Training curve') < lines.index('## Figures')
+
+  # A new card of the same weights keeps it.
+  before = _published(request_.folder)
+  _write_facts(request_.facts, {**FACTS, 'hours': '3'})
+  file = str(request_.folder / 'small.safetensors')
+  publish(dataclasses.replace(request_, checkpoint=file, images=None, overwrite=True))
+  after = _published(request_.folder)
+  assert after.pop('small.md').replace(b'| 3 |', b'| 0 |') == before.pop('small.md')
+  assert after == before
+
+
+def test_curves_of_the_package_are_outside_of_it(tmp_path, monkeypatch):
+  folder = tmp_path / 'sadnet_jax' / 'pretrained'
+  folder.mkdir(parents=True)
+  monkeypatch.setattr(curves, 'FOLDER', folder)
+  assert curves.link(folder, 'small') is None
+  curves.write(folder, 'small', (b'1', b'2'))
+  assert _published(tmp_path / 'docs' / 'curves') == {'small.json': b'1', 'small.png': b'2'}
+  assert curves.link(folder, 'small') == '../../docs/curves/small.png'
+
+
+def test_weights_are_not_published_with_the_curve_of_others(request_, stages, tmp_path):
+  publish(dataclasses.replace(request_, curve=stages))
+  before = _published(request_.folder)
+  others = random_variables(MODEL, seed=1)['params']
+  save_weights(tmp_path / 'b.safetensors', others, model=small_config()['model'], step=7, about={})
+  request_.results.write_text(json.dumps(_results(_rounded(others))))
+  asked = dataclasses.replace(request_, checkpoint=str(tmp_path / 'b.safetensors'), overwrite=True)
+  for curve, match in (
+    (
+      (),
+      r'small\.json: got the training curve of other weights \(\w{64}\), want that of \w{64}: pass --curve=',
+    ),
+    (stages, r'--curve: got .*second, which has other weights at step 7, want the run of these'),
+    (stages[:1], r'--curve: got .*first until step 8, want until 7, that of the weights: the run that'),
+  ):
+    with pytest.raises(ValueError, match=match):
+      publish(dataclasses.replace(asked, curve=curve))
+  assert _published(request_.folder) == before
+
+  # Without checkpoints nothing but the step can be compared.
+  publish(dataclasses.replace(asked, curve=[f'{stages[0]}/checkpoints/7']))
+  assert len(read_curve(request_.folder / 'curves' / 'small.json').stages) == 1
+  (request_.folder / 'curves' / 'small.png').unlink()
+  with pytest.raises(
+    ValueError, match=r'small\.json: got a curve without its picture or its numbers, want both'
+  ):
+    publish(asked)
+
+
+def test_a_curve_that_is_there_or_cannot_be_drawn_is_refused(request_, stages, monkeypatch):
+  asked = dataclasses.replace(request_, curve=stages)
+  with monkeypatch.context() as patch:
+    patch.setitem(sys.modules, 'matplotlib.figure', None)
+    with pytest.raises(ValueError, match='matplotlib: got no such package'):
+      publish(asked)
+  assert _published(request_.folder) == {}
+  path = request_.folder / 'curves' / 'small.png'
+  path.parent.mkdir()
+  path.write_text('kept')
+  with pytest.raises(
+    ValueError, match=r'--name: got small, of which .*small\.png is there, want another, or --o'
+  ):
+    publish(asked)
+  assert _published(request_.folder) == {'small.png': b'kept'}
+  publish(dataclasses.replace(asked, overwrite=True))
+  assert path.read_bytes().startswith(b'\x89PNG')
+
+
 def test_real_noise_has_no_sigma(request_):
-  config = _config()
+  config = small_config()
   config['noise'] = {**config['noise'], 'sigma_255': 0.0}
   entry = publish(dataclasses.replace(request_, config=config))
   assert entry.noise == pretrained.Noise('real')
@@ -220,7 +301,7 @@ def test_real_noise_has_no_sigma(request_):
     ({'images': None}, '--images, --sigmas: got none, want a folder of clean images and the noise'),
     ({'sigmas_255': []}, '--images, --sigmas: got none, want'),
     (
-      {'config': _config('50') | {'model': _config()['model'] | {'use_context': False}}},
+      {'config': small_config('50') | {'model': small_config()['model'] | {'use_context': False}}},
       'model.use_context: ch',
     ),
     (
@@ -239,7 +320,7 @@ def test_float16_is_not_made_float32(request_, tmp_path):
   save_weights(
     tmp_path / 'a.safetensors',
     PARAMS,
-    model=_config()['model'],
+    model=small_config()['model'],
     step=7,
     about={'config': 'configs/color.py:25'},
     dtype='float16',

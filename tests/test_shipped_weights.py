@@ -14,7 +14,7 @@ from sadnet_jax import pretrained
 from sadnet_jax.evaluation.protocols import UNCLIPPED
 from sadnet_jax.evaluation.results import params_hash
 from sadnet_jax.metrics import psnr
-from sadnet_jax.pretrained import card
+from sadnet_jax.pretrained import card, curves
 from sadnet_jax.pretrained.index import FOLDER
 from sadnet_jax.publish_weights import DEFAULTS
 
@@ -65,7 +65,9 @@ def test_the_index_is_of_these_files(weights):
 def test_the_card_is_what_files_and_results_give(weights):
   path = FOLDER / f'{weights}.md'
   facts, told = card.read_facts(path.with_suffix('.toml')), card.stored(path.with_suffix('.safetensors'))
-  assert card.card(ENTRIES[weights], told, facts, _results(weights)) == path.read_text(), (
+  curves.check_kept(FOLDER, weights, told.params_sha256)
+  picture = curves.link(FOLDER, weights)
+  assert card.card(ENTRIES[weights], told, facts, _results(weights), picture) == path.read_text(), (
     'run python -m sadnet_jax.publish_weights'
   )
 
@@ -75,6 +77,7 @@ def test_every_file_is_published_and_measured():
   assert names == set(ENTRIES)
   for suffix in ('safetensors', 'md', 'toml'):
     assert {path.stem for path in FOLDER.glob(f'*.{suffix}')} == names
+  assert {path.stem for path in (ROOT / 'docs' / 'curves').glob('*')} <= names
 
 
 def test_a_task_has_one_default():

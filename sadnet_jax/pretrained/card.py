@@ -100,7 +100,13 @@ def check_results(source: str | Path, content: Mapping[str, Any], params_sha256:
   return results
 
 
-def card(entry: Entry, told: Stored, facts: Mapping[str, str], content: Mapping[str, Any]) -> str:
+def card(
+  entry: Entry,
+  told: Stored,
+  facts: Mapping[str, str],
+  content: Mapping[str, Any],
+  curve: str | None = None,
+) -> str:
   """The card's text.
 
   Args:
@@ -108,6 +114,7 @@ def card(entry: Entry, told: Stored, facts: Mapping[str, str], content: Mapping[
     told: What the file tells.
     facts: As `read_facts` gives them.
     content: A results.json of evaluate.py that `check_results` accepts.
+    curve: Path of the picture of the training curve, from the card's folder, if there is one.
   """
   known = {**facts, **{name: told.metadata[name] for name in OPTIONAL if name in told.metadata}}
   table = {
@@ -142,6 +149,7 @@ def card(entry: Entry, told: Stored, facts: Mapping[str, str], content: Mapping[
       known['command'].strip('\n'),
       '```',
       '',
+      *(_curve(curve) if curve else []),
       '## Figures',
       '',
       'PSNR in dB, means over the images of a set.',
@@ -163,6 +171,18 @@ def card(entry: Entry, told: Stored, facts: Mapping[str, str], content: Mapping[
       '',
     ]
   )
+
+
+def _curve(picture):
+  numbers = picture.removesuffix('.png') + '.json'
+  return [
+    '## Training curve',
+    '',
+    f'![Training loss and learning rate by step]({picture})',
+    '',
+    f'Its numbers: [{numbers.rpartition("/")[2]}]({numbers}).',
+    '',
+  ]
 
 
 def measured(content: Mapping[str, Any]) -> str:
