@@ -160,15 +160,8 @@ def read(section: Section, device: str) -> dict[str, Any] | None:
 
 def measured_with(section: Section, content: dict) -> str:
   """Command, hardware, versions and commit."""
-  gpu = content.get('gpu') or (None if content['device'] in DEVICES else content['device'])
-  versions = [f'{name} {version}' for name, version in content['versions'].items() if version]
   return '; '.join(
-    [
-      f'`{section.command(content)}`',
-      f'{content["cores"]} cores, {content["cpu"]}, {gpu or "no GPU"}',
-      ', '.join([f'Python {content["python"]}', *versions]),
-      f'commit {content["commit"][:7]}.',
-    ]
+    [f'`{section.command(content)}`', *tables.machine(content), f'commit {content["commit"][:7]}.']
   )
 
 

@@ -25,6 +25,17 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
   return ['| ' + ' | '.join(head) + ' |', rule, *('| ' + ' | '.join(cells) + ' |' for cells in rows)]
 
 
+def machine(content: dict) -> list[str]:
+  """Hardware and versions that results were taken with."""
+  # Results of older scripts have no 'gpu': there the device is its name.
+  gpu = content.get('gpu') or (None if content['device'] in ('cpu', 'gpu') else content['device'])
+  versions = [f'{name} {version}' for name, version in content['versions'].items() if version]
+  return [
+    f'{content["cores"]} cores, {content["cpu"]}, {gpu or "no GPU"}',
+    ', '.join([f'Python {content["python"]}', *versions]),
+  ]
+
+
 def marks(contents: Mapping[str, dict]) -> list[str]:
   """All marks of all results.
 

@@ -1,0 +1,201 @@
+"""What each part of the network gives, at a small scale: the rows of configs/ablation.py, trained alike.
+
+  python benchmarks/ablation.py --seeds 0 1 2 --json /tmp/ablation_cpu.json
+
+The recipe of configs/color_fast.py, sigma 50, on one device. Rows of one seed have the same data order, crops
+and noise, and all rows of the first seed come first. Run the same command again after it was stopped: what is
+trained is kept below --workdir, a folder for each run, and a run that was cut off goes on from its last
+checkpoint. The file is written anew after each run; benchmarks/ablation_doc.py makes docs/ABLATION.md of it.
+"""
+
+import argparse
+from collections.abc import Sequence
+import json
+import os
+from pathlib import Path
+import sys
+
+# Read by TensorFlow when it is imported.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+
+import jax
+import ml_collections
+
+# The configs are not installed.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import ablation_doc, measuring
+from configs import ablation, color_fast
+from sadnet_jax import checkpoints, training
+from sadnet_jax.config_difference import check_same
+from sadnet_jax.evaluation import image_sets, scoring
+from sadnet_jax.evaluation.methods import SADNetMethod
+from sadnet_jax.evaluation.protocols import UNCLIPPED
+from sadnet_jax.evaluation.results import write_json
+from sadnet_jax.images import find_data_dir
+from sadnet_jax.model import param_shapes
+from sadnet_jax.train_state import model_from_config
+
+SIGMA_255 = 50.0
+# So much is trained again at most where the process was killed.
+CHECKPOINT_EVERY = 100
+# Beside a run's checkpoints: what it gave, and the commits that it was started at.
+RESULT_FILE, STARTS_FILE = 'result.json', 'starts.json'
+
+
+def run_config(row: str, seed: int, arguments: argparse.Namespace) -> ml_collections.ConfigDict:
+  """The config of one run; those of one seed differ in the row's parts alone."""
+  config = color_fast.get_config(f'{SIGMA_255:g}')
+  ablation.set_row(config, row)
+  config.seed = seed
+  config.model.width, config.model.offset_width = arguments.width, arguments.offset_width
+  config.data.train.clean = arguments.images
+  config.data.reader = 'memory'
+  config.data.patch_px, config.batch_size = arguments.patch_px, arguments.batch_size
+  config.steps = arguments.steps
+  config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, arguments.steps // 2)
+  config.validation.every = 0
+  config.checkpoint_every = CHECKPOINT_EVERY
+  return config
+
+
+def open_test(name: str) -> image_sets.ImageSet:
+  """The images to evaluate on.
+
+  Raises:
+    ValueError: They are not there, or are not clean images in colour.
+  """
+  image_set = image_sets.open_set(name, None)
+  if image_set.real or image_set.channels != 3:
+    kind = 'pairs' if image_set.real else 'grey images'
+    raise ValueError(f'--test: got {name!r}, which has {kind}, want clean images in colour')
+  scoring.refuse_problems(image_set)
+  return image_set
+
+
+def evaluate(folder: Path, image_set: image_sets.ImageSet) -> dict[str, object]:
+  """PSNR of a run's newest checkpoint in dB: the mean, and that of each image."""
+  model, params, _, _ = checkpoints.load_run(folder)
+  method = SADNetMethod(model, params, {}, devices=jax.local_devices()[:1])
+  result = scoring.evaluate_set(
+    method, image_set, channels=3, sigma_255=SIGMA_255, protocol=UNCLIPPED, keep_going=False
+  )
+  return {'psnr': result.mean()['psnr'], 'images': {image.name: image.psnr for image in result.images}}
+
+
+def train_and_evaluate(
+  config: ml_collections.ConfigDict, folder: Path, image_set: image_sets.ImageSet, about: dict
+) -> dict:
+  """One run, or what it gave where it is complete.
+
+  Args:
+    config: Of the run.
+    folder: Of the run.
+    image_set: To evaluate on.
+    about: With the commit of now, as from `measuring.describe`.
+
+  Returns:
+    As from `evaluate`, and ``starts``: the commits that the run was trained at.
+
+  Raises:
+    ValueError: What is in the folder is of another config, or the run has diverged.
+    SystemExit: A signal came while it trained; what is done is saved.
+  """
+  test = f'{image_set.title}, {image_set.version}'
+  if (folder / RESULT_FILE).exists():
+    saved = json.loads((folder / RESULT_FILE).read_text())
+    try:
+      check_same(saved['config'], config.to_dict(), set())
+    except ValueError as error:
+      raise ValueError(f'{folder}: {error}; start anew with another --workdir') from error
+    if saved['test'] == test:
+      return saved['result']
+  starts = _note_start(folder, about)
+  state = training.train(config, folder, jax.local_devices()[:1])
+  if int(state.step) < config.steps:
+    sys.exit(f'{folder}: stopped at step {int(state.step)}; the same command goes on from there')
+  result = evaluate(folder, image_set) | {'starts': starts}
+  write_json(folder / RESULT_FILE, {'config': config.to_dict(), 'test': test, 'result': result})
+  # The next row has other programs.
+  jax.clear_caches()
+  return result
+
+
+def _note_start(folder, about):
+  """Adds the commit of now to those that a run was trained at; all of them."""
+  path = folder / STARTS_FILE
+  starts = json.loads(path.read_text()) if path.exists() else []
+  now = {name: about[name] for name in ('commit', 'uncommitted_changes')}
+  if now not in starts:
+    starts.append(now)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, starts)
+  return starts
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+  )
+  recipe = color_fast.get_config()
+  parser.add_argument(
+    '--images', default='train/BSD432', help='clean; may be relative to SADNET_DATA (default: %(default)s)'
+  )
+  parser.add_argument(
+    '--test', default='kodak24', help='a set known to evaluate.py, or a folder (default: %(default)s)'
+  )
+  parser.add_argument('--seeds', nargs='+', type=int, default=[0], help='default: 0')
+  parser.add_argument('--steps', type=int, default=1000, help='of each run (default: %(default)s)')
+  parser.add_argument('--width', type=int, default=16, help='of the network (default: %(default)s)')
+  parser.add_argument('--offset_width', type=int, default=16, help='likewise (default: %(default)s)')
+  parser.add_argument('--batch_size', type=int, default=recipe.batch_size, help='default: %(default)s')
+  parser.add_argument('--patch_px', type=int, default=recipe.data.patch_px, help='default: %(default)s')
+  parser.add_argument(
+    '--workdir', type=Path, default=Path('runs', 'ablation'), help='of all runs (default: %(default)s)'
+  )
+  parser.add_argument('--json', type=Path, metavar='FILE', help='also write the results to this file')
+  arguments = parser.parse_args(argv)
+  if arguments.steps < 1:
+    parser.error(f'--steps: got {arguments.steps}, want at least 1')
+  arguments.seeds = list(dict.fromkeys(arguments.seeds))
+  return arguments
+
+
+def describe(arguments: argparse.Namespace, image_set: image_sets.ImageSet) -> dict:
+  """What all runs have in common, and the rows, without results yet."""
+  # Where the runs are kept makes no difference to the figures.
+  telling = argparse.Namespace(**{k: v for k, v in vars(arguments).items() if k != 'workdir'})
+  config = run_config('full', arguments.seeds[0], arguments).to_dict()
+  networks = {row: model_from_config(run_config(row, 0, arguments).model) for row in ablation.ROWS}
+  return {
+    **measuring.describe('ablation.py', measuring.options_of(telling)),
+    'config': config,
+    'test': f'{image_set.title}, {image_set.version}',
+    'protocol': UNCLIPPED.name,
+    'sigma_255': SIGMA_255,
+    'rows': {
+      row: {'parameters': sum(leaf.size for leaf in jax.tree.leaves(param_shapes(network))), 'seeds': {}}
+      for row, network in networks.items()
+    },
+  }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  arguments = parse_arguments(argv)
+  find_data_dir(arguments.images, '--images')
+  image_set = open_test(arguments.test)
+  results = describe(arguments, image_set)
+  for seed in arguments.seeds:
+    for row in ablation.ROWS:
+      folder = arguments.workdir / f'{row}-seed{seed}'
+      result = train_and_evaluate(run_config(row, seed, arguments), folder, image_set, results)
+      results['rows'][row]['seeds'][str(seed)] = result
+      print(f'{row}, seed {seed}: {result["psnr"]:.3f} dB', flush=True)
+      if arguments.json:
+        write_json(arguments.json, results)
+    print('\n'.join(ablation_doc.tables(results)), flush=True)
+
+
+if __name__ == '__main__':
+  main()
