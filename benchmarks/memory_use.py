@@ -120,7 +120,10 @@ def main(argv: Sequence[str] | None = None) -> None:
   if arguments.once:
     print(json.dumps(run_once(arguments.once)))
     return
-  results = measuring.describe('memory_use.py', ['--runs', str(arguments.runs)])
+  options = ['--runs', str(arguments.runs)]
+  if arguments.only != list(PROGRAMS):
+    options += ['--only', *arguments.only]
+  results = measuring.describe('memory_use.py', options)
   imports = [
     measuring.in_fresh_process('memory_use.py', ['--once', 'nothing']) for _ in range(arguments.runs)
   ]

@@ -3,7 +3,8 @@
 The prediction has 27 values for each pixel and deformable group, several times
 what the features themselves take. In training it is kept for the backward pass. In
 inference on a CPU only a strip of rows of it exists at a time, which saves most of the
-network's memory, and the time to fetch that memory.
+network's memory, and the time to fetch that memory; but where there is little of it, or
+where the image's size is not known when the program is made, it is computed whole.
 """
 
 import functools

@@ -187,7 +187,13 @@ class RSABlock(nn.Module):
     init = nn.initializers.zeros_init() if zeros else nn.initializers.xavier_uniform()
     samples = self.deformable_groups * 9
     predict = PredictionConv(3 * samples, 3, dtype=self.dtype, kernel_init=init, name='conv_offset_mask')
-    deform = DeformConv(self.features, dtype=self.dtype, name='deform_conv')
+    deform = DeformConv(
+      self.features,
+      padding=1,
+      deformable_groups=self.deformable_groups,
+      dtype=self.dtype,
+      name='deform_conv',
+    )
     x, kernel, bias = deform.prepared(x)
     if not self.is_mutable_collection('intermediates'):
       predicting = predict.prepared(offset_features)

@@ -5,7 +5,7 @@ product. Only one block of the sampled tensor (Kh * Kw times the size of the inp
 exists at any time, in the forward pass and in the hand-written backward pass, which
 gathers again rather than keep what the forward pass had sampled.
 
-On a CPU the steps of a block are kept apart (`_apart`). Left alone, XLA merges them
+On a CPU the steps of a block are kept apart (`_apart`), unless the call is small. Left alone, XLA merges them
 into one loop over the single numbers of the sampled tensor, which finds the location
 anew for each channel and is not vectorised: three times slower.
 

@@ -74,6 +74,20 @@ def test_value_beside_gradients_is_the_value_without(way):
   assert float(value) == pytest.approx(float(np.sum(np.square(function(*args)))), rel=1e-5)
 
 
+def test_a_prediction_in_two_parts(monkeypatch):
+  # With eight groups the offsets fill 144 of the first part's 192 outputs, and the masks both parts.
+  monkeypatch.setattr(deform_geometry, '_BLOCK_BYTES_CPU', 2 * 5 * 9 * 8 * 4)
+  monkeypatch.setattr(deform_geometry, '_LEAST_SPLIT_VALUES', 0)
+  rng = np.random.default_rng(3)
+  shapes = ((1, 7, 5, 8), (1, 7, 5, 3), (3, 3, 3, 216), (216,), (3, 3, 8, 4), (4,))
+  args = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+  with deform_geometry.blocks_for('cuda'):
+    want = adaptive_conv2d(*args, deformable_groups=8)
+  with deform_geometry.blocks_for('cpu'):
+    got = adaptive_conv2d(*args, deformable_groups=8)
+  assert relative_error(got, want) < 1e-5
+
+
 def test_without_bias():
   args = inputs(dtype=np.float32)
   got = adaptive_conv2d(*args[:5], None, deformable_groups=GROUPS)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small_networks import image, to_nhwc
 
-from sadnet_jax import ContextBlock, OffsetBlock, ResBlock, RSABlock
+from sadnet_jax import ContextBlock, OffsetBlock, ResBlock, RSABlock, deform_geometry
 from sadnet_jax.blocks import upsample_2x
 from sadnet_jax.conv import Conv, FusionConv, UpConv, add_bias, conv2d
 
@@ -53,8 +53,9 @@ def test_fusion_equals_the_convolution_of_the_concatenation(size):
   np.testing.assert_allclose(module.apply({'params': params}, a, b), want, atol=1e-6)
   narrow = module.clone(dtype=jnp.bfloat16).apply({'params': params}, a, b)
   assert narrow.dtype == jnp.bfloat16
-  # Of one rounding of the result, beside those of the inputs.
-  np.testing.assert_allclose(np.asarray(narrow, np.float32), want, atol=0.03)
+  both = [jnp.asarray(array, jnp.bfloat16) for array in (np.concatenate([a, b], axis=-1), params['kernel'])]
+  # Rounded once, as the convolution of the concatenation is.
+  np.testing.assert_array_equal(narrow, conv2d(*both, params['bias']))
 
 
 @pytest.mark.parametrize(
@@ -81,6 +82,26 @@ def test_convolution_equals_flax_in_float32_with_its_parameters_and_gradients(si
   want = (9, 12) if stride == 1 else ((9 - span - 1) // stride + 1, (12 - span - 1) // stride + 1)
   chex.assert_shape(results[0][0], (2, *want, 5))
   chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('platform', ['cpu', 'cuda'])
+@pytest.mark.parametrize(('size', 'channels'), [(1, 3), (1, 9), (2, 3)])
+def test_convolution_without_overlap_equals_that_of_xla(platform, size, channels):
+  x, kernel = (
+    image(36, batch=2, size=(9, 7), channels=channels),
+    image(37, size=(size, size), channels=channels * 5),
+  )
+  kernel, bias = kernel.reshape(size, size, channels, 5), np.arange(5, dtype=np.float32)
+
+  def of_xla(padding):
+    numbers = ('NHWC', 'HWIO', 'NHWC')
+    return jax.lax.conv_general_dilated(x, kernel, (size, size), padding, dimension_numbers=numbers) + bias
+
+  with deform_geometry.blocks_for(platform):
+    np.testing.assert_allclose(conv2d(x, kernel, bias, stride=size), of_xla('VALID'), rtol=1e-5)
+    around = ((1, 2), (2, 1))
+    got = conv2d(x, kernel, bias, stride=size, padding=around)
+  np.testing.assert_allclose(got, of_xla(around), rtol=1e-5)
 
 
 def _output_and_gradients(module, params, x):

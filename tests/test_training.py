@@ -32,9 +32,10 @@ from sadnet_jax.training import train, warn_of_offsets
 @pytest.fixture(scope='module', autouse=True)
 def quick_to_compile():
   """Compiling is most of what a short run does: a fifth less of these tests' time."""
+  before = jax.config.read('jax_disable_most_optimizations')
   jax.config.update('jax_disable_most_optimizations', True)
   yield
-  jax.config.update('jax_disable_most_optimizations', False)
+  jax.config.update('jax_disable_most_optimizations', before)
 
 
 @pytest.fixture(scope='module')
