@@ -111,7 +111,7 @@ def train_and_evaluate(
       raise ValueError(f'{folder}: {error}; start anew with another --workdir') from error
     if saved['test'] == test:
       return saved['result']
-  starts = _note_start(folder, about)
+  starts = _note_start(folder, about, config.steps)
   state = training.train(config, folder, jax.local_devices()[:1])
   if int(state.step) < config.steps:
     sys.exit(f'{folder}: stopped at step {int(state.step)}; the same command goes on from there')
@@ -122,12 +122,12 @@ def train_and_evaluate(
   return result
 
 
-def _note_start(folder, about):
-  """Adds the commit of now to those that a run was trained at; all of them."""
+def _note_start(folder, about, steps):
+  """Adds the commit of now to those that a run was trained at, unless it is complete; all of them."""
   path = folder / STARTS_FILE
   starts = json.loads(path.read_text()) if path.exists() else []
   now = {name: about[name] for name in ('commit', 'uncommitted_changes')}
-  if now not in starts:
+  if now not in starts and not (folder / checkpoints.FOLDER / str(steps)).exists():
     starts.append(now)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, starts)

@@ -70,7 +70,7 @@ def rows_table(content: dict) -> list[str]:
     cells.append(
       (
         f'`{row}`',
-        names or 'neither',
+        names or 'none',
         f'{content["rows"][row]["parameters"]:,}',
         f'{statistics.fmean(ours):.3f}',
         f'{statistics.stdev(ours):.3f}' if seeds > 1 else 'one seed',

@@ -143,7 +143,7 @@ def memory_use(content: dict) -> list[str]:
     )
     for row in content['rows'].values()
   ]
-  return table(('MB', *(columns[column] for column in there), 'limit of temporary'), rows)
+  return table(('MB', *(columns[column] for column in there), 'offsets and masks whole'), rows)
 
 
 def _megabytes(value):

@@ -14,8 +14,8 @@ _SAME = (
 )  # fmt: skip
 # On a CPU (of two cores) and on a GPU (an H200): at least so many times as fast as PyTorch.
 _CPU_RATIOS = {'forward_1x320x480': 3.0, 'training_4x128x128': 4.0}
-_GPU_EAGER_RATIO, _GPU_COMPILE_RATIO = 2.0, 1.2
-_GPU_FORWARD_MS = 2.0
+GPU_EAGER_RATIO, GPU_COMPILE_RATIO = 2.0, 1.2
+GPU_FORWARD_MS = 2.0
 # Time per pixel of the first over that of the second, at most.
 _GROWTH_ROWS = ('deform_backward_1x320x480x32', 'deform_backward_4x128x128x32')
 _GROWTH = 1.5
@@ -130,14 +130,14 @@ def _gpu_marks(rows):
     for precision in row['jax']:
       suffix = '' if precision == 'float32' else f'_{precision}'
       for name, variant, want in (
-        ('eager', precision if suffix else 'eager', _GPU_EAGER_RATIO),
-        ('compile', f'compile{suffix}', _GPU_COMPILE_RATIO),
+        ('eager', precision if suffix else 'eager', GPU_EAGER_RATIO),
+        ('compile', f'compile{suffix}', GPU_COMPILE_RATIO),
       ):
         what = f'{ROWS[key].what}, {precision}: times as fast as PyTorch ({name})'
         found[f'{key}_{precision}_{name}'] = what, ratio(row, variant, precision), 'at least', want
       if key == 'forward_1x320x480':
         what = f'{ROWS[key].what}, {precision}: milliseconds'
-        found[f'{key}_{precision}_ms'] = what, row['jax'][precision].get('ms'), 'at most', _GPU_FORWARD_MS
+        found[f'{key}_{precision}_ms'] = what, row['jax'][precision].get('ms'), 'at most', GPU_FORWARD_MS
   return found
 
 

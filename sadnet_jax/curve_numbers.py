@@ -93,17 +93,21 @@ def curve_of_runs(
     has no checkpoints.
 
   Raises:
-    ValueError: There is no run, one has logged nothing or not as far, or did not begin from weights of
-      the one before.
+    ValueError: There is no run, one has logged nothing or not as far, or a later one began from no
+      weights, or from those of another of the runs than the one before.
   """
   if not runs:
     raise ValueError('--curve: got none, want the folder of a run, or of several in their order')
   logs = [_read_log(Path(run)) for run in runs]
-  for before, run, log in zip(runs, runs[1:], logs[1:], strict=False):
-    if log.config is not None and not log.config['init_from']:
+  for before, log in zip(logs, logs[1:], strict=False):
+    if log.config is None:
+      continue
+    # A file of weights does not tell of which run it is.
+    began = _name_of(log.config['init_from'])
+    if not began or (began != before.run and began in {other.run for other in logs}):
       raise ValueError(
-        f'{run}: got a run with an empty init_from after {before}, want one that began from weights of that: '
-        'the runs of one training in their order'
+        f'--curve: got {log.run}, which began from {began or "no weights"}, after {before.run}, want it after '
+        'the run it began from: the runs of one training in their order'
       )
   apart = np.median(np.concatenate([np.diff(log.logged[:, 0], prepend=0) for log in logs]))
   interval = round_up(max(sum(log.steps for log in logs) / _MOST_INTERVALS, apart))
@@ -158,8 +162,12 @@ def _stage(log, interval):
 def _settings(config):
   settings = {name: config[name] for name in _SETTINGS if name in config}
   # A run's by its folder's name.
-  begin = checkpoints.split_path(config['init_from'])[0].name if config['init_from'] else ''
-  return {**settings, 'patch_px': config['data']['patch_px'], 'init_from': begin}
+  return {**settings, 'patch_px': config['data']['patch_px'], 'init_from': _name_of(config['init_from'])}
+
+
+def _name_of(init_from):
+  """Of the run or the weights it names; '' stays."""
+  return checkpoints.split_path(init_from)[0].name if init_from else ''
 
 
 def _short(value):

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from sadnet_jax.files import write_text
 
 METRICS_FILE = 'metrics.jsonl'
 
@@ -30,19 +31,16 @@ def drop_lines_after(run: str | Path, step: int) -> None:
   """Drops the lines of later steps than ``step`` from a run's metrics file, and unfinished ones.
 
   Raises:
-    ValueError: The file cannot be written.
+    ValueError: The file cannot be read or written.
   """
   path = Path(run) / METRICS_FILE
   if not path.exists():
     return
-  kept = [line for line, metrics in _whole_lines(path) if metrics['step'] <= step]
-  replacement = path.with_suffix('.tmp')
   try:
-    replacement.write_text(''.join(kept))
-    os.replace(replacement, path)
+    write_text(path, ''.join(line for line, metrics in _whole_lines(path) if metrics['step'] <= step))
   except OSError as error:
     raise ValueError(
-      f'{path}: got a file that cannot be written ({error.strerror}), want room on its disk'
+      f'{path}: got a file that cannot be written again ({error.strerror}), want room on its disk'
     ) from error
 
 

@@ -32,7 +32,7 @@ from sadnet_jax.files import replacing, write_text
 from sadnet_jax.model import SADNet
 from sadnet_jax.pretrained import card, curves
 from sadnet_jax.pretrained.index import FOLDER, Entry, Noise, file_sha256, read_index, write_index
-from sadnet_jax.pretrained.precision import rounding_cost
+from sadnet_jax.pretrained.precision import float16_cost
 from sadnet_jax.pretrained.sources import locate
 
 DEFAULTS = ('color', 'gray', 'real')
@@ -179,7 +179,7 @@ def _precision(request, source, rounded):
       '--images, --sigmas: got none, want a folder of clean images and the noise to measure float16 with'
     )
   return {
-    'precision': rounding_cost(
+    'precision': float16_cost(
       source.model,
       source.params,
       rounded,

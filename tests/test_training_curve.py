@@ -80,8 +80,13 @@ def test_a_run_counts_until_its_checkpoint_and_half_lines_do_not(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, params, PARAMS)
   assert _curve(first).stages[0].training['step'] == [10, 20, 30]
   assert _column(read_metrics(first), 'step') == [10, 20, 30, 40, 45]
-  with pytest.raises(ValueError, match=r'first: got a run with an empty init_from after .*second, want one'):
+  with pytest.raises(ValueError, match='got first, which began from no weights, after second, want it after'):
     _curve(second, first)
+  third = write_log(tmp_path / 'third', losses(30))
+  save_checkpoint(third, PARAMS, small_config(init_from=str(second)), 30)
+  assert [stage.run for stage in _curve(second, third).stages] == ['second', 'third']
+  with pytest.raises(ValueError, match='--curve: got third, which began from second, after first, want it'):
+    _curve(first / 'checkpoints' / '20', third, second)
 
 
 def test_without_checkpoints_a_run_counts_until_its_last_line_or_the_step_named(tmp_path):

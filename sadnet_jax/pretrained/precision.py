@@ -1,4 +1,4 @@
-"""What it costs to publish weights in another dtype."""
+"""What it costs to publish weights in float16."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from sadnet_jax.metrics import psnr
 from sadnet_jax.model import SADNet
 
 
-def rounding_cost(
+def float16_cost(
   model: SADNet,
   params: Mapping[str, Any],
   rounded: Mapping[str, Any],
@@ -26,11 +26,17 @@ def rounding_cost(
 
   Args:
     model: The network.
-    params: Its weights.
-    rounded: The same, rounded.
+    params: Its weights, float32.
+    rounded: The same rounded to float16, as float32.
     images: Folder of clean images.
-    sigmas_255: Standard deviations of the noise to add to them.
+    sigmas_255: Standard deviations of the noise to add to them, on the scale of 8-bit images.
     protocol: How it is added, and how PSNR is measured.
+
+  Returns:
+    The largest and the mean difference in dB, and over what.
+
+  Raises:
+    ValueError: The folder has no images, or one that cannot be read.
   """
   differences = []
   apply = jax.jit(model.apply)
