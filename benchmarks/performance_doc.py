@@ -32,9 +32,9 @@ _HOW = (
   f"`{RESULTS.relative_to(ROOT)}`, as the script's name with `_cpu.json` or `_gpu.json`."
 )
 _GPU_MARKS = (
-  f'On a GPU, not measured: forward and training at least {GPU_EAGER_RATIO:g} times as fast as PyTorch (eager) and '
-  f'{GPU_COMPILE_RATIO:g} times as fast as torch.compile, in each precision; forward, 1 image 480x320: at most '
-  f'{GPU_FORWARD_MS:g} ms.'
+  f'On a GPU, not measured: forward and training at least {GPU_EAGER_RATIO:g} times as fast as PyTorch '
+  f'(eager) and {GPU_COMPILE_RATIO:g} times as fast as torch.compile, in each precision; forward, 1 image '
+  f'480x320: at most {GPU_FORWARD_MS:g} ms.'
 )
 _HEAD = '<!-- By benchmarks/performance_doc.py: change benchmarks/performance_notes.md, not this file. -->'
 
@@ -133,7 +133,7 @@ SECTIONS = (
     'Two trainings that differ in nothing but the dtype in which the network computes.',
     tables.loss_curves,
     needs=frozenset({'rows', 'dtypes', 'averaged_steps'}),
-    why_not_on_cpu='it is meant for GPUs, which compute faster in bfloat16; a CPU of two cores would take hours',
+    why_not_on_cpu='it is meant for GPUs, which are faster in bfloat16; two cores would take hours',
   ),
   Section(
     'denoiser',

@@ -99,15 +99,15 @@ def curve_of_runs(
   if not runs:
     raise ValueError('--curve: got none, want the folder of a run, or of several in their order')
   logs = [_read_log(Path(run)) for run in runs]
-  for before, log in zip(logs, logs[1:], strict=False):
+  for before, log in itertools.pairwise(logs):
     if log.config is None:
       continue
     # A file of weights does not tell of which run it is.
     began = _name_of(log.config['init_from'])
     if not began or (began != before.run and began in {other.run for other in logs}):
       raise ValueError(
-        f'--curve: got {log.run}, which began from {began or "no weights"}, after {before.run}, want it after '
-        'the run it began from: the runs of one training in their order'
+        f'--curve: got {log.run}, which began from {began or "no weights"}, after {before.run}, want it '
+        'after the run it began from: the runs of one training in their order'
       )
   apart = np.median(np.concatenate([np.diff(log.logged[:, 0], prepend=0) for log in logs]))
   interval = round_up(max(sum(log.steps for log in logs) / _MOST_INTERVALS, apart))

@@ -239,7 +239,7 @@ def test_a_row_has_its_mean_spread_and_the_papers_figure():
   content = _results(_levels(0, 0) | {'none': [27.0, 27.2], 'rsab': [27.5, 27.3]})
   head, _, none, rsab, *_ = ablation_doc.rows_table(content)
   assert 'standard deviation over 2 seeds' in head
-  assert none == '| `none` | neither | 1,000 | 27.100 | 0.141 |  | 29.05 |  |'
+  assert none == '| `none` | none | 1,000 | 27.100 | 0.141 |  | 29.05 |  |'
   assert rsab == '| `rsab` | RSAB | 1,000 | 27.400 | 0.141 | +0.300 | 29.55 | +0.50 |'
   added = ablation_doc.additions_table(content)
   # Of 6 rows with variances of 0.02, 0.02 and 0: the standard error of a difference is 0.082.
