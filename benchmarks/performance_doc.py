@@ -71,10 +71,17 @@ class Section:
 
 
 def _options_against_pytorch(content):
-  heavy = [key for key, row in content['rows'].items() if ROWS[key].heavy and content['device'] == 'cpu']
-  runs = max(row['runs'] for row in content['rows'].values())
-  only = f' --only {" ".join(content["rows"])}' if heavy else ''
-  return f'--runs {runs} --seed {content["seed"]}{only}'
+  """One command for each number of runs: the most rows first, the others by name."""
+  rows: dict[int, list[str]] = {}
+  for key, row in content['rows'].items():
+    rows.setdefault(row['runs'], []).append(key)
+  default = {key for key, row in ROWS.items() if content['device'] != 'cpu' or not row.heavy}
+  commands = []
+  for runs, keys in sorted(rows.items(), key=lambda item: -len(item[1])):
+    everything = not commands and default <= set(content['rows']) and set(keys) <= default
+    only = '' if everything else f' --only {" ".join(keys)}'
+    commands.append(f'--runs {runs} --seed {content["seed"]}{only}')
+  return ' && python benchmarks/against_pytorch.py '.join(commands)
 
 
 def _options_denoiser(content):

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import performance_doc, performance_tables
 from benchmarks.performance_doc import SECTIONS
+from benchmarks.pytorch_rows import ROWS
 
 RATES = {'flops_per_second': 4.6e11, 'bytes_per_second': 2.1e10}
 MACHINE = {
@@ -176,12 +177,16 @@ def test_marks_say_where_they_were_measured():
 def test_commands_that_the_results_do_not_tell_are_those_that_give_them():
   content = _against_pytorch()
   section = _section('against_pytorch')
-  assert section.command(content) == 'python benchmarks/against_pytorch.py --runs 5 --seed 0'
+  script = 'python benchmarks/against_pytorch.py'
+  two = f'{script} --runs 5 --seed 0 --only forward_1x320x480 deform_forward_1x40x60x256'
+  assert section.command(content) == two
   content['rows']['training_16x128x128'] = _row('step', {}, {}, runs=3)
-  assert section.command(content).endswith(
-    '--only forward_1x320x480 deform_forward_1x40x60x256 training_16x128x128'
-  )
-  assert not section.command(content | {'device': 'gpu'}).endswith('training_16x128x128')
+  assert section.command(content) == f'{two} && {script} --runs 3 --seed 0 --only training_16x128x128'
+  light = {key: _row('row', {}, {}) for key, row in ROWS.items() if not row.heavy}
+  assert section.command(content | {'rows': light}) == f'{script} --runs 5 --seed 0'
+  light['forward_1x320x480'] = _row('row', {}, {}, runs=15)
+  again = f'{script} --runs 15 --seed 0 --only forward_1x320x480'
+  assert section.command(content | {'rows': light}) == f'{script} --runs 5 --seed 0 && {again}'
   assert _section('growth').command({'command': 'python benchmarks/growth.py --runs 2'}).endswith('--runs 2')
   sizes = {'model': 'color_blind', 'sigma_255': 25, 'sizes': [{'width': 4000, 'height': 3000}]}
   assert _section('denoiser').command(sizes).endswith('--sigma_255 25 --megapixels 12')
