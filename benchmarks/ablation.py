@@ -25,7 +25,7 @@ import ml_collections
 # The configs are not installed.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import ablation_doc, measuring
+from benchmarks import ablation_doc, measuring, short_training
 from configs import ablation, color_fast
 from sadnet_jax import checkpoints, training
 from sadnet_jax.config_difference import check_same
@@ -46,15 +46,11 @@ RESULT_FILE, STARTS_FILE = 'result.json', 'starts.json'
 
 def run_config(row: str, seed: int, arguments: argparse.Namespace) -> ml_collections.ConfigDict:
   """The config of one run; those of one seed differ in the row's parts alone."""
-  config = color_fast.get_config(f'{SIGMA_255:g}')
+  config = short_training.run_config(f'{SIGMA_255:g}', arguments.images, arguments.steps)
   ablation.set_row(config, row)
   config.seed = seed
   config.model.width, config.model.offset_width = arguments.width, arguments.offset_width
-  config.data.train.clean = arguments.images
-  config.data.reader = 'memory'
   config.data.patch_px, config.batch_size = arguments.patch_px, arguments.batch_size
-  config.steps = arguments.steps
-  config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, arguments.steps // 2)
   config.validation.every = 0
   config.checkpoint_every = CHECKPOINT_EVERY
   return config
@@ -135,29 +131,21 @@ def _note_start(folder, about, steps):
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-  )
+  parser = short_training.make_parser(__doc__, steps=1000)
   recipe = color_fast.get_config()
-  parser.add_argument(
-    '--images', default='train/BSD432', help='clean; may be relative to SADNET_DATA (default: %(default)s)'
-  )
-  parser.add_argument(
-    '--test', default='kodak24', help='a set known to evaluate.py, or a folder (default: %(default)s)'
-  )
-  parser.add_argument('--seeds', nargs='+', type=int, default=[0], help='default: 0')
-  parser.add_argument('--steps', type=int, default=1000, help='of each run (default: %(default)s)')
   parser.add_argument('--width', type=int, default=16, help='of the network (default: %(default)s)')
   parser.add_argument('--offset_width', type=int, default=16, help='likewise (default: %(default)s)')
   parser.add_argument('--batch_size', type=int, default=recipe.batch_size, help='default: %(default)s')
   parser.add_argument('--patch_px', type=int, default=recipe.data.patch_px, help='default: %(default)s')
   parser.add_argument(
+    '--test', default='kodak24', help='a set known to evaluate.py, or a folder (default: %(default)s)'
+  )
+  parser.add_argument('--seeds', nargs='+', type=int, default=[0], help='default: 0')
+  parser.add_argument(
     '--workdir', type=Path, default=Path('runs', 'ablation'), help='of all runs (default: %(default)s)'
   )
-  parser.add_argument('--json', type=Path, metavar='FILE', help='also write the results to this file')
   arguments = parser.parse_args(argv)
-  if arguments.steps < 1:
-    parser.error(f'--steps: got {arguments.steps}, want at least 1')
+  short_training.check_steps(parser, arguments.steps)
   arguments.seeds = list(dict.fromkeys(arguments.seeds))
   return arguments
 

@@ -15,14 +15,12 @@ import sys
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.performance_doc import DEVICES, RESULTS, ROOT
 from benchmarks.performance_tables import machine, table
 from configs import color
 from configs.ablation import PAPER_PSNR, ROWS
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / 'benchmarks' / 'results'
 PAGE = ROOT / 'docs' / 'ABLATION.md'
-DEVICES = {'cpu': 'CPU', 'gpu': 'GPU'}
 # In the order of the values of ROWS.
 PARTS = ('RSAB', 'offset transfer', 'context block')
 _HEAD = '<!-- By benchmarks/ablation_doc.py, from benchmarks/results: change those, not this file. -->'

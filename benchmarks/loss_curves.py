@@ -24,8 +24,7 @@ import ml_collections
 # The configs are not installed.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import measuring, performance_tables
-from configs import color_fast
+from benchmarks import measuring, performance_tables, short_training
 from sadnet_jax.config_check import check_config
 from sadnet_jax.images import find_data_dir
 from sadnet_jax.train_state import create_train_state
@@ -39,12 +38,8 @@ AVERAGED_STEPS = 50
 
 def run_config(images: Path, dtype: str, steps: int) -> ml_collections.ConfigDict:
   """The config of one run."""
-  config = color_fast.get_config('50')
-  config.data.train.clean = str(images)
-  config.data.reader = 'memory'
+  config = short_training.run_config('50', images, steps)
   config.model.dtype = dtype
-  config.steps = steps
-  config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, steps // 2)
   return config
 
 
@@ -79,18 +74,10 @@ def curve(config: ml_collections.ConfigDict) -> list[float]:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-  )
-  parser.add_argument(
-    '--images', default='train/BSD432', help='clean; may be relative to SADNET_DATA (default: %(default)s)'
-  )
-  parser.add_argument('--steps', type=int, default=2000, help='of each run (default: %(default)s)')
+  parser = short_training.make_parser(__doc__, steps=2000)
   parser.add_argument('--dtypes', nargs='+', choices=DTYPES, default=DTYPES, help='default: float32 bfloat16')
-  parser.add_argument('--json', type=Path, metavar='FILE', help='also write the results to this file')
   arguments = parser.parse_args(argv)
-  if arguments.steps < 1:
-    parser.error(f'--steps: got {arguments.steps}, want at least 1')
+  short_training.check_steps(parser, arguments.steps)
   arguments.dtypes = list(dict.fromkeys(arguments.dtypes))
   return arguments
 

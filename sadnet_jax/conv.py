@@ -43,15 +43,15 @@ def conv2d(
   """
   if padding is None and kernel.shape[:2] == (stride, stride) and dilation == 1:
     y = _conv2d_of_squares(x, kernel)
-    return y if bias is None else add_bias(y, bias)
-  y = lax.conv_general_dilated(
-    x,
-    kernel,
-    window_strides=(stride, stride),
-    padding=padding or ('SAME' if stride == 1 else 'VALID'),
-    rhs_dilation=(dilation, dilation),
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-  )
+  else:
+    y = lax.conv_general_dilated(
+      x,
+      kernel,
+      window_strides=(stride, stride),
+      padding=padding or ('SAME' if stride == 1 else 'VALID'),
+      rhs_dilation=(dilation, dilation),
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
   return y if bias is None else add_bias(y, bias)
 
 
