@@ -24,8 +24,7 @@ import numpy as np
 
 from benchmarks import limits, measuring
 from sadnet_jax import Denoiser, memory
-from sadnet_jax.denoiser import OVERLAP_PX
-from sadnet_jax.tiling import TilePlan, plan_tiles
+from sadnet_jax.tiling import TilePlan
 
 MODEL = 'color_blind'
 SIGMA_255 = 25
@@ -63,7 +62,7 @@ def tiles_of(denoiser: Denoiser, image: np.ndarray) -> TilePlan:
 
   with contextlib.suppress(_FirstTileDone):
     denoiser(image, progress=stop)
-  plan = plan_tiles(*image.shape[:2], denoiser._fitting_sides[0], OVERLAP_PX)
+  plan = denoiser._plan(*image.shape[:2], denoiser._fitting_sides[0])
   assert plan.tiles == total, f'got {total} runs of the network, want one for each of {plan.tiles} tiles'
   return plan
 
@@ -125,7 +124,7 @@ def prepare(denoiser: Denoiser, width: int, height: int) -> tuple[dict, dict[str
     'pixels': width * height,
     'tiles': plan.tiles,
     'tile_size': plan.tile_size,
-    'pixels_of_tiles': plan.tiles * plan.tile_size[0] * plan.tile_size[1],
+    'pixels_of_tiles': plan.pixels,
     'flops': cost.flops,
     'bytes': cost.bytes,
   }

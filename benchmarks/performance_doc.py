@@ -128,6 +128,13 @@ SECTIONS = (
     tables.growth,
   ),
   Section(
+    'vjp_against_autodiff',
+    'The backward pass by hand',
+    'All gradients of `deform_conv2d`, by its own backward pass and by what JAX makes of the same forward '
+    'pass in the same blocks (on a CPU, without the conditionals that keep XLA from merging its loops).',
+    tables.vjp_against_autodiff,
+  ),
+  Section(
     'training_loop',
     'The whole training loop',
     'The network at full width, from each reader of its data.',

@@ -178,6 +178,25 @@ def growth(content: dict) -> list[str]:
   return [*table(head, rows), *(['', *missing] if missing else [])]
 
 
+def vjp_against_autodiff(content: dict) -> list[str]:
+  """Milliseconds and temporary megabytes of the backward pass by hand and by JAX."""
+  rows = [
+    (
+      row['what'],
+      *(figure(1e3 * row[name]['seconds']) for name in ('by_hand', 'autodiff')),
+      f'{row["autodiff"]["seconds"] / row["by_hand"]["seconds"]:.2f}',
+      *(figure(row[name]['temporary_bytes'] / 1e6) for name in ('by_hand', 'autodiff')),
+      str(len(row['by_hand']['runs_seconds'])),
+    )
+    for row in content['rows'].values()
+  ]
+  head = (
+    '', 'by hand: ms', 'by JAX: ms', 'by JAX / by hand', 'by hand: temporary MB', 'by JAX: temporary MB',
+    'runs',
+  )  # fmt: skip
+  return table(head, rows)
+
+
 def training_loop(content: dict) -> list[str]:
   """Steps a second by source of data, reader and dtype."""
   rows = [
@@ -232,7 +251,21 @@ def denoiser(content: dict) -> list[str]:
     if name in start:
       text = f'512x512, {what}, median of {len(start[name])}'
       rows.append((text, figure(statistics.median(start[name])), ''))
-  return table(('picture', 'seconds', 'peak memory of the process'), rows)
+  lines = table(('picture', 'seconds', 'peak memory of the process'), rows)
+  return [*lines, '', *_seams(content)] if content.get('seams') else lines
+
+
+def _seams(content):
+  by_sigma: dict[float, dict[int, str]] = {}
+  for row in content['seams']:
+    by_sigma.setdefault(row['sigma_255'], {})[row['overlap_px']] = figure(row['largest'])
+  overlaps = list(dict.fromkeys(row['overlap_px'] for row in content['seams']))
+  rows = [(f'{sigma:g}', *(found[px] for px in overlaps)) for sigma, found in by_sigma.items()]
+  text = (
+    'The largest difference between two times two tiles and the whole image, in levels of 1/255, by their '
+    f'overlap in pixels (the default is {content["default_overlap_px"]}):'
+  )
+  return [text, '', *table(('sigma', *map(str, overlaps)), rows)]
 
 
 def input_pipeline(content: dict) -> list[str]:

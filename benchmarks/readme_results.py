@@ -1,10 +1,10 @@
-"""Writes README.md's table of results from the results.json files of evaluate.py that are committed.
+"""Writes README.md's tables of results and of speed from what evaluate.py and the benchmarks wrote.
 
-  python benchmarks/readme_results.py           # after a new file in benchmarks/results/evaluation
+  python benchmarks/readme_results.py           # after a new file in benchmarks/results
   python benchmarks/readme_results.py --check   # fails if README.md is not what the files give
 
-A file's name, without its ending, is what the table calls the weights; the first line of
-what was run is shown below the table, with commit and hardware.
+The name of a file of benchmarks/results/evaluation, without its ending, is what the table of results calls
+the weights; the first line of what was run is shown below the table, with commit and hardware.
 """
 
 import argparse
@@ -12,9 +12,14 @@ import json
 from pathlib import Path
 import sys
 
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import readme_speed
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / 'benchmarks' / 'results' / 'evaluation'
-BEGIN, END = '<!-- results: by benchmarks/readme_results.py -->', '<!-- end of results -->'
+_BY = '<!-- {}: by benchmarks/readme_results.py -->'
+_END = '<!-- end of {} -->'
 _HEAD = (
   'images',
   'sigma',
@@ -88,6 +93,23 @@ def markdown(files: list[Path]) -> str:
   return '\n'.join([*lines, '', *commands])
 
 
+def replaced(text: str, name: str, new: str) -> str:
+  """A text with what stands between two lines of comment replaced.
+
+  Args:
+    text: Markdown with the comments.
+    name: 'results' or 'speed', as in the comments.
+    new: What is to stand between them.
+
+  Raises:
+    ValueError: The comments are not there, or more than once.
+  """
+  begin, end = _BY.format(name), _END.format(name)
+  if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+    raise ValueError(f'got no single pair of the lines {begin} and {end}, want one')
+  return f'{text.split(begin)[0]}{begin}\n\n{new}\n\n{end}{text.split(end)[1]}'
+
+
 def main() -> None:
   """Rewrites or checks README.md."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -95,13 +117,14 @@ def main() -> None:
   check = parser.parse_args().check
   readme = ROOT / 'README.md'
   text = readme.read_text()
-  if text.count(BEGIN) != 1 or text.count(END) != 1:
-    sys.exit(f'{readme}: got no single pair of the lines {BEGIN} and {END}, want one')
-  before, after = text.split(BEGIN)[0], text.split(END)[1]
-  new = f'{before}{BEGIN}\n\n{markdown(sorted(RESULTS.glob("*.json")))}\n\n{END}{after}'
+  try:
+    new = replaced(text, 'results', markdown(sorted(RESULTS.glob('*.json'))))
+    new = replaced(new, 'speed', readme_speed.markdown())
+  except ValueError as error:
+    sys.exit(f'{readme}: {error}')
   if check and new != text:
     sys.exit(
-      f'{readme}: got another table than {RESULTS} gives, want python benchmarks/readme_results.py run'
+      f'{readme}: got other tables than {RESULTS.parent} gives, want python benchmarks/readme_results.py run'
     )
   if not check:
     readme.write_text(new)

@@ -1,23 +1,23 @@
 """The hand-written backward pass of deform_conv2d beside JAX's own differentiation of it.
 
-  python benchmarks/vjp_against_autodiff.py
+  python benchmarks/vjp_against_autodiff.py --json vjp_against_autodiff.json
 
 Both compute all gradients (x, offset, mask, kernel) of the same forward pass, at
 the finest scale of a training step and of a 480x320 image; they must agree before
-anything is timed. Prints milliseconds (median) and the temporary memory that the
-compiled program asks for.
+anything is timed, and take turns. Prints milliseconds (median) and the temporary memory that
+the compiled program asks for.
 
 On a CPU the hand-written path puts the steps of a block into conditionals, which keep
 XLA from merging them. JAX would differentiate these too; it is given the forward pass
 as it is on an accelerator, without them, with blocks of the same size.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 import functools
 from pathlib import Path
-import statistics
 import sys
 import time
+from typing import Any
 from unittest import mock
 
 import jax
@@ -25,13 +25,13 @@ import jax.numpy as jnp
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
+from benchmarks import measuring
 from benchmarks.limits import DEFORMABLE_GROUPS, TAPS
 from benchmarks.paper_deform_conv import paper_deform_conv
 from sadnet_jax import deform_conv, deform_conv_vjp
 from sadnet_jax.deform_geometry import block_pixels_for, blocks_for
 
 SHAPES = ((4, 128, 128, 32), (1, 320, 480, 32))
-RUNS = 5
 
 
 def random_inputs(shape: tuple[int, int, int, int]) -> list[jax.Array]:
@@ -63,31 +63,53 @@ def compile_both(inputs: list[jax.Array]) -> dict[str, jax.stages.Compiled]:
   with mock.patch.object(deform_conv, 'deform_conv_by_blocks', plain), blocks_for('cuda'):
     # A function of its own, so that JAX does not reuse the trace of the first.
     automatic = jax.jit(lambda *inputs: gradients(*inputs)).lower(*inputs).compile()
-  return {'by hand': by_hand, 'autodiff': automatic}
+  return {'by_hand': by_hand, 'autodiff': automatic}
 
 
-def measured(compiled: Callable, inputs: list[jax.Array]) -> float:
-  """Median milliseconds of a call."""
-  taken = []
-  for _ in range(RUNS + 1):
-    start = time.perf_counter()
-    jax.block_until_ready(compiled(*inputs))
-    taken.append(1e3 * (time.perf_counter() - start))
-  return statistics.median(taken[1:])
+def check_agreement(what: str, both: dict[str, jax.stages.Compiled], inputs: list[jax.Array]) -> None:
+  """Runs both.
+
+  Raises:
+    SystemExit: Their gradients differ by more than rounding does.
+  """
+  for got, wanted in zip(*(compiled(*inputs) for compiled in both.values()), strict=True):
+    error = float(jnp.linalg.norm(got - wanted) / jnp.linalg.norm(wanted))
+    if not error < 1e-4:
+      raise SystemExit(f'{what}: the gradients differ by {error}, want less than 1e-4')
 
 
-def main() -> None:
-  print(f'{"shape":<20}{"backward":<14}{"ms":>10}{"temporary MB":>16}')
-  for shape in SHAPES:
-    inputs = random_inputs(shape)
-    both = compile_both(inputs)
-    for got, wanted in zip(*(compiled(*inputs) for compiled in both.values()), strict=True):
-      error = float(jnp.linalg.norm(got - wanted) / jnp.linalg.norm(wanted))
-      if not error < 1e-4:
-        raise SystemExit(f'{shape}: the gradients differ by {error}, want less than 1e-4')
+def measure(shape: tuple[int, int, int, int], runs: int) -> dict[str, Any]:
+  """A row of the results: of each of both, seconds and the bytes of temporary memory."""
+  what = f'deform_conv2d {"x".join(map(str, shape))}'
+  inputs = random_inputs(shape)
+  both = compile_both(inputs)
+  check_agreement(what, both, inputs)
+  taken: dict[str, list[float]] = {name: [] for name in both}
+  for _ in range(runs):
     for name, compiled in both.items():
-      megabytes = compiled.memory_analysis().temp_size_in_bytes / 1e6
-      print(f'{"x".join(map(str, shape)):<20}{name:<14}{measured(compiled, inputs):>10.0f}{megabytes:>16.0f}')
+      start = time.perf_counter()
+      jax.block_until_ready(compiled(*inputs))
+      taken[name].append(time.perf_counter() - start)
+  found = {
+    name: {**measuring.summary(taken[name]), 'temporary_bytes': compiled.memory_analysis().temp_size_in_bytes}
+    for name, compiled in both.items()
+  }
+  return {'what': what, **found}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  arguments = measuring.make_parser(__doc__, runs=5).parse_args(argv)
+  options = measuring.options_of(arguments)
+  results: dict = measuring.describe('vjp_against_autodiff.py', options) | {'rows': {}}
+  print(f'{"shape":<34}{"backward":<14}{"ms":>10}{"temporary MB":>16}')
+  for shape in SHAPES:
+    row = measure(shape, arguments.runs)
+    results['rows']['x'.join(map(str, shape))] = row
+    for name in ('by_hand', 'autodiff'):
+      found = row[name]
+      megabytes = found['temporary_bytes'] / 1e6
+      print(f'{row["what"]:<34}{name:<14}{1e3 * found["seconds"]:>10.0f}{megabytes:>16.0f}')
+  measuring.finish(results, arguments.json)
 
 
 if __name__ == '__main__':

@@ -13,7 +13,7 @@ from sadnet_jax import memory, pretrained
 from sadnet_jax.deform_geometry import blocks_for
 from sadnet_jax.model import STRIDE, SADNet
 from sadnet_jax.self_ensemble import TRANSFORMS, self_ensemble
-from sadnet_jax.tiling import RAMP_PX, TilePlan, blend_tiles, plan_tiles
+from sadnet_jax.tiling import RAMP_PX, TilePlan, blend_tiles, plan_tiles, plan_tiles_of_area
 
 # Where tiles and the whole image differ by less than 1/255; see tests/test_denoiser_with_weights.py.
 OVERLAP_PX = 80
@@ -54,8 +54,8 @@ class Denoiser:
       model: The network.
       params: Its weights.
       about: To be kept as `about`.
-      tile_px: Longest side of a tile, a multiple of 8; 'auto' for what fits into half of the
-        device's free memory, up to a limit; 'whole' for never any tiles.
+      tile_px: Longest side of a tile, a multiple of 8; 'auto' for tiles of any sides, of as many pixels as
+        fit into half of the device's free memory, up to 1280 x 1280; 'whole' for never any tiles.
       overlap_px: Least overlap of tiles.
       ensemble: Give the mean over the eight flips and rotations: eight times the work.
       device: Where to run; None for JAX's first.
@@ -181,9 +181,15 @@ class Denoiser:
           f'at ({reason}), want smaller tiles or a device with more memory'
         ) from error
 
+  def _plan(self, height, width, side):
+    """Tiles no longer than the side asked for, or, of our own choice, as large as its square."""
+    if self._tile_px == 'auto':
+      return plan_tiles_of_area(height, width, side**2, self._overlap_px)
+    return plan_tiles(height, width, side, self._overlap_px)
+
   def _by_tiles(self, batch, denoised, side, progress):
     n, height, width, _ = batch.shape
-    plan = plan_tiles(height, width, side, self._overlap_px)
+    plan = self._plan(height, width, side)
     if plan.tiles == 1:
       # Small images share a run of the network.
       together = min(n, max(1, side**2 // (plan.tile_size[0] * plan.tile_size[1])))

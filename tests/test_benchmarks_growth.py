@@ -23,7 +23,7 @@ def test_compiling_for_an_image_denoises_one_tile_of_it(denoiser, monkeypatch):
   runs = []
   network = denoiser._network
   monkeypatch.setattr(denoiser, '_network', lambda noisy: runs.append(noisy.shape) or network(noisy))
-  wide = (8, denoiser._fitting_sides[0] + 40, 3)
+  wide = (8, denoiser._fitting_sides[0] ** 2 // 8 + 40, 3)
   plan = growth.tiles_of(denoiser, np.zeros(wide, np.uint8))
   assert plan.tiles == 2
   assert runs == [(1, *plan.tile_size, 3)]

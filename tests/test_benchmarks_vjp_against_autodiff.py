@@ -1,7 +1,10 @@
 """The backward pass by hand and by JAX: what is timed beside each other."""
 
+import json
+
 import jax
 import numpy as np
+import pytest
 
 from benchmarks import vjp_against_autodiff
 from sadnet_jax import deform_geometry
@@ -12,7 +15,23 @@ def test_only_the_hand_written_path_has_conditionals(monkeypatch):
   inputs = vjp_against_autodiff.random_inputs((1, 6, 9, 8))
   both = vjp_against_autodiff.compile_both(inputs)
   assert jax.default_backend() == 'cpu'
-  assert ' conditional(' in both['by hand'].as_text()
+  assert ' conditional(' in both['by_hand'].as_text()
   assert ' conditional(' not in both['autodiff'].as_text()
-  for got, wanted in zip(both['by hand'](*inputs), both['autodiff'](*inputs), strict=True):
+  for got, wanted in zip(both['by_hand'](*inputs), both['autodiff'](*inputs), strict=True):
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_writes_a_row_a_shape(tmp_path, monkeypatch):
+  monkeypatch.setattr(vjp_against_autodiff, 'SHAPES', ((1, 6, 9, 8),))
+  vjp_against_autodiff.main(['--runs', '2', '--json', str(tmp_path / 'out.json')])
+  content = json.loads((tmp_path / 'out.json').read_text())
+  row = content['rows']['1x6x9x8']
+  assert [len(row[name]['runs_seconds']) for name in ('by_hand', 'autodiff')] == [2, 2]
+  assert row['autodiff']['temporary_bytes'] > 0
+  assert content['command'] == 'python benchmarks/vjp_against_autodiff.py --runs 2'
+
+
+def test_gradients_that_differ_are_not_timed():
+  both = {'by_hand': lambda x: (x,), 'autodiff': lambda x: (1.01 * x,)}
+  with pytest.raises(SystemExit, match=r'operator: the gradients differ by 0\.0'):
+    vjp_against_autodiff.check_agreement('operator', both, [jax.numpy.ones(3)])

@@ -245,3 +245,31 @@ def test_loss_curves_show_every_tenth_mean_and_the_farthest():
   ]
   lines = performance_tables.loss_curves({**content, 'dtypes': ['float32'], 'rows': rows[:2]})
   assert lines[2:] == ['| step | float32 |', '|---|---:|', '| 100 | 0.100 |']
+
+
+def test_seams_stand_by_sigma_and_overlap():
+  seams = [
+    {'sigma_255': sigma, 'overlap_px': px, 'largest': sigma / (1 + px)}
+    for sigma in (25.0, 50.0)
+    for px in (0, 16)
+  ]
+  content = {'sizes': [], 'default_overlap_px': 80, 'seams': seams}
+  lines = performance_tables.denoiser(content)
+  assert '(the default is 80)' in lines[3]
+  assert lines[5:] == [
+    '| sigma | 0 | 16 |',
+    '|---|---:|---:|',
+    '| 25 | 25.0 | 1.47 |',
+    '| 50 | 50.0 | 2.94 |',
+  ]
+  assert len(performance_tables.denoiser(content | {'seams': []})) == 2
+
+
+def test_the_backward_pass_by_hand_beside_jax():
+  row = {
+    'what': 'operator',
+    'by_hand': {'seconds': 0.1, 'runs_seconds': [0.1, 0.1], 'temporary_bytes': 40_000_000},
+    'autodiff': {'seconds': 0.25, 'runs_seconds': [0.2, 0.3], 'temporary_bytes': 90_000_000},
+  }
+  lines = performance_tables.vjp_against_autodiff({'rows': {'1x2x3x4': row}})
+  assert lines[-1] == '| operator | 100 | 250 | 2.50 | 40.0 | 90.0 | 2 |'

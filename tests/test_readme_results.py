@@ -1,11 +1,11 @@
-"""README's table of results is what the committed files give."""
+"""README's tables of results and of speed are what the committed files give."""
 
 import json
 
 from command import ROOT, finish, start
 import pytest
 
-from benchmarks import readme_results
+from benchmarks import performance_doc, readme_results, readme_speed
 
 
 def _content(**changes):
@@ -32,6 +32,32 @@ def _content(**changes):
 
 def test_readme_is_what_the_files_give():
   finish(start(ROOT / 'benchmarks' / 'readme_results.py', '--check'))
+
+
+def test_a_table_stands_between_its_lines():
+  begin, end = '<!-- speed: by benchmarks/readme_results.py -->', '<!-- end of speed -->'
+  text = f'before\n{begin}\nold\n{end}\nafter\n'
+  assert readme_results.replaced(text, 'speed', 'new') == f'before\n{begin}\n\nnew\n\n{end}\nafter\n'
+  for wrong in (text + text, 'before', f'{end}{begin}'):
+    with pytest.raises(ValueError, match='got no single pair of the lines <!-- speed: by'):
+      readme_results.replaced(wrong, 'speed', 'new')
+
+
+def test_the_part_on_speed_has_a_few_rows_and_the_whole_command():
+  section = next(section for section in performance_doc.SECTIONS if section.stem == 'against_pytorch')
+  content = performance_doc.read(section, 'cpu')
+  text = readme_speed.markdown()
+  for key, row in content['rows'].items():
+    assert (f'| {row["what"]} |' in text) == (key in readme_speed.ROWS)
+  assert performance_doc.measured_with(section, content) in text
+  headings = [line for line in text.splitlines() if line.startswith('### ') and line.endswith(', CPU')]
+  assert headings == ['### The command, CPU', '### Beside PyTorch, CPU', '### The whole training loop, CPU']
+
+
+def test_a_part_on_speed_without_results_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(performance_doc, 'RESULTS', tmp_path)
+  with pytest.raises(SystemExit, match=r'denoiser_cpu\.json: got no results, want those of denoiser\.py'):
+    readme_speed.markdown()
 
 
 def test_a_row_names_what_differs_from_the_paper(tmp_path):

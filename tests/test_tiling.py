@@ -1,7 +1,9 @@
+import itertools
+
 import numpy as np
 import pytest
 
-from sadnet_jax.tiling import RAMP_PX, blend_tiles, plan_tiles
+from sadnet_jax.tiling import RAMP_PX, blend_tiles, plan_tiles, plan_tiles_of_area
 
 LENGTHS = (1, 7, 8, 31, 63, 64, 65, 72, 97, 128, 129, 200, 255, 601, 3001)
 TILES_AND_OVERLAPS = ((640, 80), (96, 80), (128, 64), (104, 40), (64, 8), (64, 3), (64, 0), (32, 16))
@@ -37,9 +39,9 @@ def test_neighbours_overlap_by_what_was_wanted_with_the_fewest_tiles(length_px, 
 
 def test_margins_have_no_weight():
   plan = axis(1160, 640, 80)
-  assert plan.starts == (0, 520)
-  margin = (plan.tile_px - 520 - RAMP_PX) // 2
-  assert margin == 52
+  assert plan.starts == (0, 536)
+  margin = (plan.tile_px - 536 - RAMP_PX) // 2
+  assert margin == 36
   weights = plan.weights(1)
   assert (weights[:margin] == 0).all()
   assert (weights[margin + RAMP_PX :] == 1).all()
@@ -48,8 +50,8 @@ def test_margins_have_no_weight():
 
 
 def test_tiles_shrink_where_as_many_smaller_ones_do():
-  assert axis(700, 640, 80).tile_px == 416
-  assert plan_tiles(700, 300, 640, 80).tile_size == (416, 304)
+  assert axis(700, 640, 80).tile_px == 400
+  assert plan_tiles(700, 300, 640, 80).tile_size == (400, 304)
 
 
 def test_the_wanted_overlap_is_rounded_up_to_a_multiple_of_8():
@@ -80,7 +82,8 @@ def test_blending_what_was_not_changed_gives_the_image_back(size, tile_px, overl
 
 def test_a_tile_passes_into_the_next_without_a_step():
   plan = plan_tiles(8, 1160, 640, 80)
-  tiles = iter([np.zeros((8, 640, 1), np.float32), np.ones((8, 640, 1), np.float32)])
+  width = plan.columns.tile_px
+  tiles = iter([np.zeros((8, width, 1), np.float32), np.ones((8, width, 1), np.float32)])
   ((_, row),) = blend_tiles(plan, lambda rows, columns: next(tiles))
   steps = np.diff(row[0, :, 0])
   assert steps.max() == pytest.approx(1 / RAMP_PX)
@@ -103,3 +106,37 @@ def test_a_tile_passes_into_the_next_without_a_step():
 def test_what_no_tiling_has_is_refused(arguments, message):
   with pytest.raises(ValueError, match=message):
     plan_tiles(*arguments)
+
+
+@pytest.mark.parametrize(
+  ('size', 'side_px', 'tile_size', 'tiles'),
+  [
+    # Height and width of the image, and of a tile.
+    ((1280, 1280), 1280, (1280, 1280), 1),
+    ((500, 3000), 1280, (504, 3000), 1),
+    ((1, 1), 128, (8, 8), 1),
+    ((1080, 1920), 1280, (1080, 1008), 2),
+    ((2000, 3000), 1280, (1040, 1552), 4),
+    ((3000, 4000), 1280, (1056, 1392), 9),
+    ((4000, 3000), 1280, (1392, 1056), 9),
+  ],
+)
+def test_tiles_of_an_area_are_as_high_and_wide_as_is_least_work(size, side_px, tile_size, tiles):
+  plan = plan_tiles_of_area(*size, side_px**2, 80)
+  assert plan.tile_size == tile_size
+  assert plan.tiles == tiles
+
+
+def test_tiles_of_an_area_cover_any_image_and_are_never_more_work_than_squares():
+  rng = np.random.default_rng(0)
+  for _ in range(300):
+    height, width = (int(10 ** rng.uniform(0, 4)) for _ in range(2))
+    side, overlap = (128, 640, 1280)[rng.integers(3)], int(rng.integers(0, 112))
+    plan = plan_tiles_of_area(height, width, side**2, overlap)
+    assert plan.tile_size[0] * plan.tile_size[1] <= side**2
+    squares = plan_tiles(height, width, side, overlap)
+    assert plan.pixels <= squares.pixels
+    for axis_, length in ((plan.rows, height), (plan.columns, width)):
+      assert axis_.starts[0] == 0
+      assert length <= axis_.starts[-1] + axis_.tile_px <= length + 7
+      assert all(a + axis_.tile_px - b >= overlap for a, b in itertools.pairwise(axis_.starts))
