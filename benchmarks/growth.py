@@ -4,10 +4,11 @@
 
 Colour images of 8 bits go through `sadnet_jax.Denoiser` with weights that ship with the package, in the
 tiles that it chooses itself; the pixels of all tiles are more than the image's, since they overlap. Beside
-that stands the network alone on the whole image, where the memory does, and the limit: the operations on
-the whole image over the machine's matrix rate, or the bytes over its copy rate. Compilation is not
-counted. All sizes take turns, so that whatever else the machine does falls on all; a small image is
-denoised several times in a turn.
+that stands the network alone on the whole image, once and where the memory does, and the limit: the
+operations on the whole image over the machine's matrix rate, or the bytes over its copy rate. Compilation
+is not counted. All sizes take turns, so that whatever else the machine does falls on all; a small image is
+denoised several times in a turn, after once that is not counted, since the memory that a large one gave
+back is fetched anew then.
 """
 
 import argparse
@@ -140,10 +141,14 @@ def measure(denoiser: Denoiser, sizes: Sequence[tuple[int, int]], runs: int) -> 
   """All rows of the table, without limits."""
   prepared = [prepare(denoiser, *size) for size in sizes]
   taken: dict[tuple[int, str], list[float]] = {}
-  for _ in range(runs):
+  for turn in range(runs):
     for i, (row, calls) in enumerate(prepared):
       times = -(-PIXELS_A_TURN // row['pixels'])
       for name, call in calls.items():
+        if name == 'whole' and turn:
+          continue
+        if times > 1:
+          jax.block_until_ready(call())
         taken.setdefault((i, name), []).append(seconds_of(call, times))
   rows = [row for row, _ in prepared]
   for (i, name), seconds in taken.items():

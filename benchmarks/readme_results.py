@@ -1,4 +1,4 @@
-"""Writes README.md's tables of results and of speed from what evaluate.py and the benchmarks wrote.
+"""Writes README.md's tables from what evaluate.py and the benchmarks wrote.
 
   python benchmarks/readme_results.py           # after a new file in benchmarks/results
   python benchmarks/readme_results.py --check   # fails if README.md is not what the files give
@@ -9,12 +9,17 @@ the weights; the first line of what was run is shown below the table, with commi
 
 import argparse
 import json
+import math
 from pathlib import Path
 import sys
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import readme_speed
+import jax
+
+from benchmarks import limits, readme_speed
+from sadnet_jax import SADNet
+from sadnet_jax.model import param_shapes
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / 'benchmarks' / 'results' / 'evaluation'
@@ -93,12 +98,22 @@ def markdown(files: list[Path]) -> str:
   return '\n'.join([*lines, '', *commands])
 
 
+def network() -> str:
+  """Parameters and multiply-accumulates of the network beside those of the paper's Table 7."""
+  lines = ['| network | parameters | GMAC, one 480x320 image |', '|---|---|---|']
+  for title, channels in (('colour', 3), ('grey', 1)):
+    shapes = jax.tree.leaves(param_shapes(SADNet(channels=channels)))
+    gmac = limits.network_cost((1, 320, 480, channels)).flops / 2e9
+    lines.append(f'| ours, {title} | {sum(math.prod(shape.shape) for shape in shapes):,} | {gmac:.1f} |')
+  return '\n'.join([*lines, '| the paper, colour (Table 7) | 4,321k | 50.1 |'])
+
+
 def replaced(text: str, name: str, new: str) -> str:
   """A text with what stands between two lines of comment replaced.
 
   Args:
     text: Markdown with the comments.
-    name: 'results' or 'speed', as in the comments.
+    name: 'results', 'network' or 'speed', as in the comments.
     new: What is to stand between them.
 
   Raises:
@@ -119,6 +134,7 @@ def main() -> None:
   text = readme.read_text()
   try:
     new = replaced(text, 'results', markdown(sorted(RESULTS.glob('*.json'))))
+    new = replaced(new, 'network', network())
     new = replaced(new, 'speed', readme_speed.markdown())
   except ValueError as error:
     sys.exit(f'{readme}: {error}')

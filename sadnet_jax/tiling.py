@@ -21,8 +21,6 @@ from sadnet_jax.model import STRIDE
 
 # Over how many pixels of an overlap one tile passes into the next.
 RAMP_PX = 16
-# Tiles shrink to sides of this, so that images of many sizes have fewer sizes of tiles.
-_SIDE_STEP_PX = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,36 +106,43 @@ def plan_tiles(height_px: int, width_px: int, tile_px: int, overlap_px: int) -> 
   return TilePlan(_plan_axis(height_px, tile_px, overlap), _plan_axis(width_px, tile_px, overlap))
 
 
-def plan_tiles_of_area(height_px: int, width_px: int, area_px: int, overlap_px: int) -> TilePlan:
+def plan_tiles_of_area(
+  height_px: int, width_px: int, area_px: int, overlap_px: int, height_cost: float = 0
+) -> TilePlan:
   """Lays tiles of at most so many pixels, as high and as wide as is least work.
-
-  Of all numbers of rows and columns, takes those whose tiles have the fewest pixels together.
 
   Args:
     height_px: The image's; it is extended to a multiple of 8.
     width_px: Likewise.
     area_px: Most pixels of a tile; with the extension, an image of as many is one tile.
     overlap_px: Least overlap of neighbours, rounded up to a multiple of 8.
+    height_cost: By what share of a pixel's work that of all pixels grows with each pixel of a tile's height.
 
   Raises:
     ValueError: A length is not positive, or a square of the area is too small for the overlap.
   """
-  side_px = math.isqrt(area_px) // STRIDE * STRIDE
-  best = plan_tiles(height_px, width_px, side_px, overlap_px)
-  overlap = _up(overlap_px, STRIDE)
-  height = _up(height_px, STRIDE)
-  for count in range(1, len(best.rows.starts) * len(best.columns.starts) + 1):
-    rows = _plan_axis(height_px, _side_of(count, height, overlap), overlap)
+  squares = plan_tiles(height_px, width_px, math.isqrt(area_px) // STRIDE * STRIDE, overlap_px)
+  height, width, overlap = _up(height_px, STRIDE), _up(width_px, STRIDE), _up(overlap_px, STRIDE)
+  if height * width <= area_px:
+    return plan_tiles(height, width, max(height, width), overlap)
+
+  def work(plan):
+    return plan.pixels * (1 + height_cost * plan.rows.tile_px), plan.tiles
+
+  plans = [squares]
+  for count in range(1, height // STRIDE + 1):
+    rows = _plan_axis(height, _side_of(count, height, overlap), overlap)
     widest = area_px // rows.tile_px // STRIDE * STRIDE
-    if widest >= min(_up(width_px, STRIDE), overlap + RAMP_PX):
-      plan = TilePlan(rows, _plan_axis(width_px, widest, overlap))
-      best = min(best, plan, key=lambda plan: (plan.pixels, plan.tiles))
-  return best
+    if rows.tile_px < min(height, overlap + RAMP_PX):
+      break
+    if widest >= min(width, overlap + RAMP_PX):
+      plans.append(TilePlan(rows, _plan_axis(width, widest, overlap)))
+  return min(plans, key=work)
 
 
 def _side_of(count, length, overlap_px):
   """Of tiles that cover a length."""
-  return length if count == 1 else _up(-(-(length + (count - 1) * overlap_px) // count), _SIDE_STEP_PX)
+  return _up(-(-(length + (count - 1) * overlap_px) // count), STRIDE)
 
 
 def _plan_axis(length_px, tile_px, overlap_px):

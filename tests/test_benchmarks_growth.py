@@ -46,13 +46,15 @@ def test_sizes_take_turns_and_small_images_are_repeated(monkeypatch):
 
   def prepare(_, width, height):
     row = {'what': f'{width}x{height}', 'pixels': width * height}
-    return row, {'tiled': lambda: calls.append(row['what'])}
+    return row, {name: lambda name=name: calls.append((row['what'], name)) for name in ('tiled', 'whole')}
 
   monkeypatch.setattr(growth, 'prepare', prepare)
   rows = growth.measure(None, [(1000, 700), (2000, 1000)], 2)
-  assert calls == 2 * (3 * ['1000x700'] + ['2000x1000'])
+  # Three times are counted, one is not; the whole image has one turn.
+  small, large = ([(what, name) for name in ('tiled', 'whole')] for what in ('1000x700', '2000x1000'))
+  assert calls == [*4 * small[:1], *4 * small[1:], *large, *4 * small[:1], large[0]]
   for row in rows:
-    assert len(row['tiled']['runs_seconds']) == 2
+    assert [len(row[name]['runs_seconds']) for name in ('tiled', 'whole')] == [2, 1]
     assert row['tiled']['us_per_pixel'] == pytest.approx(1e6 * row['tiled']['seconds'] / row['pixels'])
 
 

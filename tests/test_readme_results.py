@@ -60,6 +60,16 @@ def test_a_part_on_speed_without_results_is_refused(tmp_path, monkeypatch):
     readme_speed.markdown()
 
 
+def test_the_network_stands_beside_the_paper():
+  colour, grey, paper = readme_results.network().splitlines()[2:]
+  # The authors' networks have as many; 49.4 GMAC were counted of theirs, with other operations.
+  assert colour.startswith('| ours, colour | 4,234,723 |')
+  assert grey.startswith('| ours, grey | 4,234,081 |')
+  gmac = float(colour.split('|')[3])
+  assert 0.94 * 49.4 < gmac < 49.4
+  assert paper.endswith('| 4,321k | 50.1 |')
+
+
 def test_a_row_names_what_differs_from_the_paper(tmp_path):
   (tmp_path / 'classical.json').write_text(json.dumps(_content()))
   table = readme_results.markdown([tmp_path / 'classical.json'])

@@ -50,8 +50,8 @@ def test_margins_have_no_weight():
 
 
 def test_tiles_shrink_where_as_many_smaller_ones_do():
-  assert axis(700, 640, 80).tile_px == 400
-  assert plan_tiles(700, 300, 640, 80).tile_size == (400, 304)
+  assert axis(700, 640, 80).tile_px == 392
+  assert plan_tiles(700, 300, 640, 80).tile_size == (392, 304)
 
 
 def test_the_wanted_overlap_is_rounded_up_to_a_multiple_of_8():
@@ -115,8 +115,8 @@ def test_what_no_tiling_has_is_refused(arguments, message):
     ((1280, 1280), 1280, (1280, 1280), 1),
     ((500, 3000), 1280, (504, 3000), 1),
     ((1, 1), 128, (8, 8), 1),
-    ((1080, 1920), 1280, (1080, 1008), 2),
-    ((2000, 3000), 1280, (1040, 1552), 4),
+    ((1080, 1920), 1280, (1080, 1000), 2),
+    ((2000, 3000), 1280, (1040, 1544), 4),
     ((3000, 4000), 1280, (1056, 1392), 9),
     ((4000, 3000), 1280, (1392, 1056), 9),
   ],
@@ -125,6 +125,20 @@ def test_tiles_of_an_area_are_as_high_and_wide_as_is_least_work(size, side_px, t
   plan = plan_tiles_of_area(*size, side_px**2, 80)
   assert plan.tile_size == tile_size
   assert plan.tiles == tiles
+
+
+@pytest.mark.parametrize(
+  ('size', 'tile_size'),
+  [
+    ((1080, 1920), (584, 1920)),
+    ((2000, 3000), (464, 3000)),
+    ((3000, 4000), (664, 2040)),
+    # One tile stays one.
+    ((2000, 800), (2000, 800)),
+  ],
+)
+def test_tiles_are_flat_where_height_costs(size, tile_size):
+  assert plan_tiles_of_area(*size, 1280**2, 80, 1 / 5000).tile_size == tile_size
 
 
 def test_tiles_of_an_area_cover_any_image_and_are_never_more_work_than_squares():
