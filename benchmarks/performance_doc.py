@@ -3,7 +3,7 @@
   python benchmarks/performance_doc.py           # after a new file in benchmarks/results
   python benchmarks/performance_doc.py --check   # fails if the page is not what the files give
 
-The words beside the tables are in benchmarks/performance_notes.md: what stands before its first heading opens
+benchmarks/readme_results.py writes some of it to README.md. The words beside the tables are in benchmarks/performance_notes.md: what stands before its first heading opens
 the page, the rest ends it.
 """
 
@@ -84,15 +84,6 @@ def _options_against_pytorch(content):
   return ' && python benchmarks/against_pytorch.py '.join(commands)
 
 
-def _options_denoiser(content):
-  sizes = ' '.join(f'{round(row["width"] * row["height"] / 1e6, 2):g}' for row in content['sizes'])
-  return f'--model {content["model"]} --sigma_255 {content["sigma_255"]} --megapixels {sizes}'
-
-
-def _fields(*names):
-  return lambda content: ' '.join(f'--{name} {content[name]:g}' for name in names)
-
-
 SECTIONS = (
   Section(
     'against_pytorch',
@@ -124,7 +115,8 @@ SECTIONS = (
     'growth',
     'Growth with the image',
     '`sadnet_jax.Denoiser` with the tiles that it chooses itself, without compilation, beside the network '
-    'alone on the image in one piece.',
+    'alone on the image in one piece, once. A run of less than 1.5 megapixels is the mean of several calls, '
+    'after one that is not counted: it would fetch the memory anew that a large image gave back.',
     tables.growth,
   ),
   Section(
@@ -139,7 +131,7 @@ SECTIONS = (
     'The whole training loop',
     'The network at full width, from each reader of its data.',
     tables.training_loop,
-    _fields('patch_px', 'batch_size', 'steps'),
+    needs=frozenset({'rows', 'limits', 'command'}),
   ),
   Section(
     'loss_curves',
@@ -154,15 +146,14 @@ SECTIONS = (
     'The command',
     '`sadnet-denoise` on a picture, a process each.',
     tables.denoiser,
-    _options_denoiser,
-    frozenset({'sizes'}),
+    needs=frozenset({'sizes', 'command'}),
   ),
   Section(
     'input_pipeline',
     'The readers alone',
     'Patches until they lie on the first device, without training.',
     tables.input_pipeline,
-    _fields('patch_px', 'batch_size', 'seconds'),
+    needs=frozenset({'rows', 'command'}),
   ),
 )
 

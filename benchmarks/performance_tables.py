@@ -2,7 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 import math
+from pathlib import Path
 import statistics
+import sys
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.pytorch_rows import ROWS
 
 # Column -> PyTorch's variant in float32, and in another precision.
 _VARIANTS = {
@@ -66,7 +72,14 @@ def limits(content: dict) -> list[str]:
 
 
 def against_pytorch(content: dict) -> list[str]:
-  """A table for each precision, and what was not run."""
+  """A table for each precision, and which rows of the script are not in it."""
+  missing = [row.what for key, row in ROWS.items() if key not in content['rows']]
+  lines = beside_pytorch(content)
+  return [*lines, '', f'Not measured: {"; ".join(missing)}.'] if missing else lines
+
+
+def beside_pytorch(content: dict) -> list[str]:
+  """A table for each precision, of the rows that are there."""
   found = content['agreement']
   lines = [
     f'Before anything was timed, outputs of up to {figure(found["forward_max_abs"])} differed by '
@@ -185,30 +198,44 @@ def vjp_against_autodiff(content: dict) -> list[str]:
       row['what'],
       *(figure(1e3 * row[name]['seconds']) for name in ('by_hand', 'autodiff')),
       f'{row["autodiff"]["seconds"] / row["by_hand"]["seconds"]:.2f}',
+      figure(row['limit_ms']),
       *(figure(row[name]['temporary_bytes'] / 1e6) for name in ('by_hand', 'autodiff')),
       str(len(row['by_hand']['runs_seconds'])),
     )
     for row in content['rows'].values()
   ]
   head = (
-    '', 'by hand: ms', 'by JAX: ms', 'by JAX / by hand', 'by hand: temporary MB', 'by JAX: temporary MB',
-    'runs',
+    '', 'by hand: ms', 'by JAX: ms', 'by JAX / by hand', 'limit: ms', 'by hand: temporary MB',
+    'by JAX: temporary MB', 'runs',
   )  # fmt: skip
   return table(head, rows)
 
 
 def training_loop(content: dict) -> list[str]:
   """Steps a second by source of data, reader and dtype."""
+  (precision,) = content['limits']
   rows = [
     (
       f'{row["data"]}, `{row["reader"]}`, {row["dtype"]}',
       figure(1 / row['seconds_per_step']),
       figure(row['images_per_second']),
+      figure(row['seconds_per_step']),
+      figure(content['limit_seconds']),
       f'{row["waiting_for_data"]:.2%}',
     )
     for row in content['rows']
   ]
-  lines = table(('data, reader, computed in', 'steps a second', 'patches a second', 'waiting for data'), rows)
+  lines = table(
+    (
+      'data, reader, computed in',
+      'steps a second',
+      'patches a second',
+      'seconds a step',
+      f'limit, {precision}',
+      'waiting for data',
+    ),
+    rows,
+  )
   patch = content['patch_px']
   return [f'{content["batch_size"]} patches of {patch}x{patch} a step, {content["steps"]} steps:', '', *lines]
 

@@ -8,12 +8,14 @@ import sys
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import performance_doc
+from benchmarks import performance_doc, performance_tables
 
 # Of the comparison with PyTorch; the page has all.
 ROWS = (
   'deform_forward_1x320x480x32',
   'deform_backward_1x320x480x32',
+  'deform_forward_1x40x60x256',
+  'deform_backward_1x40x60x256',
   'forward_1x320x480',
   'training_4x128x128',
 )
@@ -36,11 +38,12 @@ def _parts(section):
     raise SystemExit(f'{section.file("cpu")}: got no results, want those of {section.stem}.py')
   for device, content in found.items():
     if content is not None:
-      shown = _chosen(content) if section.stem == 'against_pytorch' else content
+      lines = _chosen(content) if section.stem == 'against_pytorch' else section.lines(content)
       heading = f'### {section.title}, {performance_doc.DEVICES[device]}'
       command = performance_doc.measured_with(section, content)
-      yield '\n'.join([heading, '', section.text, '', *section.lines(shown), '', command])
+      yield '\n'.join([heading, '', section.text, '', *lines, '', command])
 
 
 def _chosen(content):
-  return content | {'rows': {key: row for key, row in content['rows'].items() if key in ROWS}}
+  rows = {key: row for key, row in content['rows'].items() if key in ROWS}
+  return performance_tables.beside_pytorch(content | {'rows': rows})

@@ -25,7 +25,7 @@ import jax
 # The configs are not installed.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import measuring
+from benchmarks import limits, measuring
 from configs import color_fast, nam
 from sadnet_jax import training
 from sadnet_jax.images import find_data_dir
@@ -96,6 +96,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     for data, folder in sets.items():
       for reader in arguments.readers:
         rows += [measure(data, folder, reader, dtype, arguments) for dtype in arguments.dtypes]
+  precision, found = measuring.default_limits()
+  # Of the network and its gradients; noise, loss and optimizer count nothing.
+  cost = limits.network_cost((arguments.batch_size, arguments.patch_px, arguments.patch_px, 3), training=True)
+  results |= {'limits': {precision: found.to_json()}, 'limit_seconds': found.seconds(cost.flops, cost.bytes)}
+  print(f'the limit of a step: {results["limit_seconds"]:.3f} s')
   print(f'{"data":<8}{"reader":<8}{"dtype":<10}{"images/s":>10}{"s/step":>10}{"waiting":>10}')
   for row in rows:
     print(

@@ -5,7 +5,8 @@
 Both compute all gradients (x, offset, mask, kernel) of the same forward pass, at
 the finest scale of a training step and of a 480x320 image; they must agree before
 anything is timed, and take turns. Prints milliseconds (median) and the temporary memory that
-the compiled program asks for.
+the compiled program asks for. The limit is the operations of a forward and a backward pass
+over the machine's matrix rate, or the bytes over its copy rate.
 
 On a CPU the hand-written path puts the steps of a block into conditionals, which keep
 XLA from merging them. JAX would differentiate these too; it is given the forward pass
@@ -26,7 +27,7 @@ import jax.numpy as jnp
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import measuring
-from benchmarks.limits import DEFORMABLE_GROUPS, TAPS
+from benchmarks.limits import DEFORMABLE_GROUPS, TAPS, deform_conv_cost
 from benchmarks.paper_deform_conv import paper_deform_conv
 from sadnet_jax import deform_conv, deform_conv_vjp
 from sadnet_jax.deform_geometry import block_pixels_for, blocks_for
@@ -94,16 +95,21 @@ def measure(shape: tuple[int, int, int, int], runs: int) -> dict[str, Any]:
     name: {**measuring.summary(taken[name]), 'temporary_bytes': compiled.memory_analysis().temp_size_in_bytes}
     for name, compiled in both.items()
   }
-  return {'what': what, **found}
+  costs = [deform_conv_cost(shape, backward) for backward in (False, True)]
+  flops, bytes_ = (sum(each) for each in zip(*costs, strict=True))
+  return {'what': what, **found, 'flops': flops, 'bytes': bytes_}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
   arguments = measuring.make_parser(__doc__, runs=5).parse_args(argv)
   options = measuring.options_of(arguments)
-  results: dict = measuring.describe('vjp_against_autodiff.py', options) | {'rows': {}}
+  precision, found_limits = measuring.default_limits()
+  results: dict = measuring.describe('vjp_against_autodiff.py', options)
+  results |= {'limits': {precision: found_limits.to_json()}, 'rows': {}}
   print(f'{"shape":<34}{"backward":<14}{"ms":>10}{"temporary MB":>16}')
   for shape in SHAPES:
     row = measure(shape, arguments.runs)
+    row['limit_ms'] = 1e3 * found_limits.seconds(row['flops'], row['bytes'])
     results['rows']['x'.join(map(str, shape))] = row
     for name in ('by_hand', 'autodiff'):
       found = row[name]

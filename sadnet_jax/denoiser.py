@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from sadnet_jax import memory, pretrained
+from sadnet_jax import memory, pixels, pretrained
 from sadnet_jax.deform_geometry import blocks_for
 from sadnet_jax.model import STRIDE, SADNet
 from sadnet_jax.self_ensemble import TRANSFORMS, self_ensemble
@@ -19,8 +18,6 @@ from sadnet_jax.tiling import RAMP_PX, TilePlan, blend_tiles, plan_tiles, plan_t
 OVERLAP_PX = 80
 # On a CPU, XLA's convolutions take longer for a pixel of a high image: 9% for 1392x1056 beside 2040x664.
 _HEIGHT_COST = 1 / 5000
-# Floats beyond are no images in [0, 1], however noisy.
-_FARTHEST = 4.0
 
 Image = TypeVar('Image', np.ndarray, jax.Array)
 Tile = int | Literal['auto', 'whole']
@@ -138,9 +135,9 @@ class Denoiser:
     return self._denoise(image, progress)
 
   def _denoise(self, image, progress):
-    _check_dtype(image)
+    pixels.check_dtype(image)
     batch = self._as_batch(image)
-    _check_values(image)
+    pixels.check_values(image)
     denoised = np.empty(batch.shape, image.dtype)
     if denoised.size:
       self._denoise_batch(batch, denoised, progress or _silent)
@@ -170,38 +167,40 @@ class Denoiser:
     else:
       sides = (self._tile_px,)
     for i, side in enumerate(sides):
+      plan = self._plan(*batch.shape[1:3], side)
       try:
-        self._by_tiles(batch, denoised, side, progress)
+        self._by_tiles(batch, denoised, plan, side**2, progress)
         return
       except jax.errors.JaxRuntimeError as error:
         reason = ' '.join(str(error).split())[:200]
         if 'RESOURCE_EXHAUSTED' in reason and i + 1 < len(sides):
           self._fitting_sides = self._fitting_sides[1:]
           continue
+        height, width = plan.tile_size
         raise ValueError(
-          f'image: got {batch.shape[2]}x{batch.shape[1]} pixels in tiles of {side}, which the device fails '
-          f'at ({reason}), want smaller tiles or a device with more memory'
+          f'image: got {batch.shape[2]}x{batch.shape[1]} pixels in tiles of {width}x{height}, which the '
+          f'device fails at ({reason}), want smaller tiles or a device with more memory'
         ) from error
 
   def _plan(self, height, width, side):
     """Tiles no longer than the side asked for, or, of our own choice, as large as its square."""
     if self._tile_px == 'auto':
-      height_cost = _HEIGHT_COST if self._device.platform == 'cpu' else 0
+      # Half of the ensemble's images are turned on their side.
+      height_cost = _HEIGHT_COST if self._device.platform == 'cpu' and not self._ensemble else 0
       return plan_tiles_of_area(height, width, side**2, self._overlap_px, height_cost)
     return plan_tiles(height, width, side, self._overlap_px)
 
-  def _by_tiles(self, batch, denoised, side, progress):
-    n, height, width, _ = batch.shape
-    plan = self._plan(height, width, side)
+  def _by_tiles(self, batch, denoised, plan, area_px, progress):
+    n = len(batch)
     if plan.tiles == 1:
       # Small images share a run of the network.
-      together = min(n, max(1, side**2 // (plan.tile_size[0] * plan.tile_size[1])))
+      together = min(n, max(1, area_px // plan.pixels))
       run = _Runs(self, progress, -(-n // together))
       for start in range(0, n, together):
-        part = _to_float(batch[start : start + together])
+        part = pixels.to_float(batch[start : start + together])
         # Always as many, for one compiled program; the last image fills what is left.
         full = np.concatenate([part, np.repeat(part[-1:], together - len(part), axis=0)])
-        _store(denoised[start : start + together], run(full)[: len(part)])
+        pixels.store(denoised[start : start + together], run(full)[: len(part)])
     else:
       run = _Runs(self, progress, n * plan.tiles)
       for image, out in zip(batch, denoised, strict=True):
@@ -251,50 +250,10 @@ def _denoise_large(image, out, plan: TilePlan, run):
 
   def denoise(tile_rows, tile_columns):
     tile = image[rows[tile_rows, None], columns[tile_columns]]
-    return run(_to_float(tile)[None])[0]
+    return run(pixels.to_float(tile)[None])[0]
 
   for top, finished in blend_tiles(plan, denoise):
-    _store(out[top : top + len(finished)], finished[: height - top, :width])
-
-
-def _to_float(image):
-  """float32; integers scaled to [0, 1]."""
-  if np.issubdtype(image.dtype, np.integer):
-    return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
-  return image.astype(np.float32)
-
-
-def _store(out, denoised):
-  """Into an array of any accepted dtype: integers scaled, clipped and rounded."""
-  if np.issubdtype(out.dtype, np.integer):
-    largest = np.iinfo(out.dtype).max
-    out[...] = np.round(np.clip(denoised, 0, 1) * np.float32(largest))
-  else:
-    out[...] = denoised
-
-
-def _check_dtype(image):
-  dtype = image.dtype if isinstance(image, np.ndarray) else None
-  if dtype is None or (not jnp.issubdtype(dtype, jnp.floating) and dtype not in (np.uint8, np.uint16)):
-    raise ValueError(
-      f'image: got {dtype or type(image).__name__}, want an array of uint8, uint16 or floats in [0, 1]'
-    )
-
-
-def _check_values(image):
-  """Raises ValueError for floats that are no image, before any work is done on it; takes no memory."""
-  if not image.size or np.issubdtype(image.dtype, np.integer):
-    return
-  # NaN wins both, of which some dtypes warn.
-  with np.errstate(invalid='ignore'):
-    lowest, highest = float(image.min()), float(image.max())
-  if not np.isfinite([lowest, highest]).all():
-    raise ValueError('image: got values that are no numbers (NaN or infinite), want floats in [0, 1]')
-  if lowest < -_FARTHEST or highest > 1 + _FARTHEST:
-    raise ValueError(
-      f'image: got floats from {lowest:.6g} to {highest:.6g}, want [0, 1] and noise: divide 8-bit values by '
-      '255, or pass them as uint8'
-    )
+    pixels.store(out[top : top + len(finished)], finished[: height - top, :width])
 
 
 def _silent(done, total):

@@ -21,6 +21,8 @@ from sadnet_jax.model import STRIDE
 
 # Over how many pixels of an overlap one tile passes into the next.
 RAMP_PX = 16
+# Of tiles whose sides are chosen here: the network's memory for a pixel is no more up to it.
+LONGEST_SIDE_PX = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,37 +113,47 @@ def plan_tiles_of_area(
 ) -> TilePlan:
   """Lays tiles of at most so many pixels, as high and as wide as is least work.
 
+  Sides are exact to 8 pixels: images of other sizes have other tiles.
+
   Args:
     height_px: The image's; it is extended to a multiple of 8.
     width_px: Likewise.
-    area_px: Most pixels of a tile; with the extension, an image of as many is one tile.
+    area_px: Most pixels of a tile; with the extension, an image of as many, of sides up to
+      LONGEST_SIDE_PX, is one tile.
     overlap_px: Least overlap of neighbours, rounded up to a multiple of 8.
     height_cost: By what share of a pixel's work that of all pixels grows with each pixel of a tile's height.
 
   Raises:
     ValueError: A length is not positive, or a square of the area is too small for the overlap.
   """
-  squares = plan_tiles(height_px, width_px, math.isqrt(area_px) // STRIDE * STRIDE, overlap_px)
+  # Where nothing else does, these do.
+  best = plan_tiles(height_px, width_px, math.isqrt(area_px) // STRIDE * STRIDE, overlap_px)
   height, width, overlap = _up(height_px, STRIDE), _up(width_px, STRIDE), _up(overlap_px, STRIDE)
-  if height * width <= area_px:
+  if height * width <= area_px and max(height, width) <= LONGEST_SIDE_PX:
     return plan_tiles(height, width, max(height, width), overlap)
 
   def work(plan):
     return plan.pixels * (1 + height_cost * plan.rows.tile_px), plan.tiles
 
-  plans = [squares]
-  for count in range(1, height // STRIDE + 1):
-    rows = _plan_axis(height, _side_of(count, height, overlap), overlap)
-    widest = area_px // rows.tile_px // STRIDE * STRIDE
-    if rows.tile_px < min(height, overlap + RAMP_PX):
-      break
-    if widest >= min(width, overlap + RAMP_PX):
-      plans.append(TilePlan(rows, _plan_axis(width, widest, overlap)))
-  return min(plans, key=work)
+  narrowest = min(width, overlap + RAMP_PX)
+  for side in _sides(height, overlap):
+    widest = min(area_px // side, LONGEST_SIDE_PX) // STRIDE * STRIDE
+    if widest >= narrowest:
+      plan = TilePlan(_plan_axis(height, side, overlap), _plan_axis(width, widest, overlap))
+      best = min(best, plan, key=work)
+  return best
+
+
+def _sides(length, overlap_px):
+  """All sides that so many tiles need to cover a length, of any number of tiles, each side once."""
+  shortest = min(length, overlap_px + RAMP_PX)
+  counts = np.arange(1, length // STRIDE + 1)
+  sides = np.unique(_side_of(counts, length, overlap_px))
+  return [int(side) for side in sides if shortest <= side <= LONGEST_SIDE_PX]
 
 
 def _side_of(count, length, overlap_px):
-  """Of tiles that cover a length."""
+  """Of so many tiles that cover a length, a multiple of 8."""
   return _up(-(-(length + (count - 1) * overlap_px) // count), STRIDE)
 
 
@@ -167,7 +179,7 @@ def blend_tiles(
   Only one row of tiles is in memory at a time.
 
   Args:
-    plan: From `plan_tiles`.
+    plan: From `plan_tiles` or `plan_tiles_of_area`.
     denoise: (rows, columns) of the padded image -> that tile, denoised, float32 [h, w, C].
 
   Yields:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import vjp_against_autodiff
+from benchmarks.limits import Limits
 from sadnet_jax import deform_geometry
 
 
@@ -28,6 +29,9 @@ def test_writes_a_row_a_shape(tmp_path, monkeypatch):
   row = content['rows']['1x6x9x8']
   assert [len(row[name]['runs_seconds']) for name in ('by_hand', 'autodiff')] == [2, 2]
   assert row['autodiff']['temporary_bytes'] > 0
+  assert row['limit_ms'] == pytest.approx(
+    1e3 * Limits(**content['limits']['float32']).seconds(row['flops'], row['bytes'])
+  )
   assert content['command'] == 'python benchmarks/vjp_against_autodiff.py --runs 2'
 
 

@@ -1,3 +1,4 @@
+import math
 import types
 
 import jax
@@ -8,6 +9,7 @@ from small_networks import SMALL, param_shapes
 from sadnet_jax import memory
 from sadnet_jax.deform_geometry import blocks_for
 from sadnet_jax.model import SADNet
+from sadnet_jax.tiling import LONGEST_SIDE_PX
 
 
 def device(platform='gpu', **stats):
@@ -24,6 +26,15 @@ def test_the_estimate_is_a_little_more_than_the_compiled_network_takes(fields, p
     compiled = jax.jit(model.apply).lower({'params': param_shapes(model)}, image).compile()
   measured = compiled.memory_analysis().temp_size_in_bytes / 512**2
   assert measured < memory.bytes_per_pixel(model, platform) < 1.3 * measured
+
+
+@pytest.mark.parametrize('size', [(464, 3000), (8, LONGEST_SIDE_PX), (LONGEST_SIDE_PX, 24)])
+def test_the_estimate_holds_for_flat_and_for_high_tiles(size):
+  model = SADNet()
+  image = jax.ShapeDtypeStruct((1, *size, 3), np.float32)
+  compiled = jax.jit(model.apply).lower({'params': param_shapes(model)}, image).compile()
+  measured = compiled.memory_analysis().temp_size_in_bytes / math.prod(size)
+  assert measured < 1.2 * memory.bytes_per_pixel(model, 'cpu')
 
 
 def test_on_a_processor_a_480x320_image_takes_less_than_220_megabytes():

@@ -87,7 +87,7 @@ def test_figures_have_three_digits_that_count(value, text):
 
 
 def test_beside_pytorch_every_ratio_is_of_times_in_the_same_precision():
-  lines = performance_tables.against_pytorch(_against_pytorch())
+  lines = performance_tables.beside_pytorch(_against_pytorch())
   assert lines[4] == (
     '| milliseconds | PyTorch eager | torch.compile | JAX | PyTorch eager / JAX | torch.compile / JAX '
     '| limit | limit / JAX | runs |'
@@ -96,6 +96,17 @@ def test_beside_pytorch_every_ratio_is_of_times_in_the_same_precision():
   assert lines[7] == '| operator | 10.0 |  | 4.00 | 2.50 |  | 250 | 50% | 5 |'
   assert lines[9:] == ['- forward, torch.compile: not run: no compiler']
   assert 'differed by 1.7e-06 at most' in lines[0]
+
+
+def test_rows_that_were_not_measured_are_named():
+  (*_, empty, last) = performance_tables.against_pytorch(_against_pytorch())
+  assert empty == ''
+  assert last.startswith('Not measured: deform_conv2d 1x320x480x32, forward; ')
+  assert last.endswith('; SADNet forward, 16 images 1920x1080.')
+  assert ROWS['forward_1x320x480'].what not in last
+  everything = {key: _row(row.what, {}, {}) for key, row in ROWS.items()}
+  lines = performance_tables.against_pytorch(_against_pytorch(rows=everything))
+  assert not any('Not measured' in line for line in lines)
 
 
 def test_each_precision_has_a_table_of_its_own():
@@ -112,7 +123,7 @@ def test_each_precision_has_a_table_of_its_own():
   }
   limits = {'float32': RATES, 'tf32': RATES}
   rows = {'forward_1x320x480': _row('forward', pytorch, jax, in_turn=False)}
-  lines = performance_tables.against_pytorch(_against_pytorch(limits=limits, rows=rows))
+  lines = performance_tables.beside_pytorch(_against_pytorch(limits=limits, rows=rows))
   assert '| forward | 30.0 | 20.0 | 10.0 | 3.00 | 2.00 | 5.00 | 50% | 5, not in turn |' in lines
   assert '| forward | 12.0 | 9.00 | 8.00 |  |  |  |  | 2.00 |  | 5, not in turn |' in lines
   assert lines[-1] == '- forward, JAX: not run: out of memory'
@@ -188,8 +199,6 @@ def test_commands_that_the_results_do_not_tell_are_those_that_give_them():
   again = f'{script} --runs 15 --seed 0 --only forward_1x320x480'
   assert section.command(content | {'rows': light}) == f'{script} --runs 5 --seed 0 && {again}'
   assert _section('growth').command({'command': 'python benchmarks/growth.py --runs 2'}).endswith('--runs 2')
-  sizes = {'model': 'color_blind', 'sigma_255': 25, 'sizes': [{'width': 4000, 'height': 3000}]}
-  assert _section('denoiser').command(sizes).endswith('--sigma_255 25 --megapixels 12')
 
 
 def test_the_page_says_what_was_not_measured_and_how_to(results):
@@ -270,6 +279,7 @@ def test_the_backward_pass_by_hand_beside_jax():
     'what': 'operator',
     'by_hand': {'seconds': 0.1, 'runs_seconds': [0.1, 0.1], 'temporary_bytes': 40_000_000},
     'autodiff': {'seconds': 0.25, 'runs_seconds': [0.2, 0.3], 'temporary_bytes': 90_000_000},
+    'limit_ms': 30.0,
   }
   lines = performance_tables.vjp_against_autodiff({'rows': {'1x2x3x4': row}})
-  assert lines[-1] == '| operator | 100 | 250 | 2.50 | 40.0 | 90.0 | 2 |'
+  assert lines[-1] == '| operator | 100 | 250 | 2.50 | 30.0 | 40.0 | 90.0 | 2 |'

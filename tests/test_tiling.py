@@ -1,9 +1,11 @@
 import itertools
+import math
+import time
 
 import numpy as np
 import pytest
 
-from sadnet_jax.tiling import RAMP_PX, blend_tiles, plan_tiles, plan_tiles_of_area
+from sadnet_jax.tiling import LONGEST_SIDE_PX, RAMP_PX, blend_tiles, plan_tiles, plan_tiles_of_area
 
 LENGTHS = (1, 7, 8, 31, 63, 64, 65, 72, 97, 128, 129, 200, 255, 601, 3001)
 TILES_AND_OVERLAPS = ((640, 80), (96, 80), (128, 64), (104, 40), (64, 8), (64, 3), (64, 0), (32, 16))
@@ -141,16 +143,54 @@ def test_tiles_are_flat_where_height_costs(size, tile_size):
   assert plan_tiles_of_area(*size, 1280**2, 80, 1 / 5000).tile_size == tile_size
 
 
-def test_tiles_of_an_area_cover_any_image_and_are_never_more_work_than_squares():
+@pytest.mark.parametrize('height_cost', [0, 1 / 5000, 1 / 100])
+def test_tiles_of_an_area_are_those_of_least_work_of_all(height_cost):
+  """Of all sides that fit, by trying each."""
+  rng = np.random.default_rng(0)
+  for _ in range(40):
+    height, width, side, overlap = *rng.integers(1, 400, 2), 8 * rng.integers(12, 20), 8 * rng.integers(0, 9)
+    found = plan_tiles_of_area(height, width, side**2, overlap, height_cost)
+    if found.tiles == 1:
+      assert found.pixels <= side**2
+      continue
+    shortest = overlap + RAMP_PX
+    work = {}
+    for h in range(8, height + 8, 8):
+      for w in range(8, width + 8, 8):
+        if h * w <= side**2 and (h >= height or h >= shortest) and (w >= width or w >= shortest):
+          counts = [
+            -(-(-(-n // 8) * 8 - overlap) // (s - overlap)) if s < n else 1
+            for n, s in ((height, h), (width, w))
+          ]
+          work[h, w] = math.prod(counts) * h * w * (1 + height_cost * h)
+    assert found.pixels * (1 + height_cost * found.rows.tile_px) == pytest.approx(min(work.values()))
+
+
+def test_tiles_of_an_area_cover_any_image():
   rng = np.random.default_rng(0)
   for _ in range(300):
     height, width = (int(10 ** rng.uniform(0, 4)) for _ in range(2))
     side, overlap = (128, 640, 1280)[rng.integers(3)], int(rng.integers(0, 112))
-    plan = plan_tiles_of_area(height, width, side**2, overlap)
+    plan = plan_tiles_of_area(height, width, side**2, overlap, 1 / 5000)
     assert plan.tile_size[0] * plan.tile_size[1] <= side**2
-    squares = plan_tiles(height, width, side, overlap)
-    assert plan.pixels <= squares.pixels
+    assert max(plan.tile_size) <= LONGEST_SIDE_PX
     for axis_, length in ((plan.rows, height), (plan.columns, width)):
       assert axis_.starts[0] == 0
       assert length <= axis_.starts[-1] + axis_.tile_px <= length + 7
       assert all(a + axis_.tile_px - b >= overlap for a, b in itertools.pairwise(axis_.starts))
+      weights = np.zeros(axis_.length_px)
+      for i, start in enumerate(axis_.starts):
+        weights[start : start + axis_.tile_px] += axis_.weights(i)
+      np.testing.assert_allclose(weights, 1, atol=1e-6)
+
+
+def test_very_long_images_are_planned_at_once():
+  start = time.perf_counter()
+  for size in ((4_000_000, 1), (1, 4_000_000), (100_000, 200), (65_500, 800), (20_000, 25_000)):
+    assert plan_tiles_of_area(*size, 1280**2, 80, 1 / 5000).tiles > 1
+  assert time.perf_counter() - start < 10
+
+
+def test_areas_too_small_for_the_overlap_are_refused():
+  with pytest.raises(ValueError, match='overlap_px: got 56 for tiles of 64, want from 0 to 48'):
+    plan_tiles_of_area(5, 5000, 64**2, 56)
