@@ -3,8 +3,8 @@
   python benchmarks/performance_doc.py           # after a new file in benchmarks/results
   python benchmarks/performance_doc.py --check   # fails if the page is not what the files give
 
-benchmarks/readme_results.py writes some of it to README.md. The words beside the tables are in benchmarks/performance_notes.md: what stands before its first heading opens
-the page, the rest ends it.
+benchmarks/readme_results.py writes some of it to README.md. The words beside the tables are in
+benchmarks/performance_notes.md: what stands before its first heading opens the page, the rest ends it.
 """
 
 import argparse

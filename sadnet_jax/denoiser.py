@@ -167,7 +167,7 @@ class Denoiser:
     else:
       sides = (self._tile_px,)
     for i, side in enumerate(sides):
-      plan = self._plan(*batch.shape[1:3], side)
+      plan = self._plan(batch.shape[1], batch.shape[2], side)
       try:
         self._by_tiles(batch, denoised, plan, side**2, progress)
         return

@@ -158,10 +158,8 @@ def test_tiles_of_an_area_are_those_of_least_work_of_all(height_cost):
     for h in range(8, height + 8, 8):
       for w in range(8, width + 8, 8):
         if h * w <= side**2 and (h >= height or h >= shortest) and (w >= width or w >= shortest):
-          counts = [
-            -(-(-(-n // 8) * 8 - overlap) // (s - overlap)) if s < n else 1
-            for n, s in ((height, h), (width, w))
-          ]
+          axes = zip((-(-height // 8) * 8, -(-width // 8) * 8), (h, w), strict=True)
+          counts = [-(-(n - overlap) // (s - overlap)) if s < n else 1 for n, s in axes]
           work[h, w] = math.prod(counts) * h * w * (1 + height_cost * h)
     assert found.pixels * (1 + height_cost * found.rows.tile_px) == pytest.approx(min(work.values()))
 
