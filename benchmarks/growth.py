@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 import contextlib
 from pathlib import Path
 import sys
-import time
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
@@ -107,14 +106,6 @@ def free_bytes() -> int | None:
   return memory.free_host_bytes()
 
 
-def seconds_of(call: Callable[[], object], times: int) -> float:
-  """Seconds of a call, the mean of so many."""
-  start = time.perf_counter()
-  for _ in range(times):
-    jax.block_until_ready(call())
-  return (time.perf_counter() - start) / times
-
-
 def prepare(denoiser: Denoiser, width: int, height: int) -> tuple[dict, dict[str, Callable[[], object]]]:
   """A row of the table without its times, and what is to be timed."""
   image = noisy_image(width, height)
@@ -149,7 +140,7 @@ def measure(denoiser: Denoiser, sizes: Sequence[tuple[int, int]], runs: int) -> 
           continue
         if times > 1:
           jax.block_until_ready(call())
-        taken.setdefault((i, name), []).append(seconds_of(call, times))
+        taken.setdefault((i, name), []).append(measuring.seconds_of(call, times))
   rows = [row for row, _ in prepared]
   for (i, name), seconds in taken.items():
     found = measuring.summary(seconds)

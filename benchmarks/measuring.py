@@ -1,7 +1,7 @@
 """What the benchmarks share: options, processes of their own, the form of their results."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import json
 import os
 from pathlib import Path
@@ -9,6 +9,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import time
 from typing import Any
 
 import jax
@@ -95,6 +96,14 @@ def in_fresh_process(script: str, options: Sequence[str]) -> dict:
   if done.returncode:
     raise SystemExit(f'{shlex.join(command)}: ended with status {done.returncode}')
   return json.loads(done.stdout.splitlines()[-1])
+
+
+def seconds_of(call: Callable[[], object], times: int = 1) -> float:
+  """Seconds of a call, the mean of so many."""
+  start = time.perf_counter()
+  for _ in range(times):
+    jax.block_until_ready(call())
+  return (time.perf_counter() - start) / times
 
 
 def summary(runs: Sequence[float]) -> dict[str, object]:

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 import functools
 from pathlib import Path
 import sys
-import time
 from typing import Any
 from unittest import mock
 
@@ -88,9 +87,7 @@ def measure(shape: tuple[int, int, int, int], runs: int) -> dict[str, Any]:
   taken: dict[str, list[float]] = {name: [] for name in both}
   for _ in range(runs):
     for name, compiled in both.items():
-      start = time.perf_counter()
-      jax.block_until_ready(compiled(*inputs))
-      taken[name].append(time.perf_counter() - start)
+      taken[name].append(measuring.seconds_of(functools.partial(compiled, *inputs)))
   found = {
     name: {**measuring.summary(taken[name]), 'temporary_bytes': compiled.memory_analysis().temp_size_in_bytes}
     for name, compiled in both.items()
