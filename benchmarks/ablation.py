@@ -121,7 +121,9 @@ def train_and_evaluate(
 def _note_start(folder, about, steps):
   """Adds the commit of now to those that a run was trained at, unless it is complete; all of them."""
   path = folder / STARTS_FILE
-  starts = json.loads(path.read_text()) if path.exists() else []
+  # Of a start that left no checkpoint, nothing is kept.
+  kept = path.exists() and any((folder / checkpoints.FOLDER).glob('[0-9]*'))
+  starts = json.loads(path.read_text()) if kept else []
   now = {name: about[name] for name in ('commit', 'uncommitted_changes')}
   if now not in starts and not (folder / checkpoints.FOLDER / str(steps)).exists():
     starts.append(now)
@@ -174,6 +176,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   find_data_dir(arguments.images, '--images')
   image_set = open_test(arguments.test)
   results = describe(arguments, image_set)
+  if results['commit'] is None or results['uncommitted_changes']:
+    print('This code is in no commit: ablation_doc.py will refuse the results. Start from a clean clone.')
   for seed in arguments.seeds:
     for row in ablation.ROWS:
       folder = arguments.workdir / f'{row}-seed{seed}'

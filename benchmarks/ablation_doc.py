@@ -26,9 +26,9 @@ PARTS = ('RSAB', 'offset transfer', 'context block')
 _HEAD = '<!-- By benchmarks/ablation_doc.py, from benchmarks/results: change those, not this file. -->'
 _OPENING = (
   'The rows of Table 1 of the paper, trained alike at a small scale by `benchmarks/ablation.py`. Rows of one '
-  'seed differ in the parts of the network and in nothing else: they see the same patches with the same '
-  "noise. All figures are PSNR in dB. Ours and the paper's are of other trainings and another protocol, so "
-  'compare differences, not levels.'
+  'seed differ in the parts of the network, and so in the number of its parameters, and in nothing else: '
+  'they see the same patches with the same noise. All figures are PSNR in dB. Ours and those of the paper '
+  'are of other trainings and another protocol, so compare differences, not levels.'
 )
 
 
@@ -133,7 +133,9 @@ def noise(content: dict) -> str:
     f'{error * math.sqrt(len(seeds) / 2):.3f} dB, and the standard error of a difference of two means of '
     f'{len(seeds)} runs {error:.3f} dB. Of the {len(pairs)} differences that a part makes, {above} exceed '
     f'twice that, {bound:.3f} dB, and {len(pairs) - above} cannot be told from noise; {alike} have the sign '
-    f"of the paper's. The paper does not tell its noise: {small} of its {len(pairs)} differences would be "
+    f"of the paper's. That rows of one seed share their patches is not made use of; among {len(pairs)} "
+    'differences, one or another may exceed the bound by chance. '
+    f'The paper does not tell its noise: {small} of its {len(pairs)} differences would be '
     'too small to be seen here.'
   )
 
@@ -145,13 +147,17 @@ def scale(content: dict) -> str:
   def batch(config):
     return f'{config["batch_size"]} patches of {config["data"]["patch_px"]}x{config["data"]["patch_px"]}'
 
+  def recipe(config):
+    return f'loss `{config["loss"]}`, optimiser `{config["optimizer"]["name"]}`'
+
   width, offset_width = ours['model']['width'], ours['model']['offset_width']
   return (
     f'Width {width} and offset width {offset_width} (the paper: {paper["model"]["width"]} and '
     f'{paper["model"]["offset_width"]}); {ours["steps"]:,} steps of {batch(ours)} (the paper: '
-    f'{batch(paper)}), recipe of `configs/color_fast.py`; clean images of '
-    f'`{ours["data"]["train"]["clean"]}`. Tested on {content["test"]}, sigma {content["sigma_255"]:g}, '
-    f'protocol {content["protocol"]} (the paper: full images of Kodak24, noise clipped).'
+    f'{batch(paper)}); {recipe(ours)}, as in `configs/color_fast.py` (the paper: {recipe(paper)}); clean '
+    f'images of `{ours["data"]["train"]["clean"]}`. Tested on {content["test"]}, sigma '
+    f'{content["sigma_255"]:g}, protocol {content["protocol"]} (the paper: full images of Kodak24, '
+    'noise clipped).'
   )
 
 

@@ -10,6 +10,7 @@ the weights; the first line of what was run is shown below the table, with commi
 import argparse
 import json
 import math
+import os
 from pathlib import Path
 import sys
 
@@ -20,6 +21,8 @@ import jax
 from benchmarks import limits, readme_speed
 from sadnet_jax import SADNet
 from sadnet_jax.model import param_shapes
+from sadnet_jax.pretrained.card import read_facts
+from sadnet_jax.pretrained.index import FOLDER, read_index
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / 'benchmarks' / 'results' / 'evaluation'
@@ -65,8 +68,10 @@ def _row(name, result):
   ]
   if figure is None:
     return (*cells, '', '')
-  note = f' ({", ".join(figure["differs"])})' if figure['differs'] else ''
-  return (*cells, f'{figure["method"]} {figure["psnr"]:.2f}{note}', f'{mean["psnr"] - figure["psnr"]:+.2f}')
+  published = f'{figure["method"]} {figure["psnr"]:.2f}'
+  if figure['differs']:
+    return (*cells, f'{published} ({", ".join(figure["differs"])})', '')
+  return (*cells, published, f'{mean["psnr"] - figure["psnr"]:+.2f}')
 
 
 def _title(method, channels):
@@ -98,6 +103,19 @@ def markdown(files: list[Path]) -> str:
   return '\n'.join([*lines, '', *commands])
 
 
+def weights(folder: Path = FOLDER) -> str:
+  """What the weights in a folder with an index are for, and were trained on."""
+  lines = ['| weights | for | trained on | with |', '|---|---|---|---|']
+  for name, entry in read_index(folder).items():
+    card_path = Path(os.path.relpath(folder / f'{name}.md', ROOT)).as_posix()
+    default = ' (default)' if 'color' in entry.default_for else ''
+    facts = read_facts(folder / f'{name}.toml')
+    data, hardware = (' '.join(facts[fact].split()) for fact in ('data', 'hardware'))
+    colour = 'colour' if entry.channels == 3 else 'grey'
+    lines.append(f'| [`{name}`]({card_path}){default} | {colour}, {entry.noise} | {data} | {hardware} |')
+  return '\n'.join(lines)
+
+
 def network() -> str:
   """Parameters and multiply-accumulates of the network beside those of the paper's Table 7."""
   lines = ['| network | parameters | GMAC, one 480x320 image |', '|---|---|---|']
@@ -113,7 +131,7 @@ def replaced(text: str, name: str, new: str) -> str:
 
   Args:
     text: Markdown with the comments.
-    name: 'results', 'network' or 'speed', as in the comments.
+    name: 'weights', 'results', 'network' or 'speed', as in the comments.
     new: What is to stand between them.
 
   Raises:
@@ -133,7 +151,8 @@ def main() -> None:
   readme = ROOT / 'README.md'
   text = readme.read_text()
   try:
-    new = replaced(text, 'results', markdown(sorted(RESULTS.glob('*.json'))))
+    new = replaced(text, 'weights', weights())
+    new = replaced(new, 'results', markdown(sorted(RESULTS.glob('*.json'))))
     new = replaced(new, 'network', network())
     new = replaced(new, 'speed', readme_speed.markdown())
   except ValueError as error:

@@ -5,7 +5,8 @@
 
 Data: PolyU as downloaded (its folder ``CroppedImages``), in ``real/PolyU`` under
 SADNET_DATA, or ``--config.data.train.polyu=FOLDER``. With ``held_out`` one scene of
-every camera is kept from training, to validate on. The weights to start from are a
+every camera is kept from training, to validate on, and to evaluate on
+(``--datasets=polyu_held_out``). The weights to start from are a
 run's folder or one of its checkpoints; ``--config.init_from=''`` starts from none.
 
 The paper gives neither rate nor length of the fine-tuning: those here are ours.
@@ -15,9 +16,7 @@ Paper, Nam (the 25 patches of CBDNet), PSNR in dB / SSIM: 42.92 / 0.9839. Ours: 
 import ml_collections
 
 from configs import sidd
-
-# Scenes that no other camera took as well.
-HELD_OUT = ('Canon5D2_fruit', 'Canon600D_book', 'Canon80D_ball', 'NikonD800_stair', 'Sony_door')
+from sadnet_jax.evaluation.known_sets import POLYU_HELD_OUT
 
 
 def get_config(scenes: str = 'all') -> ml_collections.ConfigDict:
@@ -28,7 +27,7 @@ def get_config(scenes: str = 'all') -> ml_collections.ConfigDict:
   config.init_from = 'runs/sidd'
   config.data.train.sidd = config.data.train.renoir = ''
   config.data.train.polyu = 'real/PolyU'
-  config.data.held_out = HELD_OUT if scenes == 'held_out' else ()
+  config.data.held_out = POLYU_HELD_OUT if scenes == 'held_out' else ()
   config.steps = 60_000
   config.optimizer.halve_every = 20_000
   config.validation.pairs = ('test/Nam',)

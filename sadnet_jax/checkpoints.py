@@ -42,7 +42,7 @@ _FREE_ON_RESUME = (
   'on_nonfinite',
 )
 # None changes what the weights mean.
-_FREE_IN_EVALUATION = ('model.dtype', 'model.offset_init')
+FREE_IN_EVALUATION = ('model.dtype', 'model.offset_init')
 
 
 @contextlib.contextmanager
@@ -206,12 +206,12 @@ def restore_params(run: str | Path, model: SADNet, config: dict[str, Any]) -> tu
   if Path(run).suffix == weights.SUFFIX:
     params, metadata = weights.load_weights(run, model)
     check_same(
-      {'model': weights.model_fields(run, metadata)}, {'model': config['model']}, set(_FREE_IN_EVALUATION)
+      {'model': weights.model_fields(run, metadata)}, {'model': config['model']}, set(FREE_IN_EVALUATION)
     )
     return int(metadata['step']), params
   with _open_for_reading(run) as (manager, step):
     saved = _restore(manager, step, config=ocp.args.JsonRestore())['config']
-    check_same({'model': saved['model']}, {'model': config['model']}, set(_FREE_IN_EVALUATION))
+    check_same({'model': saved['model']}, {'model': config['model']}, set(FREE_IN_EVALUATION))
     return step, _restore_weights(manager, step, model, saved)
 
 

@@ -31,8 +31,8 @@ class Stage:
   Attributes:
     run: Name of its folder.
     steps: That its weights were taken after.
-    settings: Of its config, and ``init_from``, the name of the run or weights it began from; None where no
-      checkpoint tells.
+    settings: Of its config, and ``init_from``, the name of the run or weights it began from, and
+      ``validation_images``, how many of each set were measured (0: all); None where no checkpoint tells.
     training: 'step', 'loss' and 'learning_rate' -> means over the lines logged in an interval.
     validation: Name of a set -> 'step' and 'psnr', dB.
   """
@@ -103,7 +103,12 @@ def curve_of_runs(
     if log.config is None:
       continue
     # A file of weights does not tell of which run it is.
-    began = _name_of(log.config['init_from'])
+    began, step = _began_from(log.config['init_from'])
+    if began == before.run and step not in (None, before.steps):
+      raise ValueError(
+        f'--curve: got {before.run} until step {before.steps}, want until {step}, where {log.run} began: '
+        f'{began}/{checkpoints.FOLDER}/{step}'
+      )
     if not began or (began != before.run and began in {other.run for other in logs}):
       raise ValueError(
         f'--curve: got {log.run}, which began from {began or "no weights"}, after {before.run}, want it '
@@ -161,13 +166,18 @@ def _stage(log, interval):
 
 def _settings(config):
   settings = {name: config[name] for name in _SETTINGS if name in config}
-  # A run's by its folder's name.
-  return {**settings, 'patch_px': config['data']['patch_px'], 'init_from': _name_of(config['init_from'])}
+  return {
+    **settings,
+    'patch_px': config['data']['patch_px'],
+    'init_from': _began_from(config['init_from'])[0],
+    'validation_images': config['validation']['images'],
+  }
 
 
-def _name_of(init_from):
-  """Of the run or the weights it names; '' stays."""
-  return checkpoints.split_path(init_from)[0].name if init_from else ''
+def _began_from(init_from):
+  """The name of the run's folder or the weights, or '', and the step, where it is of one checkpoint."""
+  folder, step = checkpoints.split_path(init_from)
+  return (folder.name if init_from else ''), step
 
 
 def _short(value):

@@ -13,6 +13,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from sadnet_jax import checkpoints, command_line
+from sadnet_jax.config_difference import check_same
 from sadnet_jax.train_state import model_from_config
 from sadnet_jax.weights import save_weights
 
@@ -32,12 +33,20 @@ def main() -> None:
   def command() -> None:
     if Path(output.value).exists() and not overwrite.value:
       raise ValueError(f'--output: got {output.value}, which is there, want another, or pass --overwrite')
-    model = model_from_config(config.value.model)
-    step, params = checkpoints.restore_params(checkpoint.value, model, config.value.to_dict())
+    fields = config.value.to_dict()
+    if checkpoints.is_run(checkpoint.value):
+      _, params, step, saved = checkpoints.load_run(checkpoint.value)
+      same = ('model', 'noise')
+      free = set(checkpoints.FREE_IN_EVALUATION)
+      check_same({part: saved[part] for part in same}, {part: fields[part] for part in same}, free)
+    else:
+      step, params = checkpoints.restore_params(
+        checkpoint.value, model_from_config(config.value.model), fields
+      )
     save_weights(
       output.value,
       params,
-      model=config.value.model.to_dict(),
+      model=fields['model'],
       step=step,
       about={'config': command_line.config_argument(), 'about': about.value},
       dtype=dtype.value,

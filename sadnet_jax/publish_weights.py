@@ -11,7 +11,8 @@
 From a folder of the repository. The results must be of the weights as they are published: in their
 dtype. What float16 costs is measured here, on clean images, with the noise of the config.
 ``--curve=RUN``, or the runs of all stages, ``--curve=FIRST,SECOND``, draws the training curve
-(`training_curve`) and keeps its numbers, for the package's own weights in docs/curves. Once published,
+(`training_curve`) and keeps its numbers, for the package's own weights in docs/curves; the facts may
+then tell the seeds of all stages, where otherwise the run tells its own. Once published,
 weights can be given a new card from new results or facts: ``--checkpoint=color_50 --overwrite``
 leaves their file and their curve as they are.
 """
@@ -29,7 +30,7 @@ from sadnet_jax.config_difference import check_same
 from sadnet_jax.evaluation.protocols import CLIPPED8, UNCLIPPED
 from sadnet_jax.evaluation.results import params_hash
 from sadnet_jax.files import replacing, write_text
-from sadnet_jax.model import SADNet
+from sadnet_jax.model import SADNet, model_from_fields
 from sadnet_jax.pretrained import card, curves
 from sadnet_jax.pretrained.index import FOLDER, Entry, Noise, file_sha256, read_index, write_index
 from sadnet_jax.pretrained.precision import float16_cost
@@ -99,6 +100,8 @@ def publish(request: Request) -> Entry:
   params_sha256 = params_hash(rounded)
   card.check_results(request.results, content, params_sha256)
   told = {**source.told, **_precision(request, source, rounded)}
+  if len(request.curve) > 1 and 'seed' in facts:
+    told.pop('seed', None)  # Of the last stage alone.
   if twice := sorted(set(told) & set(facts)):
     raise ValueError(f'{request.facts}: got {", ".join(twice)}, which the weights tell: leave that out')
 
@@ -148,15 +151,21 @@ def _read_json(path):
 def _open(request):
   """The weights; ValueError unless they are of the config."""
   config, path = request.config, locate(request.checkpoint)
+  if (dtype := config['model']['dtype']) != 'float32':
+    raise ValueError(
+      f'--config.model.dtype: got {dtype}, want float32, which published networks compute in, whatever they '
+      'were trained in'
+    )
   if path.is_dir():
-    model, params, step, saved = checkpoints.load_run(path)
-    fields = {part: saved[part] for part in ('model', 'noise')}
-    source = _Source(model, params, 'float32', None, {'step': str(step), 'seed': str(saved['seed'])})
+    _, params, step, saved = checkpoints.load_run(path)
+    fields, free = {part: saved[part] for part in ('model', 'noise')}, set(checkpoints.FREE_IN_EVALUATION)
+    told = {'step': str(step), 'seed': str(saved['seed'])}
+    source = _Source(model_from_fields(config['model']), params, 'float32', None, told)
   else:
     model, params, told = weights.load_with_model(path)
-    fields = {'model': weights.model_fields(path, told)}
+    fields, free = {'model': weights.model_fields(path, told)}, set()
     source = _Source(model, params, weights.stored_dtype(path), path, told)
-  check_same(fields, {part: config[part] for part in fields}, set())
+  check_same(fields, {part: config[part] for part in fields}, free)
   if source.told.get('config', request.config_name) != request.config_name:
     raise ValueError(f'--config: got {request.config_name}, want {source.told["config"]}, as {path} says')
   if (source.dtype, request.dtype) == ('float16', 'float32'):

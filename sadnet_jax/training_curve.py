@@ -112,23 +112,42 @@ def _draw_loss(axes, curve, begins):
   low, high = min(map(min, losses)), max(np.percentile(loss, _SHOWN) for loss in losses)
   margin = 0.08 * (high - low) or 0.01
   # Above, the legend has room.
-  axes.set(ylim=(low - margin, high + 4 * margin), ylabel='training loss')
+  axes.set(ylim=(low - margin, high + 4 * margin), ylabel=_loss_label(curve.stages))
   axes.legend(axes.lines[:2], labels, loc='upper right', fontsize=_FONT)
 
 
+def _loss_label(stages):
+  """Tells the loss where all stages tell the same."""
+  losses = {stage.settings['loss'] if stage.settings else '' for stage in stages}
+  known = len(losses) == 1 and '' not in losses
+  return f'training loss ({losses.pop()})' if known else 'training loss'
+
+
+def _set_label(name, stage):
+  """What was measured, by what the stage tells: ``CBSD68, 8 images, sigma 50``."""
+  if stage.settings is None:
+    return name
+  parts, sigma = [name], stage.settings['noise']['sigma_255']
+  if images := stage.settings['validation_images']:
+    parts.append(f'{images} images')
+  if sigma:
+    parts.append(f'sigma {sigma:g}')
+  return ', '.join(parts)
+
+
 def _draw_psnr(axes, stages, begins):
-  """A line for each set, broken where a stage ends."""
-  names = list(dict.fromkeys(name for stage in stages for name in stage.validation))
-  for number, name in enumerate(names, 1):
-    points: list[tuple[float, float]] = []
-    for begin, stage in zip(begins, stages, strict=True):
-      of_set = stage.validation.get(name, {'step': [], 'psnr': []})
+  """A line for all that was measured alike, broken where a stage ends."""
+  lines: dict[str, list[tuple[float, float]]] = {}
+  for begin, stage in zip(begins, stages, strict=True):
+    for name, of_set in stage.validation.items():
+      points = lines.setdefault(_set_label(name, stage), [])
       points += zip(np.add(of_set['step'], begin), of_set['psnr'], strict=True)
       points.append((np.nan, np.nan))
-    axes.plot(*np.array(points).T, color=f'C{number}', marker='.', linewidth=1.2, label=name)
+  for number, (label, points) in enumerate(lines.items(), 1):
+    axes.plot(*np.array(points).T, color=f'C{number}', marker='.', linewidth=1.2, label=label)
   axes.set_ylabel('PSNR, dB')
   place = {'loc': 'lower right', 'bbox_to_anchor': (1, 1), 'borderpad': 0}
-  axes.legend(ncols=len(names), fontsize=_FONT, frameon=False, **place)
+  axes.legend(ncols=len(lines), fontsize=_FONT, frameon=False, **place)
 
 
 def png(figure: 'Figure') -> bytes:

@@ -38,12 +38,18 @@ def options(images, tmp_path):
 
 @pytest.fixture
 def trainer(monkeypatch):
-  """In place of training: notes the runs, and stops at ``stops`` with a step left; PSNR counts the runs."""
-  fake = types.SimpleNamespace(runs=[], stops=None)
+  """In place of training: notes the runs, and stops at ``stops`` with a step left, which it ``saves``.
+
+  PSNR counts the runs.
+  """
+  fake = types.SimpleNamespace(runs=[], stops=None, saves=True)
 
   def train(config, folder, devices):
     fake.runs.append(folder.name)
-    return types.SimpleNamespace(step=config.steps - (folder.name == fake.stops))
+    step = config.steps - (folder.name == fake.stops)
+    if fake.saves:
+      (folder / 'checkpoints' / str(step)).mkdir(parents=True, exist_ok=True)
+    return types.SimpleNamespace(step=step)
 
   def evaluate(folder, image_set):
     psnr = 20.0 + len(fake.runs)
@@ -149,8 +155,10 @@ def test_what_is_complete_is_not_trained_again(options, trainer, tmp_path):
   assert json.loads((tmp_path / 'a.json').read_text())['rows'] == before['rows']
 
 
-def test_every_commit_that_a_run_was_trained_at_is_told(options, trainer, tmp_path, monkeypatch):
-  trainer.stops = 'none-seed0'
+@pytest.mark.parametrize('saves', [True, False])
+def test_every_commit_that_a_run_was_trained_at_is_told(options, trainer, tmp_path, monkeypatch, saves):
+  """Of a start that left nothing, nothing was kept."""
+  trainer.stops, trainer.saves = 'none-seed0', saves
   describe = ablation.measuring.describe
   for commit in ('a' * 40, 'b' * 40):
     monkeypatch.setattr(
@@ -161,7 +169,7 @@ def test_every_commit_that_a_run_was_trained_at_is_told(options, trainer, tmp_pa
   trainer.stops = None
   ablation.main(options)
   rows = json.loads((tmp_path / 'a.json').read_text())['rows']
-  assert [len(rows[row]['seeds']['0']['starts']) for row in ROWS] == [2, 1, 1, 1, 1, 1]
+  assert [len(rows[row]['seeds']['0']['starts']) for row in ROWS] == [1 + saves, 1, 1, 1, 1, 1]
 
 
 def test_a_folder_of_other_runs_is_refused(options, trainer):

@@ -9,6 +9,7 @@ import pytest
 
 from configs import ablation, color, color_fast, default, demo, gray, nam, sidd, v1
 from sadnet_jax.config_check import check_config, training_sets
+from sadnet_jax.evaluation.known_sets import POLYU_HELD_OUT
 from sadnet_jax.train_state import model_from_config
 
 NOISES = ('30', '50', '70', 'blind')
@@ -152,7 +153,7 @@ def test_fine_tuning_for_nam_starts_from_the_real_noise_and_trains_on_polyu():
   assert set(_changed(nam.get_config('held_out'), config)) == {'data.held_out'}
   assert tuple(config.data.held_out) == ()
   # One scene of every camera of PolyU.
-  cameras = sorted(scene.split('_')[0] for scene in nam.HELD_OUT)
+  cameras = sorted(scene.split('_')[0] for scene in POLYU_HELD_OUT)
   assert cameras == ['Canon5D2', 'Canon600D', 'Canon80D', 'NikonD800', 'Sony']
 
 

@@ -183,6 +183,23 @@ def test_pairs_of_a_known_set_are_read_noisy_first(tmp_path):
   assert polyu.protocol == ROUNDED
 
 
+def test_scenes_that_are_held_out_are_a_set_of_their_own(tmp_path):
+  crops = tmp_path / 'real' / 'PolyU' / 'CroppedImages'
+  held_out = ['Canon5D2_5_160_6400_fruit_3', 'Sony_3-5_200_1600_door_1']
+  for name in (*held_out, 'Canon5D2_5_160_3200_chair_11', 'Canon80D_5_160_3200_fruit_1'):
+    _flat(crops, [f'{name}_{role}.JPG' for role in ('real', 'mean')], 20, 24)
+  image_set = open_set('polyu_held_out', tmp_path)
+  assert _names(image_set) == [f'CroppedImages/{name}_real' for name in held_out]
+  assert len(open_set('polyu', tmp_path).images) == 4
+  for name in held_out:
+    for role in ('real', 'mean'):
+      (crops / f'{name}_{role}.JPG').unlink()
+  with pytest.raises(
+    ValueError, match=r'polyu_held_out: got no image of Canon5D2_fruit, .* in .*PolyU, want'
+  ):
+    open_set('polyu_held_out', tmp_path)
+
+
 def test_grey_sets_are_read_in_grey_and_colour_sets_never_take_grey_files(tmp_path):
   pixels = dataset_files.picture(9, 13, 0)
   dataset_files.write(tmp_path / 'BSD68' / 'test001.png', pixels[:, :, :1])
@@ -371,6 +388,7 @@ def test_the_whole_of_sidd_validation_needs_no_note(tmp_path):
     ('kodak24', 3, "FFDNet's centre crops, 24 images of 500x500"),
     ('nam', 3, "CBDNet's 25 patches, 25 images of 512x512"),
     ('polyu', 3, '100 images of 512x512'),
+    ('polyu_held_out', 3, 'held-out scenes, 17 images of 512x512'),
   ],
 )
 def test_the_real_sets_are_whole(name, channels, version):

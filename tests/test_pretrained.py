@@ -77,7 +77,7 @@ def _sha256(path):
 def test_an_entry_is_one_line():
   entry = pretrained.available()['color_50']
   assert str(entry).startswith('color_50: colour, Gaussian noise of sigma 50, not clipped; 8.5 MB')
-  assert str(entry).endswith(' CBSD68, sigma 50: PSNR from 14.16 to 27.99 dB.')
+  assert str(entry).endswith(f' {entry.summary} {entry.measured}.')
   assert (
     str(pretrained.Noise('gaussian', (0.0, 75.0), clipped=True)) == 'Gaussian noise of sigma 0 to 75, clipped'
   )
@@ -88,7 +88,11 @@ def test_an_entry_is_one_line():
 
 def test_a_name_is_loaded_with_its_network():
   model, params, about = pretrained.load('color_50')
-  assert (model.width, tuple(model.dilations), about['step']) == (32, (1, 2, 3, 4), '1600')
+  assert (model.width, tuple(model.dilations), about['config']) == (
+    32,
+    (1, 2, 3, 4),
+    'configs/color_fast.py:50',
+  )
   assert about['sha256'] == pretrained.available()['color_50'].sha256
   assert params['res1']['conv0']['kernel'].dtype == np.float32
   assert pretrained.locate('color_50').name == 'color_50.safetensors'

@@ -75,6 +75,7 @@ def test_the_card_is_what_files_and_results_give(weights):
 def test_every_file_is_published_and_measured():
   names = {name for name, *_ in MEASURED}
   assert names == set(ENTRIES)
+  assert all(len({crop for of, crop, _ in MEASURED if of == name}) >= 2 for name in names)
   for suffix in ('safetensors', 'md', 'toml'):
     assert {path.stem for path in FOLDER.glob(f'*.{suffix}')} == names
   assert {path.stem for path in (ROOT / 'docs' / 'curves').glob('*')} <= names

@@ -74,6 +74,7 @@ def test_a_run_counts_until_its_checkpoint_and_half_lines_do_not(tmp_path):
   first_settings, second_settings = (stage.settings for stage in curve.stages)
   assert (first_settings['seed'], first_settings['init_from']) == (3, 'zero')
   assert (second_settings['seed'], second_settings['init_from']) == (0, 'first')
+  assert second_settings['validation_images'] == 0
   assert second_settings['patch_px'] == 128
   assert second_settings['optimizer'] == small_config()['optimizer']
   assert '/home/me' not in curve.to_json()
@@ -87,6 +88,13 @@ def test_a_run_counts_until_its_checkpoint_and_half_lines_do_not(tmp_path):
   assert [stage.run for stage in _curve(second, third).stages] == ['second', 'third']
   with pytest.raises(ValueError, match='--curve: got third, which began from second, after first, want it'):
     _curve(first / 'checkpoints' / '20', third, second)
+  fourth = write_log(tmp_path / 'fourth', losses(30))
+  save_checkpoint(fourth, PARAMS, small_config(init_from=f'{first}/checkpoints/20'), 30)
+  assert [stage.steps for stage in _curve(first / 'checkpoints' / '20', fourth).stages] == [20, 30]
+  with pytest.raises(
+    ValueError, match='got first until step 32, want until 20, where fourth began: first/ch'
+  ):
+    _curve(first, fourth)
 
 
 def test_without_checkpoints_a_run_counts_until_its_last_line_or_the_step_named(tmp_path):
@@ -174,6 +182,28 @@ def test_stages_are_drawn_one_after_the_other():
   assert rate.get_xlim() == (0, 60)
   assert loss.get_title() == 'small: 60 steps in 2 stages'
   assert [text.get_text() for text in loss.texts] == ['stage 1', '2']
+
+
+def test_what_was_measured_is_told_where_it_is_known():
+  curve = _two_stages()
+  all_images, eight = (
+    {'loss': loss, 'noise': {'sigma_255': 50.0}, 'validation_images': images}
+    for loss, images in (('l1', 0), ('l2', 8))
+  )
+  for settings, label, sets in (
+    ((None, None), 'training loss', ['a', 'b']),
+    ((all_images, all_images), 'training loss (l1)', ['a, sigma 50', 'b, sigma 50']),
+    (
+      (all_images, eight),
+      'training loss',
+      ['a, sigma 50', 'a, 8 images, sigma 50', 'b, 8 images, sigma 50'],
+    ),
+    ((None, {**eight, 'noise': {'sigma_255': 0.0}}), 'training loss', ['a', 'a, 8 images', 'b, 8 images']),
+  ):
+    stages = [dataclasses.replace(s, settings=of) for s, of in zip(curve.stages, settings, strict=True)]
+    loss, psnr, _ = draw(dataclasses.replace(curve, stages=stages)).axes
+    assert loss.get_ylabel() == label
+    assert [text.get_text() for text in psnr.get_legend().get_texts()] == sets
 
 
 def test_one_stage_without_validation_has_two_panels():

@@ -4,6 +4,7 @@ import json
 
 from command import ROOT, finish, start
 import jax
+from logged_runs import save_checkpoint, small_config
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -206,3 +207,17 @@ def test_exported_weights_are_those_of_the_checkpoint(params, tmp_path):
   assert metadata['about'] == 'For a test.'
   _, errors = finish(start(*export), succeeds=False)
   assert 'b.safetensors, which is there, want another, or pass --overwrite' in errors
+
+
+def test_a_run_is_exported_as_of_its_own_noise_alone(params, tmp_path):
+  save_checkpoint(tmp_path / 'run', params, small_config('25'), 7)
+  export = ['-m', 'sadnet_jax.export_weights', f'--checkpoint={tmp_path}/run']
+  export += [f'--output={tmp_path}/b.safetensors']
+  network = ['--config.model.width=8', '--config.model.offset_width=8']
+  of_25, of_50 = (start(*export, f'--config={ROOT}/configs/color.py:{sigma}', *network) for sigma in (25, 50))
+  _, errors = finish(of_50, succeeds=False)
+  assert 'noise.sigma_255: checkpoint 25.0, config 50.0' in errors
+  finish(of_25)
+  loaded, metadata = load_weights(tmp_path / 'b.safetensors', MODEL)
+  _assert_equal(loaded, params)
+  assert (metadata['step'], metadata['config']) == ('7', f'{ROOT}/configs/color.py:25')

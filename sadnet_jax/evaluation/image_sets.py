@@ -164,7 +164,10 @@ def _kind(folder):
 
 def _open_files(name: str, title: str, layout: str, folder: Path, known: KnownSet | None) -> ImageSet:
   found = find_examples(layout, folder, skip_bad=True)
-  images = [FileImage(example) for example in found.examples]
+  scenes = known.scenes if known else None
+  images = [FileImage(example) for example in found.examples if scenes is None or example.scene in scenes]
+  if scenes is not None and not images:
+    raise ValueError(f'{name}: got no image of {", ".join(sorted(scenes))} in {folder}, want those scenes')
   sizes, channels = _sizes(images)
   version = _sizes_text(sizes)
   notes = []

@@ -15,6 +15,7 @@ set12            Set12         12 grey images
 urban100         Urban100      100 colour images
 nam              Nam           25 pairs, ``Nam_patches/01_noise.png``, ``Nam_patch_GT/01_gt.png``
 polyu            PolyU         100 pairs, ``CroppedImages/*_{real,mean}.JPG``
+polyu_held_out   PolyU         17 of them, of the scenes that configs/nam.py:held_out keeps from training
 sidd_val         SIDD          Validation{Noisy,Gt}BlocksSrgb.mat
 sidd_benchmark   SIDD          BenchmarkNoisyBlocksSrgb.mat; no ground truth
 dnd              DND           info.mat and images_srgb/*.mat; no ground truth
@@ -39,6 +40,7 @@ class KnownSet:
     source: Where to download it.
     versions: Names of the versions in use, by the number of images and their sides, the
       shorter first.
+    scenes: Of the layout; those of other scenes are no part of the set. None: all are.
   """
 
   title: str
@@ -47,11 +49,15 @@ class KnownSet:
   channels: int
   source: str
   versions: dict[tuple[int, frozenset[tuple[int, int]]], str] = dataclasses.field(default_factory=dict)
+  scenes: frozenset[str] | None = None
 
 
 # Versions that published figures are of.
 KODAK_FULL, KODAK_CROPS = 'full images', "FFDNet's centre crops"
 NAM_PATCHES = "CBDNet's 25 patches"
+# Scenes of PolyU, one of every camera, that no other camera took as well.
+POLYU_HELD_OUT = ('Canon5D2_fruit', 'Canon600D_book', 'Canon80D_ball', 'NikonD800_stair', 'Sony_door')
+_POLYU_SOURCE = "Jun Xu's repository of the PolyU real-world noisy images, CroppedImages"
 IMAGE_SETS = {
   'cbsd68': KnownSet(
     'CBSD68', 'clean', 68, 3, 'the 68 test images of FFDNet and DnCNN in colour, PNG, from their repositories'
@@ -79,8 +85,15 @@ IMAGE_SETS = {
     'the 25 patches of 512x512 of CBDNet, PNG, from its repository',
     {(25, frozenset({(512, 512)})): NAM_PATCHES, (15, frozenset({(512, 512)})): 'the 15 crops'},
   ),
-  'polyu': KnownSet(
-    'PolyU', 'polyu', 100, 3, "Jun Xu's repository of the PolyU real-world noisy images, CroppedImages"
+  'polyu': KnownSet('PolyU', 'polyu', 100, 3, _POLYU_SOURCE),
+  'polyu_held_out': KnownSet(
+    'PolyU',
+    'polyu',
+    17,
+    3,
+    _POLYU_SOURCE,
+    {(17, frozenset({(512, 512)})): 'held-out scenes'},
+    frozenset(POLYU_HELD_OUT),
   ),
 }
 # Sets of MATLAB files: SIDD's by part, the noisy blocks and the clean ones.

@@ -190,7 +190,8 @@ def measured(content: Mapping[str, Any]) -> str:
   result = next(result for result in content['results'] if result['method']['name'] == 'sadnet')
   noise = 'real noise' if result['sigma_255'] is None else f'sigma {result["sigma_255"]:g}'
   mean = result['mean']
-  return f'{result["title"]}, {noise}: PSNR from {mean["psnr_noisy"]:.2f} to {mean["psnr"]:.2f} dB'
+  figures = f'PSNR from {mean["psnr_noisy"]:.2f} to {mean["psnr"]:.2f} dB'
+  return f'{result["title"]}, {noise}, {result["protocol"]}: {figures}'
 
 
 def _row(result):
