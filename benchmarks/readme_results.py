@@ -10,7 +10,6 @@ the weights; the first line of what was run is shown below the table, with commi
 import argparse
 import json
 import math
-import os
 from pathlib import Path
 import sys
 
@@ -22,10 +21,11 @@ from benchmarks import limits, readme_speed
 from sadnet_jax import SADNet
 from sadnet_jax.model import param_shapes
 from sadnet_jax.pretrained.card import read_facts
-from sadnet_jax.pretrained.index import FOLDER, read_index
+from sadnet_jax.pretrained.index import read_index
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / 'benchmarks' / 'results' / 'evaluation'
+PRETRAINED = ROOT / 'sadnet_jax' / 'pretrained'
 _BY = '<!-- {}: by benchmarks/readme_results.py -->'
 _END = '<!-- end of {} -->'
 _HEAD = (
@@ -103,16 +103,15 @@ def markdown(files: list[Path]) -> str:
   return '\n'.join([*lines, '', *commands])
 
 
-def weights(folder: Path = FOLDER) -> str:
-  """What the weights in a folder with an index are for, and were trained on."""
+def weights() -> str:
+  """What the published weights are for, and were trained on."""
   lines = ['| weights | for | trained on | with |', '|---|---|---|---|']
-  for name, entry in read_index(folder).items():
-    card_path = Path(os.path.relpath(folder / f'{name}.md', ROOT)).as_posix()
+  for name, entry in read_index(PRETRAINED).items():
+    card = (PRETRAINED / f'{name}.md').relative_to(ROOT).as_posix()
     default = ' (default)' if 'color' in entry.default_for else ''
-    facts = read_facts(folder / f'{name}.toml')
+    facts = read_facts(PRETRAINED / f'{name}.toml')
     data, hardware = (' '.join(facts[fact].split()) for fact in ('data', 'hardware'))
-    colour = 'colour' if entry.channels == 3 else 'grey'
-    lines.append(f'| [`{name}`]({card_path}){default} | {colour}, {entry.noise} | {data} | {hardware} |')
+    lines.append(f'| [`{name}`]({card}){default} | {entry.task} | {data} | {hardware} |')
   return '\n'.join(lines)
 
 

@@ -42,7 +42,7 @@ _FREE_ON_RESUME = (
   'on_nonfinite',
 )
 # None changes what the weights mean.
-FREE_IN_EVALUATION = ('model.dtype', 'model.offset_init')
+_FREE_IN_EVALUATION = ('model.dtype', 'model.offset_init')
 
 
 @contextlib.contextmanager
@@ -206,12 +206,12 @@ def restore_params(run: str | Path, model: SADNet, config: dict[str, Any]) -> tu
   if Path(run).suffix == weights.SUFFIX:
     params, metadata = weights.load_weights(run, model)
     check_same(
-      {'model': weights.model_fields(run, metadata)}, {'model': config['model']}, set(FREE_IN_EVALUATION)
+      {'model': weights.model_fields(run, metadata)}, {'model': config['model']}, set(_FREE_IN_EVALUATION)
     )
     return int(metadata['step']), params
   with _open_for_reading(run) as (manager, step):
     saved = _restore(manager, step, config=ocp.args.JsonRestore())['config']
-    check_same({'model': saved['model']}, {'model': config['model']}, set(FREE_IN_EVALUATION))
+    check_same({'model': saved['model']}, {'model': config['model']}, set(_FREE_IN_EVALUATION))
     return step, _restore_weights(manager, step, model, saved)
 
 
@@ -234,6 +234,18 @@ def load_run(run: str | Path) -> tuple[SADNet, dict[str, Any], int, dict[str, An
     except (ValueError, TypeError, KeyError) as error:
       raise ValueError(f'{run}: got a config of no network ({error}), want one of this version') from error
     return model, _restore_weights(manager, step, model, saved), step, saved
+
+
+def load_run_of(run: str | Path, config: dict[str, Any]) -> tuple[dict[str, Any], int, dict[str, Any]]:
+  """Parameters, step and config of a run as from `load_run`.
+
+  Raises:
+    ValueError: As `load_run`, or it is of another network or other noise than the config's.
+  """
+  _, params, step, saved = load_run(run)
+  same = ('model', 'noise')
+  check_same({p: saved[p] for p in same}, {p: config[p] for p in same}, set(_FREE_IN_EVALUATION))
+  return params, step, saved
 
 
 @contextlib.contextmanager

@@ -13,7 +13,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from sadnet_jax import checkpoints, command_line
-from sadnet_jax.config_difference import check_same
 from sadnet_jax.train_state import model_from_config
 from sadnet_jax.weights import save_weights
 
@@ -35,10 +34,7 @@ def main() -> None:
       raise ValueError(f'--output: got {output.value}, which is there, want another, or pass --overwrite')
     fields = config.value.to_dict()
     if checkpoints.is_run(checkpoint.value):
-      _, params, step, saved = checkpoints.load_run(checkpoint.value)
-      same = ('model', 'noise')
-      free = set(checkpoints.FREE_IN_EVALUATION)
-      check_same({part: saved[part] for part in same}, {part: fields[part] for part in same}, free)
+      params, step, _ = checkpoints.load_run_of(checkpoint.value, fields)
     else:
       step, params = checkpoints.restore_params(
         checkpoint.value, model_from_config(config.value.model), fields

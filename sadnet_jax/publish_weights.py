@@ -157,15 +157,13 @@ def _open(request):
       'were trained in'
     )
   if path.is_dir():
-    _, params, step, saved = checkpoints.load_run(path)
-    fields, free = {part: saved[part] for part in ('model', 'noise')}, set(checkpoints.FREE_IN_EVALUATION)
+    params, step, saved = checkpoints.load_run_of(path, config)
     told = {'step': str(step), 'seed': str(saved['seed'])}
     source = _Source(model_from_fields(config['model']), params, 'float32', None, told)
   else:
     model, params, told = weights.load_with_model(path)
-    fields, free = {'model': weights.model_fields(path, told)}, set()
+    check_same({'model': weights.model_fields(path, told)}, {'model': config['model']}, set())
     source = _Source(model, params, weights.stored_dtype(path), path, told)
-  check_same(fields, {part: config[part] for part in fields}, free)
   if source.told.get('config', request.config_name) != request.config_name:
     raise ValueError(f'--config: got {request.config_name}, want {source.told["config"]}, as {path} says')
   if (source.dtype, request.dtype) == ('float16', 'float32'):

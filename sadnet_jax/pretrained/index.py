@@ -62,12 +62,17 @@ class Entry:
   measured: str
   default_for: tuple[str, ...] = ()
 
+  @property
+  def task(self) -> str:
+    """'colour, Gaussian noise of sigma 50, not clipped'."""
+    colour = {1: 'grey', 3: 'colour'}.get(self.channels, f'{self.channels} channels')
+    return f'{colour}, {self.noise}'
+
   def __str__(self) -> str:
     """One line: name, channels, noise, size, summary, figure."""
-    colour = {1: 'grey', 3: 'colour'}.get(self.channels, f'{self.channels} channels')
     default = f'; default for {", ".join(self.default_for)}' if self.default_for else ''
     size = f'{self.bytes / 1e6:.1f} MB'
-    return f'{self.name}: {colour}, {self.noise}; {size}{default}. {self.summary} {self.measured}.'
+    return f'{self.name}: {self.task}; {size}{default}. {self.summary} {self.measured}.'
 
 
 def available() -> dict[str, Entry]:
