@@ -29,6 +29,7 @@ from benchmarks import ablation_doc, measuring, short_training
 from configs import ablation, color_fast
 from sadnet_jax import checkpoints, training
 from sadnet_jax.config_difference import check_same
+from sadnet_jax.environment import is_committed
 from sadnet_jax.evaluation import image_sets, scoring
 from sadnet_jax.evaluation.methods import SADNetMethod
 from sadnet_jax.evaluation.protocols import UNCLIPPED
@@ -122,7 +123,7 @@ def _note_start(folder, about, steps):
   """Adds the commit of now to those that a run was trained at, unless it is complete; all of them."""
   path = folder / STARTS_FILE
   # Of a start that left no checkpoint, nothing is kept.
-  kept = path.exists() and any((folder / checkpoints.FOLDER).glob('[0-9]*'))
+  kept = path.exists() and checkpoints.has_checkpoint(folder)
   starts = json.loads(path.read_text()) if kept else []
   now = {name: about[name] for name in ('commit', 'uncommitted_changes')}
   if now not in starts and not (folder / checkpoints.FOLDER / str(steps)).exists():
@@ -176,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   find_data_dir(arguments.images, '--images')
   image_set = open_test(arguments.test)
   results = describe(arguments, image_set)
-  if results['commit'] is None or results['uncommitted_changes']:
+  if not is_committed(results):
     print('This code is in no commit: ablation_doc.py will refuse the results. Start from a clean clone.')
   for seed in arguments.seeds:
     for row in ablation.ROWS:

@@ -19,6 +19,7 @@ from benchmarks.performance_doc import DEVICES, RESULTS, ROOT
 from benchmarks.performance_tables import machine, table
 from configs import color
 from configs.ablation import PAPER_PSNR, ROWS
+from sadnet_jax.environment import is_committed
 
 PAGE = ROOT / 'docs' / 'ABLATION.md'
 # In the order of the values of ROWS.
@@ -179,7 +180,7 @@ def read(device: str) -> dict | None:
   if not file.exists():
     return None
   content = json.loads(file.read_text())
-  if any(start['commit'] is None or start['uncommitted_changes'] for start in [content, *_starts(content)]):
+  if not all(map(is_committed, [content, *_starts(content)])):
     raise SystemExit(f'{file}: got results of code that is in no commit, want those of a clean clone')
   if not complete_seeds(content):
     raise SystemExit(f'{file}: got no seed that all rows are trained with, want at least one')

@@ -20,6 +20,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 from benchmarks import performance_tables as tables
 from benchmarks.pytorch_results import GPU_COMPILE_RATIO, GPU_EAGER_RATIO, GPU_FORWARD_MS
 from benchmarks.pytorch_rows import ROWS
+from sadnet_jax.environment import is_committed
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / 'benchmarks' / 'results'
@@ -168,7 +169,7 @@ def read(section: Section, device: str) -> dict[str, Any] | None:
   content = json.loads(file.read_text()) if file.exists() else {}
   if not section.needs <= set(content):
     return None
-  if content['commit'] is None or content['uncommitted_changes']:
+  if not is_committed(content):
     raise SystemExit(f'{file}: got results of code that is in no commit, want those of a clean clone')
   return content
 

@@ -185,6 +185,11 @@ def is_run(path: str | Path) -> bool:
   return (split_path(path)[0] / FOLDER).is_dir()
 
 
+def has_checkpoint(folder: Path) -> bool:
+  """Whether anything is saved yet in the folder of a run."""
+  return any((folder / FOLDER).glob('[0-9]*'))
+
+
 def restore_params(run: str | Path, model: SADNet, config: dict[str, Any]) -> tuple[int, dict[str, Any]]:
   """The weights of one of a run's checkpoints: their running average where it was kept.
 

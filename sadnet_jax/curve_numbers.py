@@ -133,7 +133,7 @@ class _Log(NamedTuple):
 def _read_log(run):
   folder, steps = checkpoints.split_path(run)
   config, params, lines = None, None, read_metrics(folder)
-  if any((folder / checkpoints.FOLDER).glob('[0-9]*')):
+  if checkpoints.has_checkpoint(folder):
     _, params, steps, config = checkpoints.load_run(run)
   elif steps is None:
     steps = max((metrics['step'] for metrics in lines), default=0)

@@ -1,11 +1,12 @@
 """Hardware, versions and commit: what makes a figure repeatable."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import importlib.metadata
 import os
 from pathlib import Path
 import platform
 import subprocess
+from typing import Any
 
 import jax
 
@@ -33,6 +34,11 @@ def environment(packages: Sequence[str]) -> dict[str, object]:
     'commit': _git('rev-parse', 'HEAD') if in_clone else None,
     'uncommitted_changes': bool(_git('status', '--porcelain', '--untracked-files=no')) if in_clone else None,
   }
+
+
+def is_committed(environment: Mapping[str, Any]) -> bool:
+  """Whether what a result was written with, as from `environment`, names a commit that is all of its code."""
+  return environment['commit'] is not None and not environment['uncommitted_changes']
 
 
 def _git(*arguments):

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from sadnet_jax import weights
+from sadnet_jax.environment import is_committed
 from sadnet_jax.evaluation.results import params_hash
 from sadnet_jax.pretrained.index import Entry
 
@@ -83,7 +84,7 @@ def check_results(source: str | Path, content: Mapping[str, Any], params_sha256:
     hashes = {result['method']['sha256'] for result in results}
     failures = [*content['failures'], *(failure for result in results for failure in result['failures'])]
     environment = content['environment']
-    committed = environment['commit'] is not None and not environment['uncommitted_changes']
+    committed = is_committed(environment)
   except (KeyError, TypeError) as error:
     raise ValueError(f'{source}: got no results of evaluate.py ({error!r}), want its results.json') from error
   if not results:
