@@ -1,6 +1,6 @@
 """Evaluates a trained SADNet, and other methods, by published protocols.
 
-  python evaluate.py --config=configs/color.py:50 --checkpoint=runs/color-50 \\
+  python evaluate.py --config=configs/color.py:blind --checkpoint=runs/color-blind \\
     --datasets=cbsd68,kodak24 --sigmas=30,50,70 --data=FOLDER
   python evaluate.py --methods=noisy,bm3d --datasets=cbsd68 --sigmas=50
 
@@ -20,7 +20,7 @@ from sadnet_jax import checkpoints, command_line
 from sadnet_jax.evaluation import run
 from sadnet_jax.evaluation.known_sets import SCORED, SIDD_FORMS, UNSCORED
 from sadnet_jax.evaluation.methods import BM3D, Method, Noisy, SADNetMethod
-from sadnet_jax.evaluation.protocols import PROTOCOLS
+from sadnet_jax.evaluation.protocols import PROTOCOLS, UNCLIPPED, of_training
 from sadnet_jax.evaluation.results import params_hash
 from sadnet_jax.train_state import model_from_config
 
@@ -50,7 +50,10 @@ _SIGMAS = flags.DEFINE_list(
   "Standard deviations of the noise to add, on the scale of 8-bit images; by default the config's.",
 )
 _PROTOCOLS = flags.DEFINE_list(
-  'protocols', ['unclipped'], f'How clean images are evaluated: some of {", ".join(PROTOCOLS)}.'
+  'protocols',
+  None,
+  f'How clean images are evaluated: some of {", ".join(PROTOCOLS)}; by default the one whose '
+  'noise is as in the training of the config, else unclipped.',
 )
 _OUTPUT = flags.DEFINE_string(
   'output',
@@ -92,8 +95,11 @@ def main() -> None:
     sigmas_255 = command_line.numbers('sigmas', _SIGMAS.value)
   elif config is not None and config.noise.sigma_255 > 0:
     sigmas_255 = [config.noise.sigma_255]
+  protocols = _PROTOCOLS.value
+  if protocols is None:
+    protocols = [(UNCLIPPED if config is None else of_training(config.noise.clip)).name]
   methods, folder, ending = _methods(config)
-  name = run.folder_name(_METHODS.value, _DATASETS.value, sigmas_255, _PROTOCOLS.value)
+  name = run.folder_name(_METHODS.value, _DATASETS.value, sigmas_255, protocols)
   output = Path(_OUTPUT.value or folder / f'{name}{ending}')
   run.evaluate(
     methods,
@@ -103,7 +109,7 @@ def main() -> None:
       # Methods without a network take the images as they are.
       channels=config.model.channels if config is not None else None,
       sigmas_255=sigmas_255,
-      protocols=_PROTOCOLS.value,
+      protocols=protocols,
       output=output,
       overwrite=_OVERWRITE.value,
       keep_going=_KEEP_GOING.value,

@@ -39,6 +39,7 @@ _HEAD = (
   'SSIM, Wang et al. / MATLAB',
   'published',
   'difference',
+  'others, same protocol and images',
 )
 
 
@@ -67,12 +68,16 @@ def _row(name, result):
     f'{mean["psnr"]:.2f}',
     f'{mean["ssim_wang"]:.4f} / {mean["ssim_matlab"]:.4f}',
   ]
+  others = ', '.join(_named(p) for p in result['published'] if p is not figure and not p['differs'])
   if figure is None:
-    return (*cells, '', '')
-  published = f'{figure["method"]} {figure["psnr"]:.2f}'
+    return (*cells, '', '', others)
   if figure['differs']:
-    return (*cells, f'{published} ({", ".join(figure["differs"])})', '')
-  return (*cells, published, f'{mean["psnr"] - figure["psnr"]:+.2f}')
+    return (*cells, f'{_named(figure)} ({", ".join(figure["differs"])})', '', others)
+  return (*cells, _named(figure), f'{mean["psnr"] - figure["psnr"]:+.2f}', others)
+
+
+def _named(figure):
+  return f'{figure["method"]} {figure["psnr"]:.2f}'
 
 
 def _title(method, channels):
@@ -106,10 +111,10 @@ def markdown(files: list[Path]) -> str:
 
 def weights() -> str:
   """What the published weights are for, and were trained on."""
-  lines = ['| weights | for | trained on | with |', '|---|---|---|---|']
+  lines = ['| weights | for | images trained on | hardware |', '|---|---|---|---|']
   for name, entry in read_index(PRETRAINED).items():
     card = (PRETRAINED / f'{name}.md').relative_to(ROOT).as_posix()
-    default = ' (default)' if 'color' in entry.default_for else ''
+    default = f' (default for {", ".join(entry.default_for)})' if entry.default_for else ''
     facts = read_facts(PRETRAINED / f'{name}.toml')
     data, hardware = (' '.join(facts[fact].split()) for fact in ('data', 'hardware'))
     lines.append(f'| [`{name}`]({card}){default} | {entry.task} | {data} | {hardware} |')

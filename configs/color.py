@@ -4,8 +4,8 @@
 
 The argument is sigma_255: 30, 50 or 70, one model each (any positive number works),
 or ``blind`` for one model of all levels from 0 to 75. Data: a folder of clean images;
-the paper's is DIV2K_train_HR. For images of that size ``--config.data.reader=tiles``
-(first cut into tiles, as the authors do) or ``memory`` is faster than reading the files.
+the paper's is DIV2K_train_HR. Images of that size need not be decoded for every patch with
+``--config.data.reader=tiles`` (first cut into tiles, as the authors do) or ``memory``.
 
 Paper, CBSD68 / Kodak24 (full images), PSNR in dB: sigma 30: 30.64 / 31.86,
 sigma 50: 28.32 / 29.64, sigma 70: 26.93 / 28.28. Ours: not measured.

@@ -25,8 +25,8 @@ def get_config() -> ml_collections.ConfigDict:
   # A step whose loss or gradient is not finite never changes the weights; then
   # 'stop' ends the run, 'skip' counts it and goes on.
   config.on_nonfinite = 'stop'
-  # What to take the first weights from: a run's folder, one of its checkpoints, a .safetensors file, or
-  # a name of published weights (sadnet_jax/pretrained).
+  # What to take the first weights from: a run's folder, one of its checkpoints, a .safetensors file or
+  # its URL, or a name of published weights (sadnet_jax/pretrained).
   config.init_from = ''
 
   # The fields of sadnet_jax.SADNet.

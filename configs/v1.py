@@ -7,7 +7,7 @@ The argument is ``color-NOISE`` or ``gray-NOISE`` with the argument of color.py,
 ``nam`` or ``nam-held_out`` (these start from ``runs/v1-sidd``); data and command are as in
 those files. What differs: the deformable convolution comes last in every RSAB, the context
 block's dilations are 1, 2, 4, 8, the last layer is 1x1, and the rate is halved every
-200,000 steps.
+200,000 steps (of ``nam`` as in nam.py).
 
 Paper v1, PSNR in dB: colour, CBSD68 / Kodak24: sigma 30: 30.64 / 31.86, sigma 50:
 28.30 / 29.62, sigma 70: 26.91 / 28.25; grey, BSD68 / Kodak24: 28.61 / 29.99,

@@ -110,7 +110,8 @@ def _check_training_sets(config):
   if not sets:
     raise ValueError(
       'config.data.train: got no folder for any data set, want at least one: '
-      'for a folder of clean images, --config.data.train.clean=FOLDER'
+      'for a folder of clean images, --config.data.train.clean=FOLDER; for one of pairs, '
+      '--config=configs/pairs.py --config.data.train.pairs=FOLDER'
     )
   paired = sorted(set(sets) & set(PAIRED_SETS))
   if paired and set(sets) & set(CLEAN_SETS):

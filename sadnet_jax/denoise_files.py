@@ -30,7 +30,7 @@ _EPILOG = """\
 examples:
   sadnet-denoise photo.jpg -o denoised.png
   sadnet-denoise photos -o denoised/ --recursive --compare
-  sadnet-denoise 'photos/**/*.tif' -o denoised/ --model color_50
+  sadnet-denoise 'photos/**/*.tif' -o denoised/ --model runs/color-blind
 
 exit status: 0 if all pictures are denoised, 1 if some are not, 2 if nothing was begun, 130 after Ctrl-C"""
 

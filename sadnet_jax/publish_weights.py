@@ -5,11 +5,12 @@
   python evaluate.py --config=configs/color_fast.py:50 --checkpoint=color_50.safetensors \\
     --datasets=cbsd68,kodak24 --output=results
   python -m sadnet_jax.publish_weights --config=configs/color_fast.py:50 --checkpoint=RUN \\
-    --name=color_50 --dtype=float16 --images=FOLDER --facts=sadnet_jax/pretrained/color_50.toml \\
+    --name=color_50 --dtype=float16 --images=FOLDER --facts=sadnet_jax/pretrained/color_50.toml --overwrite \\
     --results=results/results.json
 
 From a folder of the repository. The results must be of the weights as they are published: in their
-dtype. What float16 costs is measured here, on clean images, with the noise of the config.
+dtype. What float16 costs is measured here: on clean images, with the noise of the config, or for real noise
+on pairs.
 ``--curve=RUN``, or the runs of all stages, ``--curve=FIRST,SECOND``, draws the training curve
 (`training_curve`) and keeps its numbers, for the package's own weights in docs/curves; the facts may
 then tell the seeds of all stages, where otherwise the run tells its own. Once published,
@@ -27,7 +28,8 @@ from typing import Any
 
 from sadnet_jax import checkpoints, weights
 from sadnet_jax.config_difference import check_same
-from sadnet_jax.evaluation.protocols import CLIPPED8, UNCLIPPED
+from sadnet_jax.datasets.layouts import find_examples
+from sadnet_jax.evaluation.protocols import ROUNDED, of_training
 from sadnet_jax.evaluation.results import params_hash
 from sadnet_jax.files import replacing, write_text
 from sadnet_jax.model import SADNet, model_from_fields
@@ -36,7 +38,8 @@ from sadnet_jax.pretrained.index import FOLDER, Entry, Noise, file_sha256, read_
 from sadnet_jax.pretrained.precision import float16_cost
 from sadnet_jax.pretrained.sources import locate
 
-DEFAULTS = ('color', 'gray', 'real')
+# What weights can be the default of, and the channels that takes.
+DEFAULTS = {'color': 3, 'gray': 1, 'real': 3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +54,11 @@ class Request:
     dtype: 'float32' or 'float16'.
     facts: Path of the card's texts.
     results: Path of a results.json.
-    images: Folder of clean images to measure float16 on, or None.
+    images: Folder to measure float16 on, of clean images, or of pairs for real noise; or None.
     sigmas_255: Of the noise to measure it with, on the scale of 8-bit images.
     curve: Runs to draw the training curve of, in their order; none leaves the one that is there.
-    default_for: Some of DEFAULTS, or None for those of the entry of that name, if there is one.
+    default_for: Some of DEFAULTS that are for as many channels, or None for those of the entry of that
+      name, if there is one.
     overwrite: Whether an entry or a file of that name may be there.
     folder: With the index.
   """
@@ -137,6 +141,11 @@ def _check_request(request, entries):
     raise ValueError(f'--name: got {request.name}, which is published, want another, or pass --overwrite')
   if unknown := [d for d in request.default_for or () if d not in DEFAULTS]:
     raise ValueError(f'--default_for: got {", ".join(unknown)}, want some of {", ".join(DEFAULTS)}')
+  channels = request.config['model']['channels']
+  if unfit := [d for d in request.default_for or () if DEFAULTS[d] != channels]:
+    raise ValueError(
+      f'--default_for: got {", ".join(unfit)} for weights of {channels} channel(s), want what they can do'
+    )
 
 
 def _read_json(path):
@@ -181,7 +190,12 @@ def _precision(request, source, rounded):
         f'--images: got {request.images} for weights of that dtype: want none, nothing is rounded'
       )
     return {}
-  if request.images is None or not request.sigmas_255:
+  real = _noise(request.config).kind == 'real'
+  if real and (request.images is None or request.sigmas_255):
+    raise ValueError(
+      '--images, --sigmas: got no images or some sigma, want a folder of pairs alone to measure float16 on'
+    )
+  if not real and (request.images is None or not request.sigmas_255):
     raise ValueError(
       '--images, --sigmas: got none, want a folder of clean images and the noise to measure float16 with'
     )
@@ -190,9 +204,10 @@ def _precision(request, source, rounded):
       source.model,
       source.params,
       rounded,
-      images=request.images,
-      sigmas_255=request.sigmas_255,
-      protocol=CLIPPED8 if request.config['noise']['clip'] else UNCLIPPED,
+      examples=find_examples('pairs' if real else 'clean', request.images).examples,
+      sigmas_255=[None] if real else request.sigmas_255,
+      protocol=ROUNDED if real else of_training(request.config['noise']['clip']),
+      source=request.images.name,
     )
   }
 
@@ -274,7 +289,9 @@ def main() -> None:
   dtype = flags.DEFINE_enum('dtype', 'float16', ['float32', 'float16'], 'Of the weights in the file.')
   facts = flags.DEFINE_string('facts', None, 'TOML file of the texts of the card.', required=True)
   results = flags.DEFINE_string('results', None, 'The results.json of these weights.', required=True)
-  images = flags.DEFINE_string('images', None, 'Folder of clean images to measure float16 on.')
+  images = flags.DEFINE_string(
+    'images', None, 'Folder to measure float16 on: clean images, or pairs for real noise.'
+  )
   sigmas = flags.DEFINE_list('sigmas', None, "Noise to measure float16 with; by default the config's.")
   curve = flags.DEFINE_list('curve', [], 'Runs to draw the training curve of: RUN, or FIRST,SECOND.')
   default_for = flags.DEFINE_list(

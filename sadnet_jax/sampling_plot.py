@@ -268,7 +268,9 @@ def main() -> None:
   from sadnet_jax.train_state import model_from_config
 
   config_file = config_flags.DEFINE_config_file('config', None, 'The experiment: configs/color.py:50.')
-  checkpoint = flags.DEFINE_string('checkpoint', None, 'Folder of a run or checkpoint.', required=True)
+  checkpoint = flags.DEFINE_string(
+    'checkpoint', None, 'A run, one of its checkpoints, or weights by file or name.', required=True
+  )
   image = flags.DEFINE_string('image', None, 'The image file.', required=True)
   pixel = flags.DEFINE_multi_string('pixel', None, 'ROW,COLUMN; once for each pixel.', required=True)
   sigma_255 = flags.DEFINE_float('sigma_255', None, "Noise to add; by default the config's.", lower_bound=0)

@@ -13,7 +13,7 @@ from sadnet_jax.datasets.layouts import Example, find_examples
 from sadnet_jax.evaluation import image_sets
 from sadnet_jax.evaluation.image_sets import EvaluationImage, FileImage
 from sadnet_jax.evaluation.known_sets import SIDD_FILES
-from sadnet_jax.evaluation.protocols import CLIPPED8, FLOAT, ROUNDED, UNCLIPPED, Protocol
+from sadnet_jax.evaluation.protocols import FLOAT, ROUNDED, Protocol, of_training
 from sadnet_jax.images import look_for_data_dir, side_by_side
 from sadnet_jax.metrics import psnr
 from sadnet_jax.model import SADNet
@@ -124,7 +124,7 @@ def make_validator(
     pictures: Pictures to return of every set.
   """
   apply = jax.jit(lambda params, noisy: model.apply({'params': params}, noisy))
-  added_noise = CLIPPED8 if clip else UNCLIPPED
+  added_noise = of_training(clip)
 
   def measure(params, validation_set, gives_up):
     protocol = validation_set.protocol or added_noise

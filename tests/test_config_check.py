@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import ablation, color, color_fast, default, demo, gray, nam, sidd, v1
+from configs import ablation, color, color_fast, default, demo, gray, nam, pairs, sidd, v1
 from sadnet_jax.config_check import check_config, training_sets
 from sadnet_jax.evaluation.known_sets import POLYU_HELD_OUT
 from sadnet_jax.train_state import model_from_config
@@ -23,7 +23,7 @@ CONFIGS = [
     for name in ('color-50', 'gray-blind', 'sidd', 'nam', 'nam-held_out')
   ),
   *((nam, (scenes,), 3) for scenes in ('all', 'held_out')),
-  *((file, (), 3) for file in (ablation, color, color_fast, demo, nam, sidd, v1)),
+  *((file, (), 3) for file in (ablation, color, color_fast, demo, nam, pairs, sidd, v1)),
   (gray, (), 1),
 ]
 
@@ -131,6 +131,11 @@ def test_real_noise_is_trained_as_in_the_paper():
   assert sorted(training_sets(config)) == ['renoir', 'sidd']
   assert (config.data.reader, config.data.tile_px, config.data.stride_px) == ('tiles', 300, 150)
   _assert_the_papers_optimizer(config.optimizer, halve_every=300_000)
+
+
+def test_pairs_are_trained_as_real_noise():
+  sets = {'data.train.sidd': '', 'data.train.renoir': '', 'data.train.pairs': 'train/pairs'}
+  assert _changed(pairs.get_config(), sidd.get_config()) == {**sets, 'data.reader': 'files'}
 
 
 def _assert_the_papers_optimizer(optimizer, halve_every):
@@ -296,7 +301,8 @@ def _config(**changes):
     (
       {'data.train.clean': ''},
       r'config\.data\.train: got no folder for any data set, want at least one: '
-      r'for a folder of clean images, --config\.data\.train\.clean=FOLDER',
+      r'for a folder of clean images, --config\.data\.train\.clean=FOLDER; for one of pairs, '
+      r'--config=configs/pairs\.py --config\.data\.train\.pairs=FOLDER',
     ),
     *(
       (

@@ -127,6 +127,7 @@ def test_file_card_and_index_are_written(request_):
     f'| SHA-256 of the weights, as in results.json | `{params_hash(_rounded())}` |',
     '| CBSD68, 68 images | 25 | clipped8 | 20.17 | 31.23 | 0.9123 | not known |',
     'By `python evaluate.py`; 2 cores, A, cpu; commit 0123456.',
+    'Once published, `--checkpoint=small` takes the same weights.',
   ):
     assert line in card.splitlines()
   assert card.count('CBSD68') == 1
@@ -232,7 +233,7 @@ def test_the_curve_is_drawn_kept_and_shown_by_the_card(request_, stages):
   }
   assert (request_.folder / 'curves' / 'small.png').read_bytes() == png(draw(curve))
   lines = (request_.folder / 'small.md').read_text().splitlines()
-  assert '![Training loss and learning rate by step](curves/small.png)' in lines
+  assert '![Loss, PSNR and learning rate by step](curves/small.png)' in lines
   assert 'Its numbers: [small.json](curves/small.json).' in lines
   assert lines.index('## Trained by') < lines.index('## Training curve') < lines.index('## Figures')
 
@@ -311,10 +312,23 @@ def test_a_curve_that_is_there_or_cannot_be_drawn_is_refused(request_, stages, m
   assert path.read_bytes().startswith(b'\x89PNG')
 
 
-def test_real_noise_has_no_sigma(request_):
+def test_real_noise_has_no_sigma_and_is_measured_on_pairs(request_):
   config = small_config()
   config['noise'] = {**config['noise'], 'sigma_255': 0.0}
-  entry = publish(dataclasses.replace(request_, config=config))
+  asked = dataclasses.replace(request_, config=config)
+  for sigmas_255, images in (([25.0], request_.images), ([], None)):
+    with pytest.raises(ValueError, match='--images, --sigmas: got no images or some sigma, want a folder of'):
+      publish(dataclasses.replace(asked, sigmas_255=sigmas_255, images=images))
+  asked = dataclasses.replace(asked, sigmas_255=[])
+  with pytest.raises(ValueError, match=r'photographs.*want'):
+    publish(asked)
+  assert _published(request_.folder) == {}
+  (request_.images / '1.png').rename(request_.images / '1_clean.png')
+  pixels = np.random.default_rng(1).integers(0, 256, (9, 13, 3), np.uint8)
+  Image.fromarray(pixels).save(request_.images / '1_noisy.png')
+  entry = publish(asked)
+  card = (request_.folder / 'small.md').read_text()
+  assert 'over 1 images (photographs), real noise, rounded |' in card
   assert entry.noise == pretrained.Noise('real')
   (entry,) = json.loads((request_.folder / 'index.json').read_text()).values()
   assert entry['noise'] == {'kind': 'real'}
@@ -326,6 +340,7 @@ def test_real_noise_has_no_sigma(request_):
     ({'name': 'Small'}, "--name: got 'Small', want lower-case letters, digits and _"),
     ({'name': '../a'}, r"--name: got '\.\./a', want"),
     ({'default_for': ['colour']}, '--default_for: got colour, want some of color, gray, real'),
+    ({'default_for': ['color', 'gray']}, r'--default_for: got gray for weights of 3 channel\(s\), want what'),
     ({'images': None}, '--images, --sigmas: got none, want a folder of clean images and the noise'),
     ({'sigmas_255': []}, '--images, --sigmas: got none, want'),
     (

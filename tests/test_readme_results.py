@@ -77,31 +77,33 @@ def test_a_row_names_what_differs_from_the_paper(tmp_path):
   row = table.splitlines()[2]
   assert row == (
     "| Kodak24, FFDNet's centre crops, 24 images of 500x500 | 50 | clipped8 | CBM3D | 14.87 | 28.46 "
-    '| 0.8123 / 0.8765 | CBM3D 28.46 (protocol unclipped, full images) |  |'
+    '| 0.8123 / 0.8765 | CBM3D 28.46 (protocol unclipped, full images) |  | DnCNN 28.95 |'
   )
   assert table.endswith('- `classical`: `python evaluate.py`; 2 cores, A, cpu; commit 0123456')
 
 
 def test_figures_of_the_same_images_and_protocol_are_subtracted():
   published = [{'method': 'CBM3D', 'psnr': 28.4, 'differs': []}]
-  ((*_, published, difference),) = readme_results.rows('classical', _content(published=published))
-  assert (published, difference) == ('CBM3D 28.40', '+0.06')
+  published += [{'method': 'DnCNN', 'psnr': 28.95, 'differs': []}]
+  published += [{'method': 'SADNet (paper)', 'psnr': 29.64, 'differs': ['full images']}]
+  ((*_, published, difference, others),) = readme_results.rows('classical', _content(published=published))
+  assert (published, difference, others) == ('CBM3D 28.40', '+0.06', 'DnCNN 28.95')
 
 
 def test_weights_are_named_with_their_data():
   table = readme_results.weights().splitlines()
   assert len(table) == 2 + len(pretrained.available())
-  (default,) = (line for line in table if ' (default) | ' in line)
+  (default,) = (line for line in table if ' (default for color) | ' in line)
   name, task, data = default.split(' | ')[:3]
-  assert name == '| [`color_blind`](sadnet_jax/pretrained/color_blind.md) (default)'
+  assert name == '| [`color_blind`](sadnet_jax/pretrained/color_blind.md) (default for color)'
   assert task == 'colour, Gaussian noise of sigma 0 to 75, not clipped'
   assert data.startswith('BSD432')
 
 
 def test_rows_of_weights_and_of_what_nothing_is_published_for():
   content = _content(method={'name': 'sadnet'}, compared_with=None, sigma_255=None)
-  ((_, sigma, _, method, _, psnr, _, published, difference),) = readme_results.rows('color_50', content)
-  assert (sigma, method, psnr, published, difference) == ('real', '`color_50`', '28.46', '', '')
+  ((_, sigma, _, method, _, psnr, _, *published),) = readme_results.rows('color_50', content)
+  assert (sigma, method, psnr, published) == ('real', '`color_50`', '28.46', ['', '', 'DnCNN 28.95'])
 
 
 def test_what_is_not_whole_or_not_repeatable_is_refused(tmp_path):

@@ -6,12 +6,12 @@ from pathlib import Path
 from command import ROOT
 import jax
 import numpy as np
-from PIL import Image
 import pytest
 
 from sadnet_jax import pretrained
-from sadnet_jax.evaluation.protocols import UNCLIPPED
+from sadnet_jax.evaluation.protocols import of_training
 from sadnet_jax.evaluation.results import params_hash
+from sadnet_jax.images import read_image
 from sadnet_jax.metrics import psnr
 from sadnet_jax.pretrained import card, curves
 from sadnet_jax.pretrained.index import FOLDER
@@ -32,9 +32,11 @@ MEASURED = {
 @pytest.mark.parametrize(('weights', 'crop', 'sigma_255'), MEASURED)
 def test_psnr_on_photographs_they_were_not_trained_on(weights, crop, sigma_255):
   model, params, _ = pretrained.load(weights)
-  image = np.asarray(Image.open(CROPS / f'{crop}.png'))
-  noisy, clean = UNCLIPPED.prepare(None, image, sigma_255)
-  denoised = UNCLIPPED.finish(np.asarray(jax.jit(model.apply)({'params': params}, noisy[None])[0]))
+  entry = ENTRIES[weights]
+  protocol = of_training(entry.noise.clipped)
+  image = read_image(CROPS / f'{crop}.png', entry.channels)
+  noisy, clean = protocol.prepare(None, image, sigma_255)
+  denoised = protocol.finish(np.asarray(jax.jit(model.apply)({'params': params}, noisy[None])[0]))
   assert psnr(denoised, clean) == pytest.approx(MEASURED[weights, crop, sigma_255], abs=0.05)
 
 

@@ -95,3 +95,8 @@ ROUNDED = Protocol('rounded', 'real noise, output rounded to 8 bits')
 FLOAT = Protocol('float', 'real noise, output not rounded', rounds=False)
 # To choose from; the other two are for sets of real noise, each of which has its own.
 PROTOCOLS = {p.name: p for p in (UNCLIPPED, CLIPPED8, AUTHORS)}
+
+
+def of_training(clip: bool) -> Protocol:
+  """The protocol whose noisy images are like those of a training: `clipped8` where its noise is clipped."""
+  return CLIPPED8 if clip else UNCLIPPED

@@ -159,6 +159,7 @@ def card(
       '',
       f'By `{content["command"]}`; {environment["cores"]} cores, {environment["cpu"]}, '
       f'{environment["device"]}; commit {environment["commit"][:7]}.',
+      f'Once published, `--checkpoint={entry.name}` takes the same weights.',
       '',
       '## Use',
       '',
@@ -179,7 +180,7 @@ def _curve(picture):
   return [
     '## Training curve',
     '',
-    f'![Training loss and learning rate by step]({picture})',
+    f'![Loss, PSNR and learning rate by step]({picture})',
     '',
     f'Its numbers: [{numbers.rpartition("/")[2]}]({numbers}).',
     '',
