@@ -20,6 +20,7 @@ import jax
 from benchmarks import limits, readme_speed
 from sadnet_jax import SADNet
 from sadnet_jax.environment import is_committed
+from sadnet_jax.evaluation.results import measured_by
 from sadnet_jax.model import param_shapes
 from sadnet_jax.pretrained.card import read_facts
 from sadnet_jax.pretrained.index import read_index
@@ -99,13 +100,9 @@ def markdown(files: list[Path]) -> str:
     if content['failures'] or not content['results']:
       raise SystemExit(f'{file}: got an evaluation that failed in part, or of nothing, want a whole one')
     lines += ['| ' + ' | '.join(cells) + ' |' for cells in rows(file.stem, content)]
-    environment = content['environment']
-    if not is_committed(environment):
+    if not is_committed(content['environment']):
       raise SystemExit(f'{file}: got results of code that is in no commit, want those of a clean clone')
-    commands.append(
-      f'- `{file.stem}`: `{content["command"]}`; {environment["cores"]} cores, {environment["cpu"]}, '
-      f'{environment["device"]}; commit {environment["commit"][:7]}'
-    )
+    commands.append(f'- `{file.stem}`: {measured_by(content)}')
   return '\n'.join([*lines, '', *commands])
 
 

@@ -4,7 +4,7 @@ PSNR is over all pixels and channels of an image, in dB; SSIM has two convention
 and `metrics.ssim_matlab`. A set's figures are the means over its images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import csv
 import dataclasses
 import hashlib
@@ -143,6 +143,13 @@ def _finite(value):
 def write_json(path: str | Path, content: dict[str, Any]) -> None:
   """Writes JSON at once, so that no half of it is ever there."""
   write_text(path, json.dumps(content, indent=1, allow_nan=False) + '\n')
+
+
+def measured_by(content: Mapping[str, Any]) -> str:
+  """Command, hardware and commit of a results.json, in words."""
+  environment = content['environment']
+  machine = f'{environment["cores"]} cores, {environment["cpu"]}, {environment["device"]}'
+  return f'`{content["command"]}`; {machine}; commit {environment["commit"][:7]}'
 
 
 def write_csv(path: str | Path, results: Sequence[SetResult]) -> None:

@@ -13,7 +13,7 @@ import jax
 
 from sadnet_jax import weights
 from sadnet_jax.environment import is_committed
-from sadnet_jax.evaluation.results import params_hash
+from sadnet_jax.evaluation.results import measured_by, params_hash
 from sadnet_jax.pretrained.index import Entry
 
 UNKNOWN = 'not known'
@@ -135,7 +135,6 @@ def card(
     'SHA-256 of the file': f'`{entry.sha256}`',
     'SHA-256 of the weights, as in results.json': f'`{told.params_sha256}`',
   }
-  environment = content['environment']
   return '\n'.join(
     [
       f'# {entry.name}',
@@ -157,8 +156,7 @@ def card(
       '',
       *_table(_HEAD, [_row(r) for r in check_results(entry.name, content, told.params_sha256)]),
       '',
-      f'By `{content["command"]}`; {environment["cores"]} cores, {environment["cpu"]}, '
-      f'{environment["device"]}; commit {environment["commit"][:7]}.',
+      f'By {measured_by(content)}.',
       f'Once published, `--checkpoint={entry.name}` takes the same weights.',
       '',
       '## Use',
