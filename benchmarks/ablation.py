@@ -155,12 +155,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def describe(arguments: argparse.Namespace, image_set: image_sets.ImageSet) -> dict:
   """What all runs have in common, and the rows, without results yet."""
-  # Where the runs are kept makes no difference to the figures.
-  telling = argparse.Namespace(**{k: v for k, v in vars(arguments).items() if k != 'workdir'})
   config = run_config('full', arguments.seeds[0], arguments).to_dict()
   networks = {row: model_from_config(run_config(row, 0, arguments).model) for row in ablation.ROWS}
   return {
-    **measuring.describe('ablation.py', measuring.options_of(telling)),
+    **measuring.describe('ablation.py', measuring.options_of(arguments, ['workdir'])),
     'config': config,
     'test': f'{image_set.title}, {image_set.version}',
     'protocol': UNCLIPPED.name,

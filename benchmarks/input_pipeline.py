@@ -152,9 +152,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     'polyu': find_data_dir(arguments.polyu_dir, '--polyu_dir'),
   }
   packages = ('array_record', 'numpy', 'pillow', 'tensorflow', 'tensorflow-cpu', 'tensorflow-datasets')
-  # Where tiles are kept makes no difference to the figures.
-  telling = argparse.Namespace(**{k: v for k, v in vars(arguments).items() if k != 'tiles_dir'})
-  results = measuring.describe('input_pipeline.py', measuring.options_of(telling), packages)
+  options = measuring.options_of(arguments, ['tiles_dir'])
+  results = measuring.describe('input_pipeline.py', options, packages)
   results |= {name: getattr(arguments, name) for name in ('patch_px', 'batch_size', 'seconds')}
   print(f'{results["cpu"]}, {results["cores"]} cores, {results["device"]}')
   print(

@@ -1,7 +1,7 @@
 """What the benchmarks share: options, processes of their own, the form of their results."""
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import json
 import os
 from pathlib import Path
@@ -47,11 +47,16 @@ def _positive(text):
   return value
 
 
-def options_of(arguments: argparse.Namespace) -> list[str]:
-  """The options that give these arguments, all but ``--json``, which makes no difference to the figures."""
+def options_of(arguments: argparse.Namespace, leave_out: Collection[str] = ()) -> list[str]:
+  """The options that give these arguments.
+
+  Args:
+    arguments: As parsed.
+    leave_out: Names that make no difference to the figures, beside ``json``.
+  """
   options = []
   for name, value in vars(arguments).items():
-    if name != 'json':
+    if name != 'json' and name not in leave_out:
       values = value if isinstance(value, list | tuple) else [value]
       options += [f'--{name}', *(f'{v:g}' if isinstance(v, float) else str(v) for v in values)]
   return options

@@ -83,8 +83,7 @@ def check_results(source: str | Path, content: Mapping[str, Any], params_sha256:
     results = [result for result in content['results'] if result['method']['name'] == 'sadnet']
     hashes = {result['method']['sha256'] for result in results}
     failures = [*content['failures'], *(failure for result in results for failure in result['failures'])]
-    environment = content['environment']
-    committed = is_committed(environment)
+    committed = is_committed(content['environment'])
   except (KeyError, TypeError) as error:
     raise ValueError(f'{source}: got no results of evaluate.py ({error!r}), want its results.json') from error
   if not results:
