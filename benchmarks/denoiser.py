@@ -32,7 +32,7 @@ from sadnet_jax.tiling import RAMP_PX, Axis, TilePlan, blend_tiles
 COMMAND = Path(__file__).resolve().parent.parent / 'denoise.py'
 # Of the image that is denoised in two times two tiles.
 SEAM_IMAGE_PX = 896
-OVERLAPS_PX = (0, 16, 32, 48, 64, 80, 96, 128)
+OVERLAPS_PX = (0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176)
 
 
 def mosaic(photographs: Sequence[Path], height: int, width: int, sigma_255: float) -> np.ndarray:

@@ -196,19 +196,19 @@ def out_of_memory_above(limit_px, sizes):
 def test_smaller_tiles_are_tried_where_memory_does_not_do(monkeypatch):
   sizes = []
   instance = denoiser()
-  monkeypatch.setattr(instance, '_fitting_sides', (512, 256, 128))
-  monkeypatch.setattr(instance, '_network', out_of_memory_above(200, sizes))
+  monkeypatch.setattr(instance, '_fitting_sides', (512, 256, 192))
+  monkeypatch.setattr(instance, '_network', out_of_memory_above(350, sizes))
   noisy = picture(700, 100, 3)
   np.testing.assert_allclose(instance(noisy), noisy, atol=1e-6)
-  assert [max(size) for size in sizes[:3]] == [700, 392, 152]
+  assert [max(size) for size in sizes[:3]] == [700, 432, 344]
 
 
 @pytest.mark.parametrize(
-  ('options', 'error'), [({}, '104x152'), ({'tile_px': 256}, '104x240'), ({'tile_px': 'whole'}, '104x704')]
+  ('options', 'error'), [({}, '104x344'), ({'tile_px': 256}, '104x256'), ({'tile_px': 'whole'}, '104x704')]
 )
 def test_memory_that_never_does_is_an_error(monkeypatch, options, error):
   instance = denoiser(**options)
-  monkeypatch.setattr(instance, '_fitting_sides', (256, 128))
+  monkeypatch.setattr(instance, '_fitting_sides', (256, 192))
   monkeypatch.setattr(instance, '_network', out_of_memory_above(0, []))
   with pytest.raises(
     ValueError, match=f'100x700 pixels in tiles of {error}, .*RESOURCE_EXHAUSTED.*want smaller'
@@ -281,10 +281,10 @@ def test_tiles_of_its_own_choice_are_flat_on_a_processor_only():
     instance = denoiser(**options)
     return instance._plan(2000, 3000, 1280).tile_size
 
-  assert tile_size() == (464, 3000)
+  assert tile_size() == (776, 1584)
   # Half of the ensemble's images stand on their side.
-  assert tile_size(ensemble=True) == (1040, 1544)
-  assert tile_size(tile_px=1280) == (1040, 1056)
+  assert tile_size(ensemble=True) == (1080, 1112)
+  assert tile_size(tile_px=1280) == (1080, 1112)
   elsewhere = denoiser()
   elsewhere._device = types.SimpleNamespace(platform='gpu')
-  assert elsewhere._plan(2000, 3000, 1280).tile_size == (1040, 1544)
+  assert elsewhere._plan(2000, 3000, 1280).tile_size == (1080, 1112)

@@ -30,8 +30,8 @@ def with_noise(image, sigma_255, seed=0):
 
 @pytest.mark.parametrize('sigma_255', [5, 25, 50])
 def test_tiles_give_what_the_whole_image_does(denoiser, sigma_255):
-  noisy = with_noise(photograph(160, 368), sigma_255)
-  by_tiles = Denoiser(denoiser.model, denoiser._params, tile_px=224)
+  noisy = with_noise(photograph(160, 448), sigma_255)
+  by_tiles = Denoiser(denoiser.model, denoiser._params, tile_px=304)
   seen = []
   difference = by_tiles(noisy, progress=lambda done, total: seen.append(total)) - denoiser(noisy)
   assert seen == [2, 2]

@@ -55,6 +55,6 @@ def float16_cost(
   noise = f'sigma {", ".join(levels)}' if levels else 'real noise'
   return (
     f'float16 against float32: PSNR differs by {max(map(abs, differences)):.4f} dB at most, '
-    f'{np.mean(differences):+.4f} dB on average, over {len(examples)} images ({source}), '
+    f'{np.mean(differences):+z.4f} dB on average, over {len(examples)} images ({source}), '
     f'{noise}, {protocol.name}'
   )
