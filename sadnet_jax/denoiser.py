@@ -54,7 +54,7 @@ class Denoiser:
       params: Its weights.
       about: To be kept as `about`.
       tile_px: Longest side of a tile, a multiple of 8; 'auto' for tiles of any sides, of as many pixels as
-        fit into half of the device's free memory, up to 1280 x 1280; 'whole' for never any tiles.
+        fit into half of the device's free memory, up to 1440 x 1440; 'whole' for never any tiles.
       overlap_px: Least overlap of tiles.
       ensemble: Give the mean over the eight flips and rotations: eight times the work.
       device: Where to run; None for JAX's first.
@@ -76,7 +76,9 @@ class Denoiser:
     # Chosen once: pictures of one size are to have tiles of one size.
     least = min(overlap_px + 2 * RAMP_PX, memory.SIDES_PX[0])
     self._fitting_sides = memory.tile_sides(model, self._device, least)
-    self._apply = jax.jit(functools.partial(_apply, model, self._device.platform))
+    platform = self._device.platform
+    options = memory.compiler_options(platform)
+    self._apply = jax.jit(functools.partial(_apply, model, platform), compiler_options=options)
 
   @classmethod
   def from_pretrained(cls, name: str, **options: Any) -> 'Denoiser':

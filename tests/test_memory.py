@@ -16,6 +16,11 @@ def device(platform='gpu', **stats):
   return types.SimpleNamespace(platform=platform, memory_stats=lambda: stats)
 
 
+def compile_for(platform, model, image):
+  jitted = jax.jit(model.apply, compiler_options=memory.compiler_options(platform))
+  return jitted.lower({'params': param_shapes(model)}, image).compile()
+
+
 @pytest.mark.parametrize('platform', ['cpu', 'cuda'])
 @pytest.mark.parametrize('fields', [{}, SMALL, {'use_rsab': False}, {'width': 16, 'deformable_groups': 4}])
 def test_the_estimate_is_a_little_more_than_the_compiled_network_takes(fields, platform):
@@ -23,7 +28,7 @@ def test_the_estimate_is_a_little_more_than_the_compiled_network_takes(fields, p
   image = jax.ShapeDtypeStruct((1, 512, 512, 3), np.float32)
   # What a CPU makes of the accelerator's program: no more can be had here.
   with blocks_for(platform):
-    compiled = jax.jit(model.apply).lower({'params': param_shapes(model)}, image).compile()
+    compiled = compile_for(platform, model, image)
   measured = compiled.memory_analysis().temp_size_in_bytes / 512**2
   assert measured < memory.bytes_per_pixel(model, platform) < 1.3 * measured
 
@@ -32,9 +37,10 @@ def test_the_estimate_is_a_little_more_than_the_compiled_network_takes(fields, p
 def test_the_estimate_holds_for_flat_and_for_high_tiles(size):
   model = SADNet()
   image = jax.ShapeDtypeStruct((1, *size, 3), np.float32)
-  compiled = jax.jit(model.apply).lower({'params': param_shapes(model)}, image).compile()
-  measured = compiled.memory_analysis().temp_size_in_bytes / math.prod(size)
-  assert measured < 1.2 * memory.bytes_per_pixel(model, 'cpu')
+  compiled = compile_for('cpu', model, image)
+  measured = compiled.memory_analysis().temp_size_in_bytes
+  # A block of samples is as large for few pixels as for many.
+  assert measured - 4 * 2**20 < 1.2 * memory.bytes_per_pixel(model, 'cpu') * math.prod(size)
 
 
 def test_on_a_processor_a_480x320_image_takes_less_than_220_megabytes():
@@ -42,6 +48,14 @@ def test_on_a_processor_a_480x320_image_takes_less_than_220_megabytes():
   image = jax.ShapeDtypeStruct((1, 320, 480, 3), np.float32)
   compiled = jax.jit(model.apply).lower({'params': param_shapes(model)}, image).compile()
   assert compiled.memory_analysis().temp_size_in_bytes < 220e6
+
+
+def test_an_option_that_this_xla_does_not_know_is_left_out(monkeypatch):
+  jit = jax.jit
+  monkeypatch.setattr(jax, 'jit', lambda f, compiler_options: jit(f, compiler_options={'xla_no_such': '1'}))
+  assert memory.compiler_options.__wrapped__('cpu') is None
+  monkeypatch.undo()
+  assert memory.compiler_options.__wrapped__('cpu')
 
 
 def test_tiles_take_at_most_half_of_what_is_free():
@@ -53,7 +67,7 @@ def test_tiles_take_at_most_half_of_what_is_free():
     assert largest**2 * memory.bytes_per_pixel(model, 'gpu') <= free / 2
     assert list(sides) == sorted(sides, reverse=True)
     assert sides[-1] == 128
-  assert largest == 1280
+  assert largest == 1440
 
 
 def test_tiles_are_no_smaller_than_they_have_to_be():
@@ -75,7 +89,7 @@ def test_the_processor_has_the_memory_of_the_machine(monkeypatch):
   free = memory.free_host_bytes()
   assert free is None or 2**20 < free < 2**46
   monkeypatch.setattr(memory, 'free_host_bytes', lambda: 100 * 2**30)
-  assert memory.tile_sides(SADNet(), cpu)[0] == 1280
+  assert memory.tile_sides(SADNet(), cpu)[0] == 1440
   monkeypatch.setattr(memory, 'free_host_bytes', lambda: 2**29)
   assert memory.tile_sides(SADNet(), cpu)[0] < 640
 
