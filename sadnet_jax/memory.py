@@ -11,8 +11,8 @@ from sadnet_jax.model import SADNet
 # Share of the free memory that a tile may take.
 _SHARE = 0.5
 # A tile has as many pixels as a square of such a side; largest first. With the largest, 12 megapixels take
-# less than 2 GiB on a CPU, and the tiles of images of up to 100 megapixels have at most 1.3 times the images'
-# pixels; with 640 they have 1.5 to 1.8 times as many from 2 megapixels on.
+# less than 2 GiB on a CPU, and tiles have at most 1.31 times the pixels of an image of up to 100 megapixels;
+# with 640 they have 1.4 to 1.8 times as many from 2 megapixels on.
 SIDES_PX = (1440, 1280, 1024, 640, 512, 384, 256, 192, 128)
 # Where the system does not tell how much memory there is.
 _LARGEST_UNTOLD_PX = 640
@@ -34,15 +34,17 @@ def tile_sides(model: SADNet, device: jax.Device, least_px: int = 0) -> Sequence
 def bytes_per_pixel(model: SADNet, platform: str) -> int:
   """Temporary memory of the network for each pixel of an image, in float32; a little more than is measured.
 
-  On a CPU, of a program compiled with `compiler_options`, these are some feature maps of scale 1
-  and a block of samples. Elsewhere most of it are the offsets and masks of scale 1, 27 values for
-  each deformable group (`adaptive_conv`), which are there twice; that is what XLA on a CPU makes
-  of the accelerators' program, and not measured on one.
+  On a CPU, of a program compiled with `compiler_options`, these are some feature maps of scale 1; the
+  blocks of samples, some MiB that do not grow with the image, count as of 512x512. Elsewhere most of it
+  are the offsets and masks of scale 1, 27 values for each deformable group (`adaptive_conv`), which are
+  there twice; that is what XLA on a CPU makes of the accelerators' program, and not measured on one.
   """
   if not model.use_rsab:
     return round(4 * 4.5 * model.width)
-  if platform == 'cpu':
+  if platform == 'cpu' and compiler_options(platform):
     return round(4 * (3.5 * model.width + 1.6 * model.offset_width + 8))
+  if platform == 'cpu':
+    return round(4 * (4.2 * model.width + 3 * model.offset_width))
   return 4 * (54 * model.deformable_groups + 5 * model.width)
 
 
@@ -51,13 +53,14 @@ def compiler_options(platform: str) -> dict[str, str] | None:
   """For `jax.jit` of the network: what makes its program take least memory; None where nothing does.
 
   On a CPU, XLA orders a program so that much of it could run at once. Ordered for memory, the network takes
-  71% of it and as long. An XLA that does not know the option gets none.
+  544 instead of 770 bytes a pixel of 512x512, and as long. An XLA that does not know the option gets none.
   """
   if platform != 'cpu':
     return None
   options = {'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED'}
   try:
-    jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
+    zero = jax.device_put(0.0, jax.local_devices(backend=platform)[0])
+    jax.jit(lambda x: x, compiler_options=options).lower(zero).compile()
   except jax.errors.JaxRuntimeError:
     return None
   return options

@@ -13,7 +13,7 @@ import pytest
 import sadnet_jax
 from sadnet_jax import compilation_cache, denoise_job
 from sadnet_jax.denoise_files import choose_device, main
-from sadnet_jax.denoiser import Denoiser
+from sadnet_jax.denoiser import OVERLAP_PX, Denoiser
 from sadnet_jax.photographs import Metadata, Photograph
 from sadnet_jax.pretrained import Entry, Noise, available
 
@@ -337,6 +337,12 @@ def test_a_device_that_jax_fails_at_is_told(folder, weights):
   _, errors = finish(start(*command, cwd=folder, JAX_PLATFORMS='nonsense'), succeeds=False)
   assert errors.startswith('sadnet-denoise: --device: got none, which JAX fails at (')
   assert errors.count('\n') == 1
+
+
+def test_help_tells_the_overlap(capsys):
+  with pytest.raises(SystemExit):
+    main(['--help'])
+  assert f'of neighbouring tiles (default: {OVERLAP_PX})' in ' '.join(capsys.readouterr().out.split())
 
 
 def test_nothing_is_imported_that_help_does_not_need():

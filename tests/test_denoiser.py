@@ -287,12 +287,12 @@ def test_options_of_no_use_are_refused(options, message):
 def test_tiles_of_its_own_choice_are_flat_on_a_processor_only():
   def tile_size(**options):
     instance = denoiser(**options)
-    return instance._plan(2000, 3000, 1280).tile_size
+    return instance._plan(3000, 4000, 1440).tile_size
 
-  assert tile_size() == (776, 1584)
+  assert tile_size() == (872, 2080)
   # Half of the ensemble's images stand on their side.
-  assert tile_size(ensemble=True) == (1080, 1112)
-  assert tile_size(tile_px=1280) == (1080, 1112)
+  assert tile_size(ensemble=True) == (1584, 1120)
+  assert tile_size(tile_px=1440) == (1112, 1440)
   elsewhere = denoiser()
   elsewhere._device = types.SimpleNamespace(platform='gpu')
-  assert elsewhere._plan(2000, 3000, 1280).tile_size == (1080, 1112)
+  assert elsewhere._plan(3000, 4000, 1440).tile_size == (1584, 1120)

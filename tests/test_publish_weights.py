@@ -15,9 +15,11 @@ from small_networks import SMALL, random_variables
 
 from sadnet_jax import pretrained
 from sadnet_jax.curve_numbers import curve_of_runs, read_curve
+from sadnet_jax.datasets.examples import Example
+from sadnet_jax.evaluation.protocols import UNCLIPPED
 from sadnet_jax.evaluation.results import params_hash
 from sadnet_jax.model import SADNet
-from sadnet_jax.pretrained import curves, index
+from sadnet_jax.pretrained import curves, index, precision
 from sadnet_jax.publish_weights import Request, publish
 from sadnet_jax.training_curve import draw, png
 from sadnet_jax.weights import load_with_model, save_weights, stored_dtype
@@ -452,3 +454,14 @@ def test_evaluated_and_published_by_the_commands(tmp_path):
   )
   (entry,) = index.read_index(tmp_path / 'published').values()
   assert entry.sha256 == published.sha256
+
+
+def test_a_mean_difference_that_rounds_to_nothing_has_no_minus(monkeypatch, tmp_path):
+  Image.new('RGB', (16, 16)).save(tmp_path / 'a.png')
+  figures = iter((30.0, 29.99999))
+  monkeypatch.setattr(precision, 'psnr', lambda denoised, clean: next(figures))
+  params, examples = random_variables(MODEL)['params'], [Example('a', 'a', (tmp_path / 'a.png',), None)]
+  text = precision.float16_cost(
+    MODEL, params, params, examples=examples, sigmas_255=[25], protocol=UNCLIPPED, source='one'
+  )
+  assert 'by 0.0000 dB at most, +0.0000 dB on average' in text
