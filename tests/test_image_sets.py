@@ -10,7 +10,7 @@ from PIL import Image
 import pytest
 
 from sadnet_jax.evaluation.image_sets import open_set
-from sadnet_jax.evaluation.known_sets import SCORED, find_folder
+from sadnet_jax.evaluation.known_sets import SCORED, below_root, find_folder
 from sadnet_jax.evaluation.protocols import FLOAT, ROUNDED
 from sadnet_jax.metrics import psnr
 
@@ -127,13 +127,27 @@ def test_a_copy_of_another_number_of_images_is_noted(tmp_path):
   _flat(folder, [f'{i}.png' for i in range(53)], 48, 32)
   _flat(folder, [f'{i}.png' for i in range(53, 67)], 32, 48)
   image_set = open_set('cbsd68', tmp_path)
-  assert image_set.notes == [f'{folder}: got 67 images, not the 68 of CBSD68']
+  assert image_set.notes == ['CBSD68: got 67 images, not the 68 of CBSD68']
   assert image_set.version == '67 images, 53 of 48x32, 14 of 32x48'
   _flat(folder, ['67.png'], 32, 48)
   image_set = open_set('cbsd68', tmp_path)
   assert image_set.notes == []
   assert image_set.version == '68 images, 53 of 48x32, 15 of 32x48'
   assert len(image_set.images) == len(set(_names(image_set))) == 68
+
+
+def test_a_note_names_the_folder_as_the_data_has_it(tmp_path, monkeypatch):
+  root = tmp_path / 'data'
+  _flat(root / 'test' / 'CBSD68', ['1.png'], 7, 11)
+  monkeypatch.setenv('SADNET_DATA', str(root))
+  (note,) = open_set('cbsd68', None).notes
+  assert note == 'test/CBSD68: got 1 images, not the 68 of CBSD68'
+  assert open_set('cbsd68', root).notes == [note]
+  assert below_root(root, root) == 'data'
+  assert below_root(tmp_path, root) == str(tmp_path)
+  # A folder without a name of its own is named as it was asked for.
+  (root / 'test' / 'CBSD68' / 'Thumbs.db').touch()
+  assert open_set('test/CBSD68', None).notes == ['test/CBSD68: files that are no images to it: Thumbs.db']
 
 
 @pytest.mark.parametrize(
@@ -163,7 +177,7 @@ def test_nam_is_the_25_patches_or_the_15_crops(tmp_path):
   assert (patches.notes, patches.problems) == ([], [])
   assert (patches.real, patches.protocol) == (True, ROUNDED)
   assert crops.version == 'the 15 crops, 15 images of 512x512'
-  assert crops.notes == [f'{second}: got 15 images, not the 25 of Nam']
+  assert crops.notes == ['Nam: got 15 images, not the 25 of Nam']
 
 
 def test_pairs_of_a_known_set_are_read_noisy_first(tmp_path):
@@ -358,8 +372,7 @@ def test_sidd_validation_is_its_blocks_image_by_image(tmp_path, hdf5):
   assert (image_set.protocol, image_set.channels, image_set.title) == (FLOAT, 3, 'SIDD validation')
   assert image_set.version == '6 images of 12x8'
   assert image_set.notes == [
-    f'{tmp_path / "SIDD"}: got 6 blocks (2 images x 3 of 12x8), not the 1280 (40 x 32 of 256x256) of SIDD '
-    'validation'
+    'SIDD: got 6 blocks (2 images x 3 of 12x8), not the 1280 (40 x 32 of 256x256) of SIDD validation'
   ]
   for number, image in enumerate(image_set.images):
     noisy, clean = image.read(3)

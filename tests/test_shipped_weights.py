@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+import re
 
 from command import ROOT
 import jax
@@ -87,3 +88,12 @@ def test_a_task_has_one_default():
   defaults = [task for entry in ENTRIES.values() for task in entry.default_for]
   assert len(set(defaults)) == len(defaults)
   assert set(defaults) <= set(DEFAULTS)
+
+
+def test_no_results_name_folders_of_the_machine_they_were_measured_on():
+  """An absolute path stands alone or before a message; units (dB/step) and fractions are none."""
+  absolute = re.compile(r'"(/[\w.]+){2,}[":]')
+  assert absolute.search('"notes": ["/data/real/PolyU: no images"]')
+  files = sorted((ROOT / 'benchmarks' / 'results').rglob('*.json')) + sorted(ROOT.glob('docs/**/*.json'))
+  assert len(files) > len(ENTRIES)
+  assert [path.name for path in files if absolute.search(path.read_text())] == []

@@ -19,6 +19,7 @@ from sadnet_jax.evaluation.known_sets import (
   SIDD_BLOCKS,
   UNSCORED,
   KnownSet,
+  below_root,
   find_folder,
 )
 from sadnet_jax.evaluation.protocols import FLOAT, ROUNDED, Protocol
@@ -97,7 +98,7 @@ class ImageSet:
     protocol: Of real noise; None where noise is added.
     images: In the order of their names.
     problems: A sentence for each file that is no part of it and should be.
-    notes: What a person should know of this copy.
+    notes: What a person should know of this copy; its folder is named as `known_sets.below_root` does.
   """
 
   name: str
@@ -129,10 +130,12 @@ def open_set(name: str, root: str | Path | None) -> ImageSet:
       image in it, or it cannot be told whether the folder holds pairs.
   """
   if name == 'sidd_val':
-    return _open_sidd(find_folder(name, root))
+    found = find_folder(name, root)
+    return _open_sidd(found, below_root(found, root))
   if name in IMAGE_SETS:
     known = IMAGE_SETS[name]
-    return _open_files(name, known.title, known.layout, find_folder(name, root), known)
+    found = find_folder(name, root)
+    return _open_files(name, known.title, known.layout, found, below_root(found, root), known)
   kind, _, path = name.partition(':')
   if kind not in ('clean', 'pairs'):
     kind, path = '', name
@@ -146,7 +149,7 @@ def open_set(name: str, root: str | Path | None) -> ImageSet:
     )
   title = folder.resolve().name
   # Never the name of a known set: there are no published figures of a user's images.
-  return _open_files(f'folder:{title}', title, kind or _kind(folder), folder, None)
+  return _open_files(f'folder:{title}', title, kind or _kind(folder), folder, path, None)
 
 
 def _kind(folder):
@@ -162,7 +165,9 @@ def _kind(folder):
   )
 
 
-def _open_files(name: str, title: str, layout: str, folder: Path, known: KnownSet | None) -> ImageSet:
+def _open_files(
+  name: str, title: str, layout: str, folder: Path, shown: str, known: KnownSet | None
+) -> ImageSet:
   found = find_examples(layout, folder, skip_bad=True)
   scenes = known.scenes if known else None
   images = [FileImage(example) for example in found.examples if scenes is None or example.scene in scenes]
@@ -177,14 +182,16 @@ def _open_files(name: str, title: str, layout: str, folder: Path, known: KnownSe
     version = f'{special}, {version}' if special else version
     channels = known.channels
     if len(images) != known.count:
-      notes.append(f'{folder}: got {len(images)} images, not the {known.count} of {title}')
+      notes.append(f'{shown}: got {len(images)} images, not the {known.count} of {title}')
   there = [p for p in sorted(folder.rglob('*')) if not is_hidden(p, folder)]
   notes += _note(
+    shown,
     folder,
     'files that are no images to it',
     [p for p in there if p.is_file() and p.suffix.lower() not in SUFFIXES],
   )
   notes += _note(
+    shown,
     folder,
     'links to folders or to nothing, which are not followed',
     [p for p in there if p.is_symlink() and not p.is_file()],
@@ -193,11 +200,11 @@ def _open_files(name: str, title: str, layout: str, folder: Path, known: KnownSe
   return ImageSet(name, title, version, channels, protocol, images, found.problems, notes)
 
 
-def _note(folder, what, paths):
+def _note(shown, folder, what, paths):
   if not paths:
     return []
   more = f', {len(paths) - 5} more' if len(paths) > 5 else ''
-  return [f'{folder}: {what}: {", ".join(str(p.relative_to(folder)) for p in paths[:5])}{more}']
+  return [f'{shown}: {what}: {", ".join(str(p.relative_to(folder)) for p in paths[:5])}{more}']
 
 
 def sidd_blocks(folder: str | Path) -> list[BlockImage]:
@@ -210,9 +217,9 @@ def sidd_blocks(folder: str | Path) -> list[BlockImage]:
   return [BlockImage(sidd.block_name(*index), blocks, number) for number, index in enumerate(indices)]
 
 
-def _open_sidd(folder: Path) -> ImageSet:
+def _open_sidd(folder: Path, shown: str) -> ImageSet:
   images = sidd_blocks(folder)
-  notes = [] if len(images) == SIDD_BLOCKS else [f'{folder}: got {images[0].blocks.label}']
+  notes = [] if len(images) == SIDD_BLOCKS else [f'{shown}: got {images[0].blocks.label}']
   return ImageSet('sidd_val', 'SIDD validation', _sizes_text(_sizes(images)[0]), 3, FLOAT, images, (), notes)
 
 

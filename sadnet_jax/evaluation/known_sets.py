@@ -155,6 +155,23 @@ def find_folder(name: str, root: str | Path | None) -> Path:
   return folders[0]
 
 
+def below_root(folder: Path, root: str | Path | None) -> str:
+  """A set's folder as the data has it, so that results from two machines agree.
+
+  Args:
+    folder: As from `find_folder`.
+    root: As `open_set`.
+
+  Returns:
+    Its path below the root, the name alone if it is the root, the path as given if it is elsewhere.
+  """
+  root = Path(root or os.environ.get('SADNET_DATA') or folder)
+  if not folder.is_relative_to(root):
+    return str(folder)
+  below = str(folder.relative_to(root))
+  return folder.resolve().name if below == '.' else below
+
+
 def _candidates(root, title, named_files) -> Iterator[Path]:
   """Folders of that title, with another case too; any folder if it is told by the files in it.
 
