@@ -13,7 +13,8 @@ dtype. What float16 costs is measured here: on clean images, with the noise of t
 on pairs.
 ``--curve=RUN``, or the runs of all stages, ``--curve=FIRST,SECOND``, draws the training curve
 (`training_curve`) and keeps its numbers, for the package's own weights in docs/curves; the facts may
-then tell the seeds of all stages, where otherwise the run tells its own. Once published,
+then tell the seeds of all stages, where otherwise the run tells its own; of an average
+(`export_weights`) the last of these runs is one of those averaged. Once published,
 weights can be given a new card from new results or facts: ``--checkpoint=color_50 --overwrite``
 leaves their file and their curve as they are.
 """
@@ -223,6 +224,7 @@ def _curve(request, params_sha256, known):
     dtype=request.dtype,
     step=int(known['step']),
     params_sha256=params_sha256,
+    average_of=known.get(weights.AVERAGE_OF, ''),
     about={'config': request.config_name, 'commit': known.get('commit', card.UNKNOWN)},
   )
 

@@ -6,7 +6,7 @@ metadata holds ``sadnet_jax`` (the version of this form), ``model`` (JSON: the f
 neither Orbax nor TensorFlow, and runs no code of the file.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import json
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from sadnet_jax.files import replacing
 from sadnet_jax.model import SADNet, model_from_fields, param_shapes
 
 SUFFIX = '.safetensors'
+# Tells of averaged weights which ones they are of: shares and each one's `evaluation.results.params_hash`.
+AVERAGE_OF = 'average_of'
 _FORM = '1'
 
 
@@ -131,6 +133,20 @@ def stored_dtype(path: str | Path) -> str:
 def rounded(params: Any, dtype: str) -> Any:
   """Parameters, float32, as a file of that dtype gives them back."""
   return jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype).astype(np.float32), params)
+
+
+def averaged(trees: Sequence[Any], shares: Sequence[float]) -> Any:
+  """The mean of several networks' parameters.
+
+  Args:
+    trees: Parameters of networks of one form, float32.
+    shares: How much each counts, above 0; only their ratios matter.
+
+  Returns:
+    Such parameters, summed in float64.
+  """
+  weights = np.asarray(shares, np.float64) / np.sum(shares)
+  return jax.tree.map(lambda *leaves: np.tensordot(weights, np.stack(leaves), 1).astype(np.float32), *trees)
 
 
 def _fitted(path, metadata, arrays, model):

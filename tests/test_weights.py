@@ -12,6 +12,7 @@ from small_networks import SMALL, apply, image, random_variables
 
 from configs import default
 from sadnet_jax.checkpoints import restore_params
+from sadnet_jax.evaluation.results import params_hash
 from sadnet_jax.model import SADNet
 from sadnet_jax.weights import load_weights, load_with_model, save_weights, stored_dtype
 
@@ -221,3 +222,25 @@ def test_a_run_is_exported_as_of_its_own_noise_alone(params, tmp_path):
   loaded, metadata = load_weights(tmp_path / 'b.safetensors', MODEL)
   _assert_equal(loaded, params)
   assert (metadata['step'], metadata['config']) == ('7', f'{ROOT}/configs/color.py:25')
+
+
+def test_several_runs_are_exported_as_their_average(params, tmp_path):
+  others = random_variables(MODEL, seed=1)['params']
+  for name, tree, step in (('first', params, 7), ('second', others, 9)):
+    save_checkpoint(tmp_path / name, tree, small_config('50'), step)
+  export = ['-m', 'sadnet_jax.export_weights', f'--config={ROOT}/configs/color.py:50']
+  export += ['--config.model.width=8', '--config.model.offset_width=8']
+  export += [f'--checkpoint={tmp_path}/first,{tmp_path}/second']
+  runs = {
+    shares: start(*export, f'--output={tmp_path}/{len(shares)}.safetensors', *shares)
+    for shares in [(), ('--shares=3,1',), ('--shares=1,0', '--overwrite')]
+  }
+  for shares, want in (((), 0.5), (('--shares=3,1',), 0.75)):
+    finish(runs[shares])
+    loaded, metadata = load_weights(tmp_path / f'{len(shares)}.safetensors', MODEL)
+    mean = jax.tree.map(lambda a, b, w=want: w * a + (1 - w) * b, params, others)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), loaded, mean)
+    assert metadata['step'] == '9'
+  assert metadata['average_of'] == f'3 * {params_hash(params)} + 1 * {params_hash(others)}'
+  _, errors = finish(runs['--shares=1,0', '--overwrite'], succeeds=False)
+  assert '--shares: got [1.0, 0.0] for 2 checkpoint(s), want a number above 0 for each' in errors

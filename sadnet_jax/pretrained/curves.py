@@ -47,7 +47,14 @@ def check_kept(folder: str | Path, name: str, params_sha256: str) -> None:
 
 
 def make(
-  runs: Sequence[str], name: str, *, dtype: str, step: int, params_sha256: str, about: Mapping[str, str]
+  runs: Sequence[str],
+  name: str,
+  *,
+  dtype: str,
+  step: int,
+  params_sha256: str,
+  average_of: str = '',
+  about: Mapping[str, str],
 ) -> tuple[bytes, bytes]:
   """The contents of both files.
 
@@ -57,6 +64,8 @@ def make(
     dtype: Of the published file.
     step: Of the weights.
     params_sha256: `params_hash` of the weights as they are published.
+    average_of: What their file tells by `weights.AVERAGE_OF`, if they are an average: the last run is then
+      one of those.
     about: What else to tell of them.
 
   Raises:
@@ -68,7 +77,11 @@ def make(
       f'--curve: got {runs[-1]} until step {reached}, want until {step}, that of the weights: the run that '
       f'they are of, or its checkpoint (RUN/checkpoints/{step})'
     )
-  if params is not None and params_hash(weights.rounded(params, dtype)) != params_sha256:
+  if params is not None and not (
+    params_hash(params) in average_of
+    if average_of
+    else params_hash(weights.rounded(params, dtype)) == params_sha256
+  ):
     raise ValueError(
       f'--curve: got {runs[-1]}, which has other weights at step {step}, want the run of these'
     )
