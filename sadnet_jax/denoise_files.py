@@ -262,7 +262,7 @@ def _parser() -> argparse.ArgumentParser:
     default='auto',
     help='side of the tiles of large pictures (at least 16 more than they overlap), auto, or whole',
   )
-  add('--overlap', metavar='PIXELS', type=int, help='of neighbouring tiles (default: 160)')
+  add('--overlap', metavar='PIXELS', type=int, help='of neighbouring tiles (default: 120)')
   add('-q', '--quiet', action='store_true', help='say nothing but errors')
   add(
     '--no-compilation-cache', dest='compilation_cache', action='store_false', help='keep no compiled programs'

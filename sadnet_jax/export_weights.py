@@ -1,12 +1,12 @@
-"""Writes the weights of a run's checkpoint as one file.
+"""Writes the weights of a run's checkpoint, or the average of several, as one file.
 
   python -m sadnet_jax.export_weights --config=configs/color_fast.py:50 --checkpoint=RUN \\
     --output=color_50.safetensors --dtype=float16
 
-Several runs of one network are averaged, weight by weight: ``--checkpoint=FIRST,SECOND --shares=2,1``
-gives (2 * first + second) / 3. Of a network and of what it was fine-tuned to, that often is better
-than either ("Robust fine-tuning of zero-shot models", Wortsman et al. 2022). Of networks that do not
-come from the same weights it is none.
+Several are averaged, weight by weight: ``--checkpoint=FIRST,SECOND --shares=2,1`` gives
+(2 * first + second) / 3, with the step of the last. What was fine-tuned from the same weights, and these
+weights, may be better averaged than each is ("Model soups" and "Robust fine-tuning of zero-shot models",
+both Wortsman et al. 2022). The average of networks that began differently denoises nothing.
 
 The file is taken wherever a run is: ``evaluate.py --checkpoint=color_50.safetensors``,
 ``train.py --config.init_from=color_50.safetensors``.
@@ -21,7 +21,7 @@ from ml_collections import config_flags
 from sadnet_jax import checkpoints, command_line
 from sadnet_jax.evaluation.results import params_hash
 from sadnet_jax.train_state import model_from_config
-from sadnet_jax.weights import AVERAGE_OF, averaged, save_weights
+from sadnet_jax.weights import AVERAGE_OF, average_text, averaged, save_weights
 
 
 def main() -> None:
@@ -30,10 +30,12 @@ def main() -> None:
   checkpoint = flags.DEFINE_list(
     'checkpoint',
     None,
-    'Folder of the run, or of one of its checkpoints; or several, to average.',
+    'A run, one of its checkpoints, a file of weights or a published name; or several, to average.',
     required=True,
   )
-  shares = flags.DEFINE_list('shares', [], 'Of each in the average, such as 2,1; by default equal ones.')
+  shares = flags.DEFINE_list(
+    'shares', [], 'Of each in the average, in their order, such as 2,1: only ratios matter; equal by default.'
+  )
   output = flags.DEFINE_string('output', None, 'The file to write, *.safetensors.', required=True)
   dtype = flags.DEFINE_enum('dtype', 'float32', ['float32', 'float16'], 'Of the weights in the file.')
   about = flags.DEFINE_string('about', '', 'What to tell of the weights: how they were trained.')
@@ -43,32 +45,34 @@ def main() -> None:
   def command() -> None:
     if Path(output.value).exists() and not overwrite.value:
       raise ValueError(f'--output: got {output.value}, which is there, want another, or pass --overwrite')
-    fields = config.value.to_dict()
-    loaded = [_load(path, config.value) for path in checkpoint.value]
-    parts = command_line.numbers('shares', shares.value) or [1.0] * len(loaded)
-    if len(parts) != len(loaded) or not all(0 < share < math.inf for share in parts):
-      raise ValueError(
-        f'--shares: got {parts} for {len(loaded)} checkpoint(s), want a number above 0 for each'
-      )
-    # An average of one is that one.
-    step, params = loaded[-1]
+    ratios = _shares(checkpoint.value, shares.value)
+    steps, trees = zip(*(_load(path, config.value) for path in checkpoint.value), strict=True)
     told = {'config': command_line.config_argument(), 'about': about.value}
-    if len(loaded) > 1:
-      told[AVERAGE_OF] = ' + '.join(
-        f'{share:g} * {params_hash(p)}' for share, (_, p) in zip(parts, loaded, strict=True)
-      )
-      params = averaged([p for _, p in loaded], parts)
+    if len(trees) > 1:
+      told[AVERAGE_OF] = average_text(ratios, [params_hash(tree) for tree in trees])
     save_weights(
       output.value,
-      params,
-      model=fields['model'],
-      step=step,
+      averaged(trees, ratios),
+      model=config.value.model.to_dict(),
+      step=steps[-1],
       about=told,
       dtype=dtype.value,
     )
-    print(f'{output.value}: {Path(output.value).stat().st_size / 1e6:.1f} MB, step {step}')
+    print(f'{output.value}: {Path(output.value).stat().st_size / 1e6:.1f} MB, step {steps[-1]}')
 
   command_line.run(command)
+
+
+def _shares(paths, texts):
+  """How much each checkpoint counts."""
+  if not paths or not all(paths):
+    raise ValueError(
+      f'--checkpoint: got {",".join(paths)!r}, want a run or a file of weights, or several between commas'
+    )
+  shares = command_line.numbers('shares', texts) or [1.0] * len(paths)
+  if len(shares) != len(paths) or not all(0 < share < math.inf for share in shares):
+    raise ValueError(f'--shares: got {shares} for {len(paths)} checkpoint(s), want a number above 0 for each')
+  return shares
 
 
 def _load(path, config):

@@ -11,8 +11,8 @@ from sadnet_jax.model import SADNet
 # Share of the free memory that a tile may take.
 _SHARE = 0.5
 # A tile has as many pixels as a square of such a side; largest first. With the largest, 12 megapixels take
-# less than 2 GiB on a CPU, and tiles have at most 1.31 times the pixels of an image of up to 100 megapixels;
-# with 640 they have 1.4 to 1.8 times as many from 2 megapixels on.
+# less than 2 GiB on a CPU, and tiles have at most 1.25 times the pixels of an image of up to 100 megapixels;
+# with 640 they have 1.3 to 1.5 times as many from 2 megapixels on.
 SIDES_PX = (1440, 1280, 1024, 640, 512, 384, 256, 192, 128)
 # Where the system does not tell how much memory there is.
 _LARGEST_UNTOLD_PX = 640

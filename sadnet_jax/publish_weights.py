@@ -14,7 +14,7 @@ on pairs.
 ``--curve=RUN``, or the runs of all stages, ``--curve=FIRST,SECOND``, draws the training curve
 (`training_curve`) and keeps its numbers, for the package's own weights in docs/curves; the facts may
 then tell the seeds of all stages, where otherwise the run tells its own; of an average
-(`export_weights`) the last of these runs is one of those averaged. Once published,
+(`export_weights`) the last of these runs is the last of those averaged. Once published,
 weights can be given a new card from new results or facts: ``--checkpoint=color_50 --overwrite``
 leaves their file and their curve as they are.
 """

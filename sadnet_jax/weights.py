@@ -20,7 +20,7 @@ from sadnet_jax.files import replacing
 from sadnet_jax.model import SADNet, model_from_fields, param_shapes
 
 SUFFIX = '.safetensors'
-# Tells of averaged weights which ones they are of: shares and each one's `evaluation.results.params_hash`.
+# By this name, the metadata of averaged weights have `average_text`.
 AVERAGE_OF = 'average_of'
 _FORM = '1'
 
@@ -145,8 +145,13 @@ def averaged(trees: Sequence[Any], shares: Sequence[float]) -> Any:
   Returns:
     Such parameters, summed in float64.
   """
-  weights = np.asarray(shares, np.float64) / np.sum(shares)
-  return jax.tree.map(lambda *leaves: np.tensordot(weights, np.stack(leaves), 1).astype(np.float32), *trees)
+  ratios = np.asarray(shares, np.float64) / np.sum(shares)
+  return jax.tree.map(lambda *leaves: np.tensordot(ratios, np.stack(leaves), 1).astype(np.float32), *trees)
+
+
+def average_text(shares: Sequence[float], hashes: Sequence[str]) -> str:
+  """What weights are the average of: shares, and the `params_hash` of each."""
+  return ' + '.join(f'{share:g} * {params}' for share, params in zip(shares, hashes, strict=True))
 
 
 def _fitted(path, metadata, arrays, model):

@@ -143,11 +143,14 @@ def test_a_note_names_the_folder_as_the_data_has_it(tmp_path, monkeypatch):
   (note,) = open_set('cbsd68', None).notes
   assert note == 'test/CBSD68: got 1 images, not the 68 of CBSD68'
   assert open_set('cbsd68', root).notes == [note]
-  assert below_root(root, root) == 'data'
-  assert below_root(tmp_path, root) == str(tmp_path)
-  # A folder without a name of its own is named as it was asked for.
   (root / 'test' / 'CBSD68' / 'Thumbs.db').touch()
-  assert open_set('test/CBSD68', None).notes == ['test/CBSD68: files that are no images to it: Thumbs.db']
+  ignored = 'files that are no images to it: Thumbs.db'
+  # Of a folder that is no known set too, however it was asked for.
+  for folder in ('test/CBSD68', str(root / 'test' / 'CBSD68')):
+    assert open_set(folder, None).notes == [f'test/CBSD68: {ignored}']
+  monkeypatch.chdir(root / 'test' / 'CBSD68')
+  assert open_set('.', tmp_path / 'elsewhere').notes == [f'CBSD68: {ignored}']
+  assert below_root(root, root) == 'data'
 
 
 @pytest.mark.parametrize(
@@ -312,8 +315,8 @@ def test_no_file_is_left_out_without_a_word(tmp_path):
   # What macOS leaves beside an image is none.
   assert _names(image_set) == ['1']
   assert image_set.notes == [
-    f'{tmp_path}: files that are no images to it: 2.webp, Thumbs.db, more/notes.txt',
-    f'{tmp_path}: links to folders or to nothing, which are not followed: gone.png, linked',
+    f'{tmp_path.name}: files that are no images to it: 2.webp, Thumbs.db, more/notes.txt',
+    f'{tmp_path.name}: links to folders or to nothing, which are not followed: gone.png, linked',
   ]
   _flat(tmp_path / 'more', [f'{i}.heic' for i in range(4)], 7, 11)
   assert (

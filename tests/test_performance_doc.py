@@ -8,6 +8,8 @@ import pytest
 from benchmarks import performance_doc, performance_tables
 from benchmarks.performance_doc import SECTIONS
 from benchmarks.pytorch_rows import ROWS
+from sadnet_jax import pretrained
+from sadnet_jax.denoiser import OVERLAP_PX
 
 RATES = {'flops_per_second': 4.6e11, 'bytes_per_second': 2.1e10}
 MACHINE = {
@@ -71,6 +73,17 @@ def results(tmp_path, monkeypatch):
 
 def test_the_page_is_what_the_files_give():
   finish(start(ROOT / 'benchmarks' / 'performance_doc.py', '--check'))
+
+
+def test_tiles_were_measured_with_the_overlap_that_is_the_default():
+  content = json.loads((ROOT / 'benchmarks' / 'results' / 'denoiser_cpu.json').read_text())
+  assert content['default_overlap_px'] == OVERLAP_PX
+  assert content['model'] in pretrained.available()
+  measured = max(row['overlap_px'] for row in content['seams'] if row['overlap_px'] <= OVERLAP_PX)
+  largest = {row['sigma_255']: row['largest'] for row in content['seams'] if row['overlap_px'] == measured}
+  assert measured > OVERLAP_PX - 16
+  assert len(largest) == 3
+  assert max(largest.values()) < 1
 
 
 def test_every_script_of_a_section_is_there():

@@ -22,7 +22,7 @@ from sadnet_jax.model import SADNet
 from sadnet_jax.pretrained import curves, index, precision
 from sadnet_jax.publish_weights import Request, publish
 from sadnet_jax.training_curve import draw, png
-from sadnet_jax.weights import AVERAGE_OF, averaged, load_with_model, save_weights, stored_dtype
+from sadnet_jax.weights import AVERAGE_OF, average_text, averaged, load_with_model, save_weights, stored_dtype
 
 MODEL = SADNet(**SMALL)
 PARAMS = random_variables(MODEL)['params']
@@ -295,26 +295,38 @@ def test_weights_are_not_published_with_the_curve_of_others(request_, stages, tm
     publish(asked)
 
 
-def test_the_curve_of_an_average_ends_with_one_that_was_averaged(request_, stages, tmp_path):
-  mean = averaged([random_variables(MODEL, seed=1)['params'], PARAMS], [2, 1])
+def test_the_curve_of_an_average_ends_with_the_last_that_was_averaged(request_, stages, tmp_path):
+  others = random_variables(MODEL, seed=1)['params']
+  mean = averaged([others, PARAMS], [2, 1])
   request_.results.write_text(json.dumps(_results(_rounded(mean))))
   asked = dataclasses.replace(request_, checkpoint=str(tmp_path / 'b.safetensors'), curve=stages)
-  model = small_config()['model']
+  model, hashes = small_config()['model'], [params_hash(tree) for tree in (others, PARAMS)]
 
-  def save(last):
-    parts = f'2 * {"0" * 64} + 1 * {last}'
-    save_weights(tmp_path / 'b.safetensors', mean, model=model, step=7, about={AVERAGE_OF: parts})
-    return parts
+  def save(shares, parts, step):
+    about = {AVERAGE_OF: average_text(shares, parts)}
+    save_weights(tmp_path / 'b.safetensors', mean, model=model, step=step, about=about)
+    return about[AVERAGE_OF]
 
-  save('1' * 64)
-  with pytest.raises(ValueError, match=r'got .*second, which has other weights at step 7'):
-    publish(asked)
-  parts = save(params_hash(PARAMS))
+  for shares, parts, step, match in (
+    (
+      [1, 2],
+      hashes[::-1],
+      7,
+      rf'got .*second with the weights {hashes[1]}, want the run, .* that is the last',
+    ),
+    ([2, 1], hashes, 8, r'got .*second until step 7, want until 8'),
+  ):
+    save(shares, parts, step)
+    with pytest.raises(ValueError, match=match):
+      publish(asked)
+  told = save([2, 1], hashes, 7)
   publish(asked)
-  curve = read_curve(request_.folder / 'curves' / 'small.json')
-  assert (len(curve.stages), curve.about['params_sha256']) == (2, params_hash(_rounded(mean)))
+  about = read_curve(request_.folder / 'curves' / 'small.json').about
+  assert (about['params_sha256'], about[AVERAGE_OF]) == (params_hash(_rounded(mean)), told)
   _, _, metadata = load_with_model(request_.folder / 'small.safetensors')
-  assert metadata[AVERAGE_OF] == parts
+  assert metadata[AVERAGE_OF] == told
+  card = (request_.folder / 'small.md').read_text().splitlines()
+  assert f'| average of, share * SHA-256 of the weights | `{told}` |' in card
 
 
 def test_a_curve_that_is_there_or_cannot_be_drawn_is_refused(request_, stages, monkeypatch):

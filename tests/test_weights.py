@@ -1,6 +1,7 @@
 """Weights as one file."""
 
 import json
+import re
 
 from command import ROOT, finish, start
 import jax
@@ -11,10 +12,11 @@ from safetensors.numpy import load_file, save_file
 from small_networks import SMALL, apply, image, random_variables
 
 from configs import default
+from sadnet_jax import export_weights
 from sadnet_jax.checkpoints import restore_params
 from sadnet_jax.evaluation.results import params_hash
 from sadnet_jax.model import SADNet
-from sadnet_jax.weights import load_weights, load_with_model, save_weights, stored_dtype
+from sadnet_jax.weights import averaged, load_weights, load_with_model, save_weights, stored_dtype
 
 MODEL = SADNet(**SMALL)
 ABOUT = {'model': SMALL, 'step': 7, 'about': {'data': 'none'}}
@@ -224,6 +226,15 @@ def test_a_run_is_exported_as_of_its_own_noise_alone(params, tmp_path):
   assert (metadata['step'], metadata['config']) == ('7', f'{ROOT}/configs/color.py:25')
 
 
+def test_the_average_of_weights_is_by_their_shares(params):
+  trees = [params, *(random_variables(MODEL, seed=seed)['params'] for seed in (1, 2))]
+  mean = averaged(trees, [1, 2, 2])
+  wanted = jax.tree.map(lambda a, b, c: 0.2 * a + 0.4 * b + 0.4 * c, *trees)
+  _assert_equal(mean, wanted, rtol=1e-5, atol=1e-7)
+  assert {leaf.dtype.name for leaf in jax.tree.leaves(mean)} == {'float32'}
+  _assert_equal(averaged([params], [3]), params)
+
+
 def test_several_runs_are_exported_as_their_average(params, tmp_path):
   others = random_variables(MODEL, seed=1)['params']
   for name, tree, step in (('first', params, 7), ('second', others, 9)):
@@ -231,16 +242,30 @@ def test_several_runs_are_exported_as_their_average(params, tmp_path):
   export = ['-m', 'sadnet_jax.export_weights', f'--config={ROOT}/configs/color.py:50']
   export += ['--config.model.width=8', '--config.model.offset_width=8']
   export += [f'--checkpoint={tmp_path}/first,{tmp_path}/second']
-  runs = {
-    shares: start(*export, f'--output={tmp_path}/{len(shares)}.safetensors', *shares)
-    for shares in [(), ('--shares=3,1',), ('--shares=1,0', '--overwrite')]
-  }
-  for shares, want in (((), 0.5), (('--shares=3,1',), 0.75)):
-    finish(runs[shares])
-    loaded, metadata = load_weights(tmp_path / f'{len(shares)}.safetensors', MODEL)
-    mean = jax.tree.map(lambda a, b, w=want: w * a + (1 - w) * b, params, others)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), loaded, mean)
+  equal = start(*export, f'--output={tmp_path}/equal.safetensors')
+  three = start(*export, f'--output={tmp_path}/three.safetensors', '--shares=3,1')
+  for run, name, shares in ((equal, 'equal', (1, 1)), (three, 'three', (3, 1))):
+    finish(run)
+    loaded, metadata = load_weights(tmp_path / f'{name}.safetensors', MODEL)
+    _assert_equal(loaded, averaged([params, others], shares))
     assert metadata['step'] == '9'
-  assert metadata['average_of'] == f'3 * {params_hash(params)} + 1 * {params_hash(others)}'
-  _, errors = finish(runs['--shares=1,0', '--overwrite'], succeeds=False)
-  assert '--shares: got [1.0, 0.0] for 2 checkpoint(s), want a number above 0 for each' in errors
+    told = f'{shares[0]} * {params_hash(params)} + 1 * {params_hash(others)}'
+    assert metadata['average_of'] == told
+
+
+@pytest.mark.parametrize(
+  ('checkpoints', 'shares', 'message'),
+  [
+    ('', [], "--checkpoint: got '', want a run or a file of weights, or several between commas"),
+    ('a,', [], "--checkpoint: got 'a,', want a run"),
+    ('a,b', ['1'], '--shares: got [1.0] for 2 checkpoint(s), want a number above 0 for each'),
+    ('a', ['1', '2'], '--shares: got [1.0, 2.0] for 1 checkpoint(s), want a number above 0'),
+    ('a,b', ['1', '0'], '--shares: got [1.0, 0.0] for 2 checkpoint(s)'),
+    ('a,b', ['1', 'inf'], '--shares: got [1.0, inf] for 2 checkpoint(s)'),
+    ('a,b', ['1', 'nan'], '--shares: got [1.0, nan] for 2 checkpoint(s)'),
+    ('a,b', ['1', 'x'], '--shares: got 1,x, want numbers'),
+  ],
+)
+def test_shares_that_do_not_fit_are_refused_before_anything_is_read(checkpoints, shares, message):
+  with pytest.raises(ValueError, match=re.escape(message)):
+    export_weights._shares(checkpoints.split(',') if checkpoints else [], shares)

@@ -130,12 +130,10 @@ def open_set(name: str, root: str | Path | None) -> ImageSet:
       image in it, or it cannot be told whether the folder holds pairs.
   """
   if name == 'sidd_val':
-    found = find_folder(name, root)
-    return _open_sidd(found, below_root(found, root))
+    return _open_sidd(find_folder(name, root), root)
   if name in IMAGE_SETS:
     known = IMAGE_SETS[name]
-    found = find_folder(name, root)
-    return _open_files(name, known.title, known.layout, found, below_root(found, root), known)
+    return _open_files(name, known.title, known.layout, find_folder(name, root), root, known)
   kind, _, path = name.partition(':')
   if kind not in ('clean', 'pairs'):
     kind, path = '', name
@@ -149,7 +147,7 @@ def open_set(name: str, root: str | Path | None) -> ImageSet:
     )
   title = folder.resolve().name
   # Never the name of a known set: there are no published figures of a user's images.
-  return _open_files(f'folder:{title}', title, kind or _kind(folder), folder, path, None)
+  return _open_files(f'folder:{title}', title, kind or _kind(folder), folder, root, None)
 
 
 def _kind(folder):
@@ -166,7 +164,7 @@ def _kind(folder):
 
 
 def _open_files(
-  name: str, title: str, layout: str, folder: Path, shown: str, known: KnownSet | None
+  name: str, title: str, layout: str, folder: Path, root: str | Path | None, known: KnownSet | None
 ) -> ImageSet:
   found = find_examples(layout, folder, skip_bad=True)
   scenes = known.scenes if known else None
@@ -182,29 +180,28 @@ def _open_files(
     version = f'{special}, {version}' if special else version
     channels = known.channels
     if len(images) != known.count:
-      notes.append(f'{shown}: got {len(images)} images, not the {known.count} of {title}')
+      notes.append(f'got {len(images)} images, not the {known.count} of {title}')
   there = [p for p in sorted(folder.rglob('*')) if not is_hidden(p, folder)]
   notes += _note(
-    shown,
     folder,
     'files that are no images to it',
     [p for p in there if p.is_file() and p.suffix.lower() not in SUFFIXES],
   )
   notes += _note(
-    shown,
     folder,
     'links to folders or to nothing, which are not followed',
     [p for p in there if p.is_symlink() and not p.is_file()],
   )
+  notes = [f'{below_root(folder, root)}: {note}' for note in notes]
   protocol = None if layout == 'clean' else ROUNDED
   return ImageSet(name, title, version, channels, protocol, images, found.problems, notes)
 
 
-def _note(shown, folder, what, paths):
+def _note(folder, what, paths):
   if not paths:
     return []
   more = f', {len(paths) - 5} more' if len(paths) > 5 else ''
-  return [f'{shown}: {what}: {", ".join(str(p.relative_to(folder)) for p in paths[:5])}{more}']
+  return [f'{what}: {", ".join(str(p.relative_to(folder)) for p in paths[:5])}{more}']
 
 
 def sidd_blocks(folder: str | Path) -> list[BlockImage]:
@@ -217,9 +214,10 @@ def sidd_blocks(folder: str | Path) -> list[BlockImage]:
   return [BlockImage(sidd.block_name(*index), blocks, number) for number, index in enumerate(indices)]
 
 
-def _open_sidd(folder: Path, shown: str) -> ImageSet:
+def _open_sidd(folder: Path, root: str | Path | None) -> ImageSet:
   images = sidd_blocks(folder)
-  notes = [] if len(images) == SIDD_BLOCKS else [f'{shown}: got {images[0].blocks.label}']
+  whole = len(images) == SIDD_BLOCKS
+  notes = [] if whole else [f'{below_root(folder, root)}: got {images[0].blocks.label}']
   return ImageSet('sidd_val', 'SIDD validation', _sizes_text(_sizes(images)[0]), 3, FLOAT, images, (), notes)
 
 

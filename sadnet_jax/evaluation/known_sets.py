@@ -159,17 +159,15 @@ def below_root(folder: Path, root: str | Path | None) -> str:
   """A set's folder as the data has it, so that results from two machines agree.
 
   Args:
-    folder: As from `find_folder`.
+    folder: Of the set.
     root: As `open_set`.
 
   Returns:
-    Its path below the root, the name alone if it is the root, the path as given if it is elsewhere.
+    Its path below the root, with '/'; its name alone if it is the root or elsewhere.
   """
   root = Path(root or os.environ.get('SADNET_DATA') or folder)
-  if not folder.is_relative_to(root):
-    return str(folder)
-  below = str(folder.relative_to(root))
-  return folder.resolve().name if below == '.' else below
+  inside = folder != root and folder.is_relative_to(root)
+  return folder.relative_to(root).as_posix() if inside else folder.resolve().name
 
 
 def _candidates(root, title, named_files) -> Iterator[Path]:

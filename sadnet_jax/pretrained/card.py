@@ -124,6 +124,7 @@ def card(
     'data': known['data'],
     'training': known['training'],
     'step': told.metadata['step'],
+    **_average(told.metadata.get(weights.AVERAGE_OF)),
     'seed': known.get('seed', UNKNOWN),
     'commit': known.get('commit', UNKNOWN),
     'hardware': known['hardware'],
@@ -170,6 +171,10 @@ def card(
       '',
     ]
   )
+
+
+def _average(text):
+  return {'average of, share * SHA-256 of the weights': f'`{text}`'} if text else {}
 
 
 def _curve(picture):

@@ -65,23 +65,25 @@ def make(
     step: Of the weights.
     params_sha256: `params_hash` of the weights as they are published.
     average_of: What their file tells by `weights.AVERAGE_OF`, if they are an average: the last run is then
-      one of those.
+      the last of those.
     about: What else to tell of them.
 
   Raises:
     ValueError: As `curve_of_runs`; the weights are not those of the last run; or Matplotlib is missing.
   """
-  curve, params = curve_of_runs(runs, name, {**about, _SHA256: params_sha256})
+  told = {weights.AVERAGE_OF: average_of} if average_of else {}
+  curve, params = curve_of_runs(runs, name, {**about, **told, _SHA256: params_sha256})
+  if average_of and params is not None and not average_of.endswith(got := params_hash(params)):
+    raise ValueError(
+      f'--curve: got {runs[-1]} with the weights {got}, want the run, or its checkpoint, that is the last of '
+      f'the average {average_of}'
+    )
   if (reached := curve.stages[-1].steps) != step:
     raise ValueError(
       f'--curve: got {runs[-1]} until step {reached}, want until {step}, that of the weights: the run that '
       f'they are of, or its checkpoint (RUN/checkpoints/{step})'
     )
-  if params is not None and not (
-    params_hash(params) in average_of
-    if average_of
-    else params_hash(weights.rounded(params, dtype)) == params_sha256
-  ):
+  if not average_of and params is not None and params_hash(weights.rounded(params, dtype)) != params_sha256:
     raise ValueError(
       f'--curve: got {runs[-1]}, which has other weights at step {step}, want the run of these'
     )
