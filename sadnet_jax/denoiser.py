@@ -55,7 +55,7 @@ class Denoiser:
       params: Its weights.
       about: To be kept as `about`.
       tile_px: Longest side of a tile, a multiple of 8; 'auto' for tiles of any sides, of as many pixels as
-        fit into half of the device's free memory, up to 1440 x 1440; 'whole' for never any tiles.
+        fit into half of the device's free memory, up to 1504 x 1504; 'whole' for never any tiles.
       overlap_px: Least overlap of tiles.
       ensemble: Give the mean over the eight flips and rotations: eight times the work.
       device: Where to run; None for JAX's first.

@@ -12,8 +12,8 @@ from sadnet_jax.model import SADNet
 _SHARE = 0.5
 # A tile has as many pixels as a square of such a side; largest first. With the largest, 12 megapixels take
 # less than 2 GiB on a CPU, and tiles have at most 1.25 times the pixels of an image of up to 100 megapixels;
-# with 640 they have 1.3 to 1.5 times as many from 2 megapixels on.
-SIDES_PX = (1440, 1280, 1024, 640, 512, 384, 256, 192, 128)
+# with 640 they have 1.3 to 1.55 times as many from 2 megapixels on.
+SIDES_PX = (1504, 1280, 1024, 640, 512, 384, 256, 192, 128)
 # Where the system does not tell how much memory there is.
 _LARGEST_UNTOLD_PX = 640
 

@@ -274,7 +274,7 @@ def test_a_traced_array_is_refused(shared):
     ({'tile_px': 'all'}, "tile_px: got 'all', want pixels, 'auto' or 'whole'"),
     ({'tile_px': 100}, 'tile_px: got 100, want a positive multiple of 8'),
     ({'tile_px': 64, 'overlap_px': 64}, 'overlap_px: got 64 for tiles of 64'),
-    ({'overlap_px': 1432}, 'overlap_px: got 1432 for tiles of 1440'),
+    ({'overlap_px': 1496}, 'overlap_px: got 1496 for tiles of 1504'),
     ({'overlap_px': -1}, 'overlap_px: got -1'),
     ({'overlap_px': 80.5}, 'overlap_px: got 80.5, want whole pixels'),
   ],
@@ -287,12 +287,12 @@ def test_options_of_no_use_are_refused(options, message):
 def test_tiles_of_its_own_choice_are_flat_on_a_processor_only():
   def tile_size(**options):
     instance = denoiser(**options)
-    return instance._plan(3000, 4000, 1440).tile_size
+    return instance._plan(3000, 4000, 1504).tile_size
 
   assert tile_size() == (840, 2064)
   # Half of the ensemble's images stand on their side.
-  assert tile_size(ensemble=True) == (1560, 1096)
-  assert tile_size(tile_px=1440) == (1080, 1416)
+  assert tile_size(ensemble=True) == (1560, 1416)
+  assert tile_size(tile_px=1504) == (1080, 1416)
   elsewhere = denoiser()
   elsewhere._device = types.SimpleNamespace(platform='gpu')
-  assert elsewhere._plan(3000, 4000, 1440).tile_size == (1560, 1096)
+  assert elsewhere._plan(3000, 4000, 1504).tile_size == (1560, 1416)

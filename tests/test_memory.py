@@ -80,7 +80,7 @@ def test_tiles_take_at_most_half_of_what_is_free():
     assert largest**2 * memory.bytes_per_pixel(model, 'gpu') <= free / 2
     assert list(sides) == sorted(sides, reverse=True)
     assert sides[-1] == 128
-  assert largest == 1440
+  assert largest == 1504
 
 
 def test_tiles_are_no_smaller_than_they_have_to_be():
@@ -102,7 +102,7 @@ def test_the_processor_has_the_memory_of_the_machine(monkeypatch):
   free = memory.free_host_bytes()
   assert free is None or 2**20 < free < 2**46
   monkeypatch.setattr(memory, 'free_host_bytes', lambda: 100 * 2**30)
-  assert memory.tile_sides(SADNet(), cpu)[0] == 1440
+  assert memory.tile_sides(SADNet(), cpu)[0] == 1504
   monkeypatch.setattr(memory, 'free_host_bytes', lambda: 2**29)
   assert memory.tile_sides(SADNet(), cpu)[0] < 640
 
