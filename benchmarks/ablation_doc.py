@@ -15,6 +15,8 @@ import sys
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
+from scipy import stats
+
 from benchmarks.performance_doc import DEVICES, RESULTS, ROOT
 from benchmarks.performance_tables import machine, table
 from configs import color
@@ -85,7 +87,7 @@ def rows_table(content: dict) -> list[str]:
 
 def additions_table(content: dict) -> list[str]:
   """A line for each two rows that differ in one part."""
-  error = standard_error(content)
+  bound = noise_bound(content)
   cells = []
   for part, without, with_it in additions():
     found = differences(content, without, with_it)
@@ -95,8 +97,8 @@ def additions_table(content: dict) -> list[str]:
         part,
         f'`{without}`',
         f'{mean:+.3f}',
-        'one seed' if error is None else f'{min(found):+.3f} to {max(found):+.3f}',
-        'not known' if error is None else 'yes' if abs(mean) > 2 * error else 'no',
+        'one seed' if bound is None else f'{min(found):+.3f} to {max(found):+.3f}',
+        'not known' if bound is None else 'yes' if abs(mean) > bound else 'no',
         f'{PAPER_PSNR[with_it] - PAPER_PSNR[without]:+.2f}',
       )
     )
@@ -115,6 +117,20 @@ def standard_error(content: dict) -> float | None:
   return math.sqrt(2 * variance / len(runs[0]))
 
 
+def degrees_of_freedom(content: dict) -> int:
+  """Of `standard_error`."""
+  return len(ROWS) * (len(complete_seeds(content)) - 1)
+
+
+def noise_bound(content: dict) -> float | None:
+  """What a difference between two rows of one true mean stays below in 95% of all cases (Student's t), in dB.
+
+  None with one seed.
+  """
+  error = standard_error(content)
+  return None if error is None else error * float(stats.t.ppf(0.975, degrees_of_freedom(content)))
+
+
 def noise(content: dict) -> str:
   """What of the differences can be told from noise between runs."""
   seeds, error, pairs = complete_seeds(content), standard_error(content), additions()
@@ -123,7 +139,11 @@ def noise(content: dict) -> str:
       f'Each row was trained once, with seed {seeds[0]}. How much another seed would change is not known, so '
       'none of these differences can be told from noise between runs.'
     )
-  bound = 2 * error
+  bound = noise_bound(content)
+  spread = {row: statistics.stdev(psnr(content, row)) for row in ROWS}
+  least, most = (
+    f'{spread[row]:.3f} (`{row}`)' for row in sorted(ROWS, key=lambda row: spread[row])[:: len(ROWS) - 1]
+  )
   ours = [statistics.fmean(differences(content, without, with_it)) for _, without, with_it in pairs]
   paper = [PAPER_PSNR[with_it] - PAPER_PSNR[without] for _, without, with_it in pairs]
   above = sum(abs(value) > bound for value in ours)
@@ -131,10 +151,12 @@ def noise(content: dict) -> str:
   small = sum(abs(value) <= bound for value in paper)
   return (
     f'Noise between runs: the standard deviation over {len(seeds)} seeds, pooled over all rows, is '
-    f'{error * math.sqrt(len(seeds) / 2):.3f} dB, and the standard error of a difference of two means of '
-    f'{len(seeds)} runs {error:.3f} dB. Of the {len(pairs)} differences that a part makes, {above} exceed '
-    f'twice that, {bound:.3f} dB, and {len(pairs) - above} cannot be told from noise; {alike} have the sign '
-    f"of the paper's. That rows of one seed share their patches is not made use of; among {len(pairs)} "
+    f'{error * math.sqrt(len(seeds) / 2):.3f} dB, of single rows from {least} to {most}, and the standard '
+    f'error of a difference of two means of {len(seeds)} runs {error:.3f} dB. Of the {len(pairs)} '
+    f'differences that a part makes, {above} exceed {bound:.3f} dB, below which chance alone stays in 95% of '
+    f"all cases (Student's t with {degrees_of_freedom(content)} degrees of freedom), and "
+    f"{len(pairs) - above} cannot be told from noise; {alike} have the sign of the paper's. "
+    f'That rows of one seed share their patches is not made use of; among {len(pairs)} '
     'differences, one or another may exceed the bound by chance. '
     f'The paper does not tell its noise: {small} of its {len(pairs)} differences would be '
     'too small to be seen here.'

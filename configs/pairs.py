@@ -4,8 +4,8 @@
 
 Data: pairs, told by the names of their files or folders as README.md says; without a folder given,
 ``train/pairs`` under SADNET_DATA. Pairs of many megapixels are better cut into tiles first
-(``--config.data.reader=tiles``). To begin from published weights: ``--config.init_from=color_blind``, with a
-lower rate and fewer steps.
+(``--config.data.reader=tiles``). To begin from published weights: ``--config.init_from=color_real`` for
+JPEG images of cameras, color_blind for others, with a lower rate and fewer steps.
 
   python evaluate.py --config=configs/pairs.py --checkpoint=runs/pairs --datasets=pairs:FOLDER
 

@@ -272,7 +272,7 @@ def test_noise_is_that_between_seeds():
   text = ablation_doc.noise(_results(_levels(0, apart)))
   assert 'over 2 seeds, pooled over all rows, is 0.100 dB' in text
   assert 'two means of 2 runs 0.100 dB' in text
-  assert 'Of the 7 differences that a part makes, 2 exceed twice that, 0.200 dB, and 5 cannot be told' in text
+  assert '7 differences that a part makes, 2 exceed 0.245 dB, below which chance alone stays in 95%' in text
   assert "7 have the sign of the paper's" in text
   assert '5 of its 7 differences would be too small' in text
 
@@ -280,7 +280,7 @@ def test_noise_is_that_between_seeds():
 def test_noise_says_where_nothing_is_seen_and_where_the_sign_is_another():
   levels = {row: [29 - level / 100, 30 - level / 100] for row, level in PAPER_PSNR.items()}
   text = ablation_doc.noise(_results(levels))
-  assert '0 exceed twice that, 1.414 dB, and 7 cannot be told from noise' in text
+  assert '0 exceed 1.730 dB' in text
   assert "0 have the sign of the paper's" in text
   assert '7 of its 7 differences' in text
 

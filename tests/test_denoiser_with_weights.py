@@ -29,7 +29,8 @@ def with_noise(image, sigma_255, seed=0):
 
 
 @pytest.mark.parametrize(
-  ('weights', 'sigma_255'), [(DEFAULT, 5), (DEFAULT, 25), (DEFAULT, 50), ('color_50', 50), ('color_real', 5)]
+  ('weights', 'sigma_255'),
+  [(DEFAULT, 5), (DEFAULT, 25), (DEFAULT, 50), ('color_50', 50), ('color_real', 5), ('color_real', 25)],
 )
 def test_tiles_give_what_the_whole_image_does(weights, sigma_255):
   """Two times two, which overlap by the default."""

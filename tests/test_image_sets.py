@@ -206,6 +206,7 @@ def test_scenes_that_are_held_out_are_a_set_of_their_own(tmp_path):
   for name in (*held_out, 'Canon5D2_5_160_3200_chair_11', 'Canon80D_5_160_3200_fruit_1'):
     _flat(crops, [f'{name}_{role}.JPG' for role in ('real', 'mean')], 20, 24)
   image_set = open_set('polyu_held_out', tmp_path)
+  assert image_set.title == 'PolyU, held-out scenes'
   assert _names(image_set) == [f'CroppedImages/{name}_real' for name in held_out]
   assert len(open_set('polyu', tmp_path).images) == 4
   for name in held_out:
@@ -404,7 +405,7 @@ def test_the_whole_of_sidd_validation_needs_no_note(tmp_path):
     ('kodak24', 3, "FFDNet's centre crops, 24 images of 500x500"),
     ('nam', 3, "CBDNet's 25 patches, 25 images of 512x512"),
     ('polyu', 3, '100 images of 512x512'),
-    ('polyu_held_out', 3, 'held-out scenes, 17 images of 512x512'),
+    ('polyu_held_out', 3, '17 images of 512x512'),
   ],
 )
 def test_the_real_sets_are_whole(name, channels, version):

@@ -33,7 +33,7 @@ class KnownSet:
   """A set of image files.
 
   Attributes:
-    title: For people, and the name of its folder.
+    title: For people.
     layout: As in `datasets.layouts`.
     count: Images, or pairs.
     channels: 3 or 1.
@@ -41,6 +41,7 @@ class KnownSet:
     versions: Names of the versions in use, by the number of images and their sides, the
       shorter first.
     scenes: Of the layout; those of other scenes are no part of the set. None: all are.
+    of: Name of its folder, where that is not the title.
   """
 
   title: str
@@ -50,6 +51,7 @@ class KnownSet:
   source: str
   versions: dict[tuple[int, frozenset[tuple[int, int]]], str] = dataclasses.field(default_factory=dict)
   scenes: frozenset[str] | None = None
+  of: str | None = None
 
 
 # Versions that published figures are of.
@@ -87,13 +89,13 @@ IMAGE_SETS = {
   ),
   'polyu': KnownSet('PolyU', 'polyu', 100, 3, _POLYU_SOURCE),
   'polyu_held_out': KnownSet(
-    'PolyU',
+    'PolyU, held-out scenes',
     'polyu',
     17,
     3,
     _POLYU_SOURCE,
-    {(17, frozenset({(512, 512)})): 'held-out scenes'},
-    frozenset(POLYU_HELD_OUT),
+    scenes=frozenset(POLYU_HELD_OUT),
+    of='PolyU',
   ),
 }
 # Sets of MATLAB files: SIDD's by part, the noisy blocks and the clean ones.
@@ -133,7 +135,7 @@ def find_folder(name: str, root: str | Path | None) -> Path:
   """
   wanted: tuple[str, ...] = ()
   if name in IMAGE_SETS:
-    title, source = IMAGE_SETS[name].title, IMAGE_SETS[name].source
+    title, source = IMAGE_SETS[name].of or IMAGE_SETS[name].title, IMAGE_SETS[name].source
   else:
     title, wanted, source = _MATLAB[name]
   root = root or os.environ.get('SADNET_DATA')
