@@ -3,6 +3,7 @@
 import gc
 import os
 from pathlib import Path
+import signal
 import tempfile
 
 import jax
@@ -16,6 +17,10 @@ jax.config.update('jax_compilation_cache_dir', _CACHE.name)
 # Before anything asks for a device: afterwards both settings are fixed.
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
+
+# A shell that starts the tests in the background has them ignore it, and with them all that they start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # What takes minutes starts first, so that no process is left alone with it at the end.

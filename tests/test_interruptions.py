@@ -94,7 +94,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_weights_of_an_uninterrupte
   moments = random.Random(0)
   checkpoints = folder / 'killed' / 'checkpoints'
   caught_saving = 0
-  for kill in range(3):
+  for kill in range(2):
     process = _train(folder, 'killed', *stream)
     # Past what was saved before, so that every kill loses something and all get on.
     _wait_for_step(process, max(_saved(folder / 'killed'), default=0) + 2)
