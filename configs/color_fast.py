@@ -21,7 +21,7 @@ from configs import color
 def get_config(noise: str = '50') -> ml_collections.ConfigDict:
   """The paper's network with a recipe for hours rather than days."""
   config = color.get_config(noise)
-  config.noise.clip = False
+  config.noise.clip = 0.0
   config.data.patch_px = 64
   config.batch_size = 8
   config.steps = 12_000

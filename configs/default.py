@@ -80,8 +80,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.noise.sigma_255 = 50.0
   # Lowest and highest of blind training, where every patch draws its own; () to train at sigma_255.
   config.noise.sigma_255_range = ()
-  # Clamp noisy images to [0, 1], as the authors' training does.
-  config.noise.clip = True
+  # Probability that a noisy patch is clipped to [0, 1] and rounded to 8 bits. The authors
+  # clip every patch; 0.5 trains one network for the protocols unclipped and clipped8.
+  config.noise.clip = 1.0
 
   config.optimizer = ml_collections.ConfigDict()
   # 'adam' (paper) or 'muon'.

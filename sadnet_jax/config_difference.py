@@ -30,5 +30,6 @@ def _flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, str]:
     if isinstance(value, Mapping):
       flat |= _flatten(value, f'{prefix}{name}.')
     else:
-      flat[prefix + name] = json.dumps(value)
+      # Runs that began when noise.clip was a switch have a bool, equal to a probability of 0 or 1.
+      flat[prefix + name] = json.dumps(float(value) if prefix + name == 'noise.clip' else value)
   return flat

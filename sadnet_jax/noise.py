@@ -6,7 +6,7 @@ import numpy as np
 
 
 def add_training_noise(
-  keys: jax.Array, clean: jax.Array, sigma_255_range: tuple[float, float], clip: bool
+  keys: jax.Array, clean: jax.Array, sigma_255_range: tuple[float, float], clip: float
 ) -> jax.Array:
   """Adds white Gaussian noise to a batch, each image from its own key.
 
@@ -16,7 +16,8 @@ def add_training_noise(
     sigma_255_range: Lowest and highest standard deviation on the scale of 8-bit
       images, 0 to 255. Every image draws its own between them, evenly; where they are
       equal there is nothing to draw.
-    clip: Clamp the result to [0, 1], as the authors' training does.
+    clip: Probability that an image is clipped to [0, 1] and rounded to 8 bits, as a
+      file would store it. Each image draws for itself; nothing is drawn at 0 or 1.
 
   Returns:
     [N, H, W, C], noisy.
@@ -31,7 +32,13 @@ def add_training_noise(
     return standard * sigma
 
   noisy = clean + jax.vmap(noise)(keys)
-  return jnp.clip(noisy, 0, 1) if clip else noisy
+  if clip == 0:
+    return noisy
+  stored = jnp.round(jnp.clip(noisy, 0, 1) * 255) / 255
+  if clip == 1:
+    return stored
+  drawn = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 1), clip))(keys)
+  return jnp.where(drawn[:, None, None, None], stored, noisy)
 
 
 def add_benchmark_noise(clean: np.ndarray, sigma_255: float) -> np.ndarray:

@@ -1,7 +1,11 @@
 """Optimiser and learning-rate schedules."""
 
+import re
+
 import jax
 import optax
+
+_UP_CONV = re.compile(r'up\d')
 
 
 def step_halving(learning_rate: float, halve_every: int) -> optax.Schedule:
@@ -102,11 +106,17 @@ def make_optimizer(
 
 
 def _kernels_as_matrices(params):
-  """Every kernel [Kh, Kw, C, O] as a matrix from (Kh, Kw, C) to O; None means Adam."""
+  """Each kernel [Kh, Kw, C, O] as the matrix that the layer multiplies by; None means Adam.
 
-  def dimensions(leaf):
+  A convolution maps (Kh, Kw, C) to O. A transposed convolution whose taps do not
+  overlap (`UpConv`, modules 'up1' to 'up3') maps C to (Kh, Kw, O).
+  """
+
+  def dimensions(path, leaf):
     if leaf.ndim != 4:
       return None
+    if any(_UP_CONV.fullmatch(str(entry.key)) for entry in path):
+      return optax.contrib.MuonDimensionNumbers(reduction_axis=(2,), output_axis=(0, 1, 3))
     return optax.contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=(3,))
 
-  return jax.tree.map(dimensions, params)
+  return jax.tree_util.tree_map_with_path(dimensions, params)

@@ -34,7 +34,7 @@ def train_step(
   *,
   key: jax.Array,
   sigma_255_range: tuple[float, float],
-  clip: bool,
+  clip: float,
   loss: Callable[[jax.Array, jax.Array], jax.Array],
   ema_decay: float = 0.0,
   accumulate: int = 1,
@@ -51,7 +51,7 @@ def train_step(
       ``noisy`` where the images have noise of their own; then none is added.
     key: Random key of the noise of the whole run.
     sigma_255_range: See `add_training_noise`.
-    clip: Clamp noisy images to [0, 1].
+    clip: See `add_training_noise`.
     loss: (denoised, clean) -> scalar.
     ema_decay: Share of the average that a step leaves; 0 keeps none. Lower in the
       first steps, (1 + step) / (10 + step), to forget the initial weights.
@@ -151,7 +151,7 @@ def make_parallel_step(
     train_step,
     key=run_key(config, 'noise'),
     sigma_255_range=tuple(config.noise.sigma_255_range) or (config.noise.sigma_255,) * 2,
-    clip=config.noise.clip,
+    clip=float(config.noise.clip),
     loss=LOSSES[config.loss],
     ema_decay=config.ema_decay,
     accumulate=config.accumulate,

@@ -108,7 +108,7 @@ def check_images(validation_set: ValidationSet, channels: int) -> None:
 
 
 def make_validator(
-  model: SADNet, sets: Sequence[ValidationSet], *, sigma_255: float, clip: bool, pictures: int
+  model: SADNet, sets: Sequence[ValidationSet], *, sigma_255: float, clip: float, pictures: int
 ) -> Callable[[Any, Callable[[], bool]], Mapping[str, ValidationResult] | None]:
   """A function from parameters to the result of every set.
 
@@ -120,7 +120,7 @@ def make_validator(
     model: The network.
     sets: What to measure on.
     sigma_255: Standard deviation of the noise added to clean images.
-    clip: Whether noise is clipped: protocol `clipped8`, else `unclipped`.
+    clip: Share of training patches whose noise is clipped; selects the protocol.
     pictures: Pictures to return of every set.
   """
   apply = jax.jit(lambda params, noisy: model.apply({'params': params}, noisy))

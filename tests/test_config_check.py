@@ -120,7 +120,7 @@ def test_synthetic_noise_is_trained_as_in_the_paper(file, noise):
   assert (config.batch_size, config.data.patch_px, config.loss) == (16, 128, 'l2')
   assert (config.noise.sigma_255, tuple(config.noise.sigma_255_range)) == (float(noise), ())
   # Not in the paper but in the authors' code.
-  assert config.noise.clip is True
+  assert config.noise.clip == 1
   assert list(training_sets(config)) == ['clean']
   _assert_the_papers_optimizer(config.optimizer, halve_every=300_000)
 

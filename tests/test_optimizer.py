@@ -102,3 +102,18 @@ def test_muon_orthogonalises_kernels_and_leaves_biases_to_adam():
   expected, _ = adam.update(gradient['bias'], adam.init(params['bias']), params['bias'])
   np.testing.assert_allclose(updates['bias'], expected, rtol=1e-5)
   chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
+
+
+def test_muon_takes_a_transposed_kernel_as_the_matrix_it_multiplies_by():
+  kernel = jax.random.normal(jax.random.key(1), (2, 2, 12, 5))
+  params = {'up1': {'kernel': jnp.ones_like(kernel)}, 'res1': {'conv': {'kernel': jnp.ones_like(kernel)}}}
+  gradient = {'up1': {'kernel': kernel}, 'res1': {'conv': {'kernel': kernel}}}
+  optimizer = _optimizer(lambda step: 1e-2, name='muon')
+  updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+  # Orthogonalised: the singular values of the layer's own matrix are near each other.
+  up = np.asarray(updates['up1']['kernel']).transpose(2, 0, 1, 3).reshape(12, 20)
+  spread = np.linalg.svd(up, compute_uv=False)
+  assert spread.min() / spread.max() > 0.6
+  res = np.asarray(updates['res1']['conv']['kernel']).reshape(48, 5)
+  spread = np.linalg.svd(res, compute_uv=False)
+  assert spread.min() / spread.max() > 0.6

@@ -97,6 +97,6 @@ FLOAT = Protocol('float', 'real noise, output not rounded', rounds=False)
 PROTOCOLS = {p.name: p for p in (UNCLIPPED, CLIPPED8, AUTHORS)}
 
 
-def of_training(clip: bool) -> Protocol:
-  """The protocol whose noisy images are like those of a training: `clipped8` where its noise is clipped."""
-  return CLIPPED8 if clip else UNCLIPPED
+def of_training(clip: float) -> Protocol:
+  """The protocol like most of a training's noisy images: `clipped8` where more than half are clipped."""
+  return CLIPPED8 if clip > 0.5 else UNCLIPPED

@@ -20,12 +20,12 @@ class Noise:
   Attributes:
     kind: 'gaussian' or 'real'.
     sigma_255: Lowest and highest standard deviation on the scale of 8-bit images; None if real.
-    clipped: Whether noisy images were clipped to [0, 1] in training; None if real.
+    clipped: Share of the noisy images that were clipped to [0, 1] in training; None if real.
   """
 
   kind: str
   sigma_255: tuple[float, float] | None = None
-  clipped: bool | None = None
+  clipped: float | None = None
 
   def __str__(self) -> str:
     """'Gaussian noise of sigma 50, not clipped'."""
@@ -33,7 +33,9 @@ class Noise:
       return f'{self.kind} noise'
     low, high = self.sigma_255
     sigma = f'{low:g}' if low == high else f'{low:g} to {high:g}'
-    return f'Gaussian noise of sigma {sigma}, {"" if self.clipped else "not "}clipped'
+    share = self.clipped or 0.0
+    clipped = {0.0: 'not clipped', 1.0: 'clipped'}.get(share, f'{share:.0%} clipped')
+    return f'Gaussian noise of sigma {sigma}, {clipped}'
 
 
 @dataclasses.dataclass(frozen=True)
