@@ -87,7 +87,7 @@ def _root_mean_square(denoised, clean):
 
 @functools.lru_cache
 def _step(loss=_l2_and_nan_of_black, accumulate=1, sigmas=(50.0, 50.0)):
-  options = {'sigma_255_range': sigmas, 'clip': True, 'ema_decay': EMA_DECAY}
+  options = {'sigma_255_range': sigmas, 'clip': 1, 'ema_decay': EMA_DECAY}
   return fast_jit(functools.partial(train_step, key=KEY, loss=loss, accumulate=accumulate, **options))
 
 
@@ -162,9 +162,9 @@ def test_clean_images_get_the_noise_of_the_step_and_of_their_place():
     _, metrics = _step(sigmas=BLIND)(at_step, batch)
     step_key = jax.random.fold_in(KEY, step)
     keys = jnp.stack([jax.random.fold_in(step_key, place) for place in range(4)])
-    noisy = add_training_noise(keys, clean, BLIND, clip=True)
+    noisy = add_training_noise(keys, clean, BLIND, clip=1)
     denoised = apply(OneScale(), {'params': state.params}, noisy)
-    assert float(metrics['loss']) == pytest.approx(float(np.mean((denoised - clean) ** 2)), rel=1e-5)
+    assert float(metrics['loss']) == pytest.approx(float(np.mean((denoised - clean) ** 2)), rel=1e-4)
 
 
 def test_pairs_are_taken_as_they_are():
@@ -208,7 +208,7 @@ def test_without_decay_there_is_no_average_and_the_parameters_are_evaluated():
   state = _first_state(_config(ema_decay=0.0), OneScale())
   assert state.ema is None
   assert state.best_params is state.params
-  step = functools.partial(train_step, key=KEY, loss=LOSSES['l1'], sigma_255_range=BLIND, clip=True)
+  step = functools.partial(train_step, key=KEY, loss=LOSSES['l1'], sigma_255_range=BLIND, clip=1)
   new, _ = jax.eval_shape(step, state, {'clean': _images(0)})
   assert new.ema is None
 
@@ -296,7 +296,7 @@ def test_one_part_that_is_not_finite_leaves_the_whole_step_out():
 
 def test_two_devices_with_two_parts_each_by_the_config_give_the_weights_of_one_with_one():
   config = _config(**{'accumulate': 2, 'noise.sigma_255_range': BLIND, 'loss': 'charbonnier'})
-  options = {'sigma_255_range': BLIND, 'clip': True, 'ema_decay': EMA_DECAY, 'loss': LOSSES['charbonnier']}
+  options = {'sigma_255_range': BLIND, 'clip': 1, 'ema_decay': EMA_DECAY, 'loss': LOSSES['charbonnier']}
   alone = fast_jit(functools.partial(train_step, key=run_key(config, 'noise'), **options))
   together = make_parallel_step(config, jax.devices()[:2])
   worked_on = set()
