@@ -16,13 +16,14 @@ from absl import flags
 import jax
 from ml_collections import config_flags
 
-from sadnet_jax import checkpoints, command_line
+from sadnet_jax import command_line
+from sadnet_jax.data.test_sets import SCORED, SIDD_FORMS, UNSCORED
 from sadnet_jax.evaluation import run
-from sadnet_jax.evaluation.known_sets import SCORED, SIDD_FORMS, UNSCORED
 from sadnet_jax.evaluation.methods import BM3D, Method, Noisy, SADNetMethod
 from sadnet_jax.evaluation.protocols import PROTOCOLS, UNCLIPPED, of_training
-from sadnet_jax.evaluation.results import params_hash
-from sadnet_jax.train_state import model_from_config
+from sadnet_jax.training.state import model_from_config
+from sadnet_jax.weights import checkpoints
+from sadnet_jax.weights.safetensors import params_hash
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'The experiment, such as configs/color.py:50. For sadnet.'

@@ -12,7 +12,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from sadnet_jax import command_line, distributed, training
+from sadnet_jax import command_line
+from sadnet_jax.training import distributed, loop
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment, such as configs/color.py:50.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; by default runs/<name of the config>.')
@@ -30,7 +31,7 @@ def main() -> None:
     distributed.initialize(_DISTRIBUTED.value)
   name = command_line.config_name(command_line.config_argument())
   with distributed.ending_all('train.py') if _DISTRIBUTED.value else contextlib.nullcontext():
-    training.train(_CONFIG.value, _WORKDIR.value or Path('runs', name))
+    loop.train(_CONFIG.value, _WORKDIR.value or Path('runs', name))
 
 
 if __name__ == '__main__':

@@ -25,18 +25,19 @@ import ml_collections
 # The configs are not installed.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import ablation_doc, measuring, short_training
+from benchmarks import ablation_doc, common, short_training
 from configs import ablation, color_fast
-from sadnet_jax import checkpoints, training
-from sadnet_jax.config_difference import check_same
-from sadnet_jax.environment import is_committed
+from sadnet_jax.data.folders import find_data_dir
 from sadnet_jax.evaluation import image_sets, scoring
 from sadnet_jax.evaluation.methods import SADNetMethod
 from sadnet_jax.evaluation.protocols import UNCLIPPED
 from sadnet_jax.evaluation.results import write_json
-from sadnet_jax.images import find_data_dir
-from sadnet_jax.model import param_shapes
-from sadnet_jax.train_state import model_from_config
+from sadnet_jax.machine import is_committed
+from sadnet_jax.nn.sadnet import param_shapes
+from sadnet_jax.training import loop
+from sadnet_jax.training.state import model_from_config
+from sadnet_jax.weights import checkpoints
+from sadnet_jax.weights.checkpoints import check_same
 
 SIGMA_255 = 50.0
 # So much is trained again at most where the process was killed.
@@ -109,7 +110,7 @@ def train_and_evaluate(
     if saved['test'] == test:
       return saved['result']
   starts = _note_start(folder, about, config.steps)
-  state = training.train(config, folder, jax.local_devices()[:1])
+  state = loop.train(config, folder, jax.local_devices()[:1])
   if int(state.step) < config.steps:
     sys.exit(f'{folder}: stopped at step {int(state.step)}; the same command goes on from there')
   result = evaluate(folder, image_set) | {'starts': starts}
@@ -158,7 +159,7 @@ def describe(arguments: argparse.Namespace, image_set: image_sets.ImageSet) -> d
   config = run_config('full', arguments.seeds[0], arguments).to_dict()
   networks = {row: model_from_config(run_config(row, 0, arguments).model) for row in ablation.ROWS}
   return {
-    **measuring.describe('ablation.py', measuring.options_of(arguments, ['workdir'])),
+    **common.describe('ablation.py', common.options_of(arguments, ['workdir'])),
     'config': config,
     'test': f'{image_set.title}, {image_set.version}',
     'protocol': UNCLIPPED.name,

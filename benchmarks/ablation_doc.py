@@ -17,11 +17,11 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from scipy import stats
 
-from benchmarks.performance_doc import DEVICES, RESULTS, ROOT
 from benchmarks.performance_tables import machine, table
+from benchmarks.report import DEVICES, RESULTS, ROOT
 from configs import color
 from configs.ablation import PAPER_PSNR, ROWS
-from sadnet_jax.environment import is_committed
+from sadnet_jax.machine import is_committed
 
 PAGE = ROOT / 'docs' / 'ABLATION.md'
 # In the order of the values of ROWS.

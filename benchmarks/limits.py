@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sadnet_jax.model import SCALES, STRIDE, SADNet, param_shapes, scale_of
+from sadnet_jax.nn.sadnet import SCALES, STRIDE, SADNet, param_shapes, scale_of
 
 # 'tf32': float32 values, which a GPU's matrix units round to 10 bits; on a CPU the same as 'float32'.
 Precision = Literal['float32', 'tf32', 'bfloat16']

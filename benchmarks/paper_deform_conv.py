@@ -3,7 +3,7 @@
 import jax
 
 from benchmarks.limits import DEFORMABLE_GROUPS
-from sadnet_jax.deform_conv import deform_conv2d
+from sadnet_jax.ops.deform_conv import deform_conv2d
 
 
 def paper_deform_conv(

@@ -8,7 +8,7 @@ import sys
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.pytorch_rows import ROWS
+from benchmarks.pytorch.rows import ROWS
 
 # Column -> PyTorch's variant in float32, and in another precision.
 _VARIANTS = {

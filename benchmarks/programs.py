@@ -16,10 +16,9 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 from benchmarks.limits import DEFORMABLE_GROUPS, TAPS
 from benchmarks.paper_deform_conv import paper_deform_conv
 from configs import color
-from sadnet_jax.losses import LOSSES
-from sadnet_jax.model import SADNet, param_shapes
-from sadnet_jax.train_state import model_from_config, run_key, state_from_params
-from sadnet_jax.train_step import train_step
+from sadnet_jax.nn.sadnet import SADNet, param_shapes
+from sadnet_jax.training.state import model_from_config, run_key, state_from_params
+from sadnet_jax.training.step import LOSSES, train_step
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,11 +19,11 @@ import jax
 
 from benchmarks import limits, readme_speed
 from sadnet_jax import SADNet
-from sadnet_jax.environment import is_committed
 from sadnet_jax.evaluation.results import measured_by
-from sadnet_jax.model import param_shapes
-from sadnet_jax.pretrained.card import read_facts
-from sadnet_jax.pretrained.index import read_index
+from sadnet_jax.machine import is_committed
+from sadnet_jax.nn.sadnet import param_shapes
+from sadnet_jax.weights.index import read_index
+from tools.model_card import read_facts
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / 'benchmarks' / 'results' / 'evaluation'

@@ -8,7 +8,7 @@ import sys
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import performance_doc, performance_tables
+from benchmarks import performance_tables, report
 
 # Of the comparison with PyTorch; the page has all.
 ROWS = (
@@ -28,19 +28,19 @@ def markdown() -> str:
   Raises:
     SystemExit: Results are of code that is in no commit, or a section has none at all.
   """
-  by_stem = {section.stem: section for section in performance_doc.SECTIONS}
+  by_stem = {section.stem: section for section in report.SECTIONS}
   return '\n\n'.join(text for stem in SECTIONS for text in _parts(by_stem[stem]))
 
 
 def _parts(section):
-  found = {device: performance_doc.read(section, device) for device in performance_doc.DEVICES}
+  found = {device: report.read(section, device) for device in report.DEVICES}
   if not any(found.values()):
     raise SystemExit(f'{section.file("cpu")}: got no results, want those of {section.stem}.py')
   for device, content in found.items():
     if content is not None:
       lines = _chosen(content) if section.stem == 'against_pytorch' else section.lines(content)
-      heading = f'### {section.title}, {performance_doc.DEVICES[device]}'
-      command = performance_doc.measured_with(section, content)
+      heading = f'### {section.title}, {report.DEVICES[device]}'
+      command = report.measured_with(section, content)
       yield '\n'.join([heading, '', section.text, '', *lines, '', command])
 
 

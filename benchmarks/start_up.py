@@ -16,7 +16,7 @@ import tempfile
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import limits, measuring
+from benchmarks import common, limits
 
 _FORWARD = 'network forward, one 480x320 image'
 _STEP = 'training step, 4 patches of 128x128'
@@ -51,9 +51,9 @@ def starts(stage: str, runs: int, cached: bool) -> dict[str, list[float]]:
     cached: From a cache that one more start has filled, which does not count.
   """
   if not cached:
-    return _by_part([measuring.in_fresh_process('start_up_once.py', [stage]) for _ in range(runs)])
+    return _by_part([common.in_fresh_process('start_up_once.py', [stage]) for _ in range(runs)])
   with tempfile.TemporaryDirectory() as folder:
-    every = [measuring.in_fresh_process('start_up_once.py', [stage, folder]) for _ in range(1 + runs)]
+    every = [common.in_fresh_process('start_up_once.py', [stage, folder]) for _ in range(1 + runs)]
   return _by_part(every[1:])
 
 
@@ -72,16 +72,16 @@ def measure(runs: int) -> dict[str, dict]:
       if wanted:
         found = starts(stage, runs, cached)
         for row, part in wanted.items():
-          rows[row]['filled_cache' if cached else 'no_cache'] = measuring.summary(found[part])
+          rows[row]['filled_cache' if cached else 'no_cache'] = common.summary(found[part])
   return rows
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  arguments = measuring.make_parser(__doc__, runs=5).parse_args(argv)
-  results = measuring.describe('start_up.py', ['--runs', str(arguments.runs)])
+  arguments = common.make_parser(__doc__, runs=5).parse_args(argv)
+  results = common.describe('start_up.py', ['--runs', str(arguments.runs)])
   results['rows'] = rows = measure(arguments.runs)
   # Last, since it takes memory that the processes above may need.
-  precision, found = measuring.default_limits()
+  precision, found = common.default_limits()
   rows['second_call']['limit_seconds'] = found.seconds(*limits.network_cost((1, 320, 480, 3)))
   results |= {'limits': {precision: found.to_json()}, 'marks': {}}
   print(f'{"seconds":<56}{"no cache":>12}{"filled cache":>14}{"limit":>10}')
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cached = f'{row["filled_cache"]["seconds"]:.3f}' if 'filled_cache' in row else ''
     limit = f'{row["limit_seconds"]:.3f}' if 'limit_seconds' in row else ''
     print(f'{row["what"]:<56}{row["no_cache"]["seconds"]:>12.3f}{cached:>14}{limit:>10}')
-  measuring.finish(results, arguments.json)
+  common.finish(results, arguments.json)
 
 
 if __name__ == '__main__':

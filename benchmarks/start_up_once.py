@@ -48,7 +48,7 @@ def import_packages(clock: Clock) -> None:
 
 
 def keep_programs(folder: str) -> None:
-  from sadnet_jax import compilation_cache
+  from sadnet_jax.denoise import compilation_cache
 
   if compilation_cache.enable(folder) is None:
     raise SystemExit(f'{folder}: got no compilation cache, want a folder to write to')

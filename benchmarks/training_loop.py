@@ -25,10 +25,10 @@ import jax
 # The configs are not installed.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import limits, measuring
+from benchmarks import common, limits
 from configs import color_fast, nam
-from sadnet_jax import training
-from sadnet_jax.images import find_data_dir
+from sadnet_jax.data.folders import find_data_dir
+from sadnet_jax.training import loop
 
 READERS = ('files', 'tiles', 'memory')
 
@@ -50,7 +50,7 @@ def measure(data: str, folder: Path, reader: str, dtype: str, arguments: argpars
   config.checkpoint_every = config.steps
   config.log_every = max(config.steps // 10, 1)
   with tempfile.TemporaryDirectory() as workdir:
-    training.train(config, workdir)
+    loop.train(config, workdir)
     lines = [json.loads(line) for line in Path(workdir, 'metrics.jsonl').read_text().splitlines()]
   later = lines[len(lines) // 2 :]
   rate = statistics.median(line['images_per_second'] for line in later)
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     'polyu': find_data_dir(arguments.polyu_dir, '--polyu_dir').resolve(),
   }
   packages = ('flax', 'optax', 'tensorflow', 'tensorflow-cpu', 'tensorflow-datasets')
-  results = measuring.describe('training_loop.py', measuring.options_of(arguments), packages)
+  results = common.describe('training_loop.py', common.options_of(arguments), packages)
   results |= {'devices': jax.device_count()}
   results |= {name: getattr(arguments, name) for name in ('patch_px', 'batch_size', 'steps')}
   rows = []
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for data, folder in sets.items():
       for reader in arguments.readers:
         rows += [measure(data, folder, reader, dtype, arguments) for dtype in arguments.dtypes]
-  precision, found = measuring.default_limits()
+  precision, found = common.default_limits()
   # Of the network and its gradients; noise, loss and optimizer count nothing.
   cost = limits.network_cost((arguments.batch_size, arguments.patch_px, arguments.patch_px, 3), training=True)
   results |= {'limits': {precision: found.to_json()}, 'limit_seconds': found.seconds(cost.flops, cost.bytes)}
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       f'{row["data"]:<8}{row["reader"]:<8}{row["dtype"]:<10}{row["images_per_second"]:>10.2f}'
       f'{row["seconds_per_step"]:>10.3f}{row["waiting_for_data"]:>10.2%}'
     )
-  measuring.finish(results | {'rows': rows}, arguments.json)
+  common.finish(results | {'rows': rows}, arguments.json)
 
 
 if __name__ == '__main__':

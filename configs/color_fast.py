@@ -7,7 +7,7 @@ L1 loss, smaller batches of smaller patches, and noise that is not clipped (the
 protocol that most published tables use). The argument and the data are as in color.py.
 
 Ours, CBSD68, protocol unclipped, in stages on BSD432: 28.16 dB at sigma 50 after 12,000 steps, as
-sadnet_jax/pretrained/color_50.md says; blind, from those weights, an average of three checkpoints of
+sadnet_jax/weights/pretrained/color_50.md says; blind, from those weights, an average of three checkpoints of
 3,000 to 5,500 more steps, 31.22, 28.04 and 26.52 dB at sigma 25, 50 and 70, as color_blind.md there
 says. In one stage, as this file has it: not measured. From weights of one sigma, blind wants a lower
 rate (6e-4): at 1.2e-3 offsets left the image.

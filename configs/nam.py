@@ -12,13 +12,13 @@ run's folder or one of its checkpoints; ``--config.init_from=''`` starts from no
 The paper gives neither rate nor length of the fine-tuning: those here are ours.
 Paper, Nam (the 25 patches of CBDNet), PSNR in dB / SSIM: 42.92 / 0.9839. Ours, from weights of Gaussian
 noise instead of SIDD's, held_out, by 1,000 steps of another recipe: 42.88, and averaged with the weights that
-it began from 43.23, as sadnet_jax/pretrained/color_real.md says. By this recipe: not measured.
+it began from 43.23, as sadnet_jax/weights/pretrained/color_real.md says. By this recipe: not measured.
 """
 
 import ml_collections
 
 from configs import sidd
-from sadnet_jax.evaluation.known_sets import POLYU_HELD_OUT
+from sadnet_jax.data.test_sets import POLYU_HELD_OUT
 
 
 def get_config(scenes: str = 'all') -> ml_collections.ConfigDict:

@@ -6,7 +6,7 @@ Data: SIDD Medium (sRGB) and RENOIR as downloaded, in ``real/SIDD_Medium_Srgb`` 
 ``real/RENOIR`` under SADNET_DATA, or anywhere: ``--config.data.train.sidd=FOLDER
 --config.data.train.renoir=FOLDER`` (an empty one leaves the set out). They are cut into
 tiles of 300x300 first, which takes a while, once, and about four times the room of the
-images; ``python -m sadnet_jax.datasets sidd --folder=FOLDER`` does it beforehand. It validates on
+images; ``python -m sadnet_jax.data sidd --folder=FOLDER`` does it beforehand. It validates on
 SIDD's validation files in ``test/SIDD`` under SADNET_DATA, and on ``test/Nam``, where they are.
 
   python evaluate.py --config=configs/sidd.py --checkpoint=runs/sidd --datasets=sidd_val,dnd

@@ -4,10 +4,11 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-  from sadnet_jax.blocks import ContextBlock, OffsetBlock, ResBlock, RSABlock
-  from sadnet_jax.deform_conv import DeformConv, deform_conv2d
-  from sadnet_jax.denoiser import Denoiser
-  from sadnet_jax.model import SADNet, mean_abs_offsets
+  from sadnet_jax.denoise.denoiser import Denoiser
+  from sadnet_jax.nn.blocks import ContextBlock, OffsetBlock, ResBlock, RSABlock
+  from sadnet_jax.nn.layers import DeformConv
+  from sadnet_jax.nn.sadnet import SADNet, mean_abs_offsets
+  from sadnet_jax.ops.deform_conv import deform_conv2d
 
 __version__ = '0.1.0'
 
@@ -25,15 +26,15 @@ __all__ = [
 ]
 
 _MODULES = {
-  'ContextBlock': 'blocks',
-  'DeformConv': 'deform_conv',
-  'Denoiser': 'denoiser',
-  'OffsetBlock': 'blocks',
-  'RSABlock': 'blocks',
-  'ResBlock': 'blocks',
-  'SADNet': 'model',
-  'deform_conv2d': 'deform_conv',
-  'mean_abs_offsets': 'model',
+  'ContextBlock': 'nn.blocks',
+  'DeformConv': 'nn.layers',
+  'Denoiser': 'denoise.denoiser',
+  'OffsetBlock': 'nn.blocks',
+  'RSABlock': 'nn.blocks',
+  'ResBlock': 'nn.blocks',
+  'SADNet': 'nn.sadnet',
+  'deform_conv2d': 'ops.deform_conv',
+  'mean_abs_offsets': 'nn.sadnet',
 }
 
 

@@ -51,7 +51,7 @@ def few_programs():
 def weights(tmp_path_factory) -> Path:
   """A file of weights of a tiny network."""
   # Not before: most tests need none, and this imports the network.
-  from denoise_command import write_weights
+  from tests.support.denoise_command import write_weights
 
   return write_weights(tmp_path_factory.mktemp('weights') / 'tiny.safetensors')
 

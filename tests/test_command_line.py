@@ -2,12 +2,12 @@
 
 import json
 
-from command import ROOT, finish, start
 import numpy as np
 from PIL import Image
 import pytest
 
-from sadnet_jax.images import read_image
+from sadnet_jax.images.arrays import read_image
+from tests.support.command import ROOT, finish, start
 
 
 def _run(*arguments, cwd=ROOT, succeeds=True, **variables):
@@ -146,8 +146,8 @@ def test_a_training_step_works_without_tensorflow():
       "sys.modules['tensorflow'] = None  # Any import of it now fails.",
       'import jax, numpy as np',
       'from configs import demo',
-      'from sadnet_jax.train_state import create_train_state',
-      'from sadnet_jax.train_step import make_parallel_step',
+      'from sadnet_jax.training.state import create_train_state',
+      'from sadnet_jax.training.step import make_parallel_step',
       'config = demo.get_config()',
       'config.model.width = config.model.offset_width = 8',
       'step = make_parallel_step(config, jax.local_devices())',

@@ -10,10 +10,11 @@ import typing
 
 import numpy as np
 
-from sadnet_jax.datasets.examples import Example, example_shape, read_example
-from sadnet_jax.datasets.layouts import find_examples
-from sadnet_jax.datasets.pairs import roles
-from sadnet_jax.evaluation.known_sets import (
+from sadnet_jax.data.examples import Example, example_shape, read_example
+from sadnet_jax.data.folders import look_for_data_dir
+from sadnet_jax.data.layouts import find_examples
+from sadnet_jax.data.pairs import roles
+from sadnet_jax.data.test_sets import (
   IMAGE_SETS,
   SCORED,
   SIDD_BLOCKS,
@@ -23,10 +24,10 @@ from sadnet_jax.evaluation.known_sets import (
   find_folder,
 )
 from sadnet_jax.evaluation.protocols import FLOAT, ROUNDED, Protocol
-from sadnet_jax.images import SUFFIXES, find_images, is_hidden, look_for_data_dir
+from sadnet_jax.images.arrays import SUFFIXES, find_images, is_hidden
 
 if typing.TYPE_CHECKING:
-  from sadnet_jax.evaluation.sidd import SiddBlocks
+  from sadnet_jax.evaluation.submissions.sidd import SiddBlocks
 
 
 class EvaluationImage(typing.Protocol):
@@ -207,7 +208,7 @@ def _note(folder, what, paths):
 def sidd_blocks(folder: str | Path) -> list[BlockImage]:
   """The blocks of SIDD's validation files in a folder; see `sidd.read_sidd` for errors."""
   # SciPy and h5py are needed for this set only.
-  from sadnet_jax.evaluation import sidd
+  from sadnet_jax.evaluation.submissions import sidd
 
   blocks = sidd.read_sidd(folder, 'validation')
   indices = np.ndindex(blocks.noisy.shape[:2])

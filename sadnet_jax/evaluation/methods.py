@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from sadnet_jax.model import STRIDE, SADNet
+from sadnet_jax.nn.sadnet import STRIDE, SADNet
 
 # Sides are padded to multiples of this where a set has too many sizes to compile for each.
 COARSE_PX = 64

@@ -7,20 +7,18 @@ and `metrics.ssim_matlab`. A set's figures are the means over its images.
 from collections.abc import Mapping, Sequence
 import csv
 import dataclasses
-import hashlib
 import io
 import json
 import math
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
+from sadnet_jax.data.test_sets import count_of
 from sadnet_jax.evaluation.image_sets import ImageSet
-from sadnet_jax.evaluation.known_sets import count_of
+from sadnet_jax.evaluation.literature import PAPER, Published, published
 from sadnet_jax.evaluation.protocols import Protocol
-from sadnet_jax.evaluation.published import PAPER, Published, published
 from sadnet_jax.files import write_text
 
 RESULTS_FILE, IMAGES_FILE, PAGE_FILE = 'results.json', 'images.csv', 'index.html'
@@ -166,11 +164,62 @@ def write_csv(path: str | Path, results: Sequence[SetResult]) -> None:
   write_text(path, buffer.getvalue())
 
 
-def params_hash(params: Any) -> str:
-  """SHA-256 of the names, shapes, dtypes and values of a tree of weights."""
-  digest = hashlib.sha256()
-  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    array = np.asarray(leaf)
-    digest.update(f'{jax.tree_util.keystr(path)} {array.shape} {array.dtype.str}\n'.encode())
-    digest.update(array.tobytes())
-  return digest.hexdigest()
+_HEAD = (
+  'data set',
+  'sigma',
+  'protocol',
+  'method',
+  'noisy',
+  'PSNR',
+  'SSIM W',
+  'SSIM M',
+  's/image',
+  'published',
+  'diff',
+  'of',
+)
+_NOTES = (
+  'PSNR in dB; SSIM W: Wang et al., per channel, valid region; SSIM M: MATLAB, the colours as a volume.'
+)
+
+
+def table(results: Sequence[SetResult]) -> str:
+  """Lines of text, with a line below for what the stars mean."""
+  rows, versions, stars = [_HEAD], {}, {}
+  for r in results:
+    mean, figure = r.mean(), r.compared_with()
+    differs = r.differs(figure) if figure else []
+    star = '*' if differs else ''
+    if figure and differs:
+      stars[f'{r.image_set.title}, {figure.method}: {", ".join(differs)}'] = 0
+    versions[f'{r.image_set.title}: {r.image_set.version}'] = 0
+    rows.append(
+      (
+        r.image_set.title,
+        'real' if r.sigma_255 is None else f'{r.sigma_255:g}',
+        r.protocol.name,
+        r.method['name'],
+        _figure(mean['psnr_noisy'], '.3f'),
+        _figure(mean['psnr'], '.3f'),
+        _figure(mean['ssim_wang'], '.4f'),
+        _figure(mean['ssim_matlab'], '.4f'),
+        _figure(mean['seconds'], '.3g'),
+        f'{figure.psnr:.2f}{star}' if figure else '-',
+        f'{mean["psnr"] - figure.psnr:+.2f}{star}' if figure and mean['psnr'] is not None else '-',
+        figure.method if figure else '-',
+      )
+    )
+  widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
+  lines = ['  '.join(_cell(row[i], widths[i], i) for i in range(len(_HEAD))).rstrip() for row in rows]
+  lines += [_NOTES, *versions]
+  if stars:
+    lines.append(f'* the published figure is of: {"; ".join(stars)}')
+  return '\n'.join(lines)
+
+
+def _figure(value, form):
+  return '-' if value is None else format(value, form)
+
+
+def _cell(text, width, column):
+  return text.ljust(width) if column < 4 or column == len(_HEAD) - 1 else text.rjust(width)

@@ -9,9 +9,9 @@ import numpy as np
 
 from sadnet_jax.evaluation.image_sets import EvaluationImage, ImageSet
 from sadnet_jax.evaluation.methods import Method
+from sadnet_jax.evaluation.metrics import SSIM_WINDOW_PX, psnr, ssim_matlab, ssim_wang
 from sadnet_jax.evaluation.protocols import Protocol
 from sadnet_jax.evaluation.results import Failure, ImageResult, SetResult
-from sadnet_jax.metrics import SSIM_WINDOW_PX, psnr, ssim_matlab, ssim_wang
 
 
 @dataclasses.dataclass(frozen=True)

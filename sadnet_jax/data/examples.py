@@ -1,0 +1,154 @@
+"""An image to train on, its ground truth, and the scene it is of."""
+
+import collections
+from collections.abc import Iterable, Sequence
+import concurrent.futures
+import dataclasses
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from sadnet_jax.images.arrays import open_image, read_image
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """The files of one image.
+
+  Attributes:
+    name: Unique within the set: path of the noisy file (or of the clean one, if there
+      is no noisy one) below the folder, with ``/`` and without ending; with it where two
+      files differ in nothing else.
+    scene: What has to be held out together.
+    clean: Files whose mean, rounded, is the ground truth: one, or two in RENOIR.
+    noisy: None for clean images.
+  """
+
+  name: str
+  scene: str
+  clean: tuple[Path, ...]
+  noisy: Path | None
+
+  @property
+  def files(self) -> tuple[Path, ...]:
+    """All files, the noisy one first."""
+    return self.clean if self.noisy is None else (self.noisy, *self.clean)
+
+
+def read_example(example: Example, channels: int) -> tuple[np.ndarray | None, np.ndarray]:
+  """Reads the noisy image and its ground truth.
+
+  The mean of several clean files is rounded to 8 bits, halves up: with two files
+  that is (a + b + 1) // 2. The authors of RENOIR truncate, which darkens by a quarter
+  of a level on average.
+
+  Args:
+    example: What to read.
+    channels: 3 or 1, as `read_image`.
+
+  Returns:
+    Noisy (None for clean images) and clean, uint8 [H, W, channels].
+
+  Raises:
+    ValueError: A file is damaged or missing, or the sizes differ.
+  """
+  images = [read_image(path, channels) for path in example.files]
+  _same_size(example, [image.shape[:2] for image in images])
+  noisy, clean = (None, images) if example.noisy is None else (images[0], images[1:])
+  if len(clean) == 1:
+    return noisy, clean[0]
+  total = np.stack(clean).sum(axis=0, dtype=np.uint16)
+  return noisy, np.floor_divide(2 * total + len(clean), 2 * len(clean)).astype(np.uint8)
+
+
+def example_shape(example: Example) -> tuple[int, int, int]:
+  """Height, width and channels (1 or 3) from the heads of the files, without decoding them.
+
+  Raises:
+    ValueError: A file is no image or missing, or the sizes differ.
+  """
+  sizes, colour = [], False
+  for path in example.files:
+    with open_image(path) as image:
+      sizes.append((image.height, image.width))
+      colour = colour or image.mode != 'L'
+  _same_size(example, sizes)
+  return *sizes[0], 3 if colour else 1
+
+
+def hold_out(examples: Iterable[Example], scenes: Iterable[str]) -> tuple[list[Example], list[Example]]:
+  """Splits a set by scene.
+
+  Args:
+    examples: The set.
+    scenes: Those to hold out.
+
+  Returns:
+    The examples that are kept, and those held out, both in their order.
+
+  Raises:
+    ValueError: The set has no such scene; all that it has are listed.
+  """
+  examples, scenes = list(examples), set(scenes)
+  known = {example.scene for example in examples}
+  if unknown := sorted(scenes - known):
+    raise ValueError(
+      f'held-out scenes: got {", ".join(unknown)}, want some of {", ".join(sorted(known)) or "none"}'
+    )
+  kept = [e for e in examples if e.scene not in scenes]
+  return kept, [e for e in examples if e.scene in scenes]
+
+
+def fingerprint(examples: Sequence[Example]) -> str:
+  """Tells two sets of files apart, wherever their folders lie: '432 images, 3f2a91c0'.
+
+  A hash of the names of the examples and of the names and sizes of their files. That
+  is quick, and misses a file replaced by one of the same name and size.
+
+  Raises:
+    ValueError: A file is gone.
+  """
+  digest = hashlib.sha256()
+  for example in sorted(examples, key=lambda e: e.name):
+    digest.update(f'{example.name}\n'.encode())
+    for path in example.files:
+      try:
+        size = path.stat().st_size
+      except OSError as error:
+        raise ValueError(f'{path}: got no such file ({error}), want it still there') from error
+      digest.update(f'{path.name} {size}\n'.encode())
+  return f'{len(examples)} images, {digest.hexdigest()[:8]}'
+
+
+def _same_size(example, sizes):
+  if len(set(sizes)) > 1:
+    found = ', '.join(
+      f'{path} of {width}x{height}' for path, (height, width) in zip(example.files, sizes, strict=True)
+    )
+    raise ValueError(f'{example.name}: got images of different sizes ({found} pixels), want equal ones')
+
+
+def check_examples(examples: Sequence[Example], channels: int, patch_px: int) -> None:
+  """Reads every image once, so that a bad one is found now and not hours into a run.
+
+  Args:
+    examples: Images, with or without noisy versions.
+    channels: 3 or 1, as `images.read_image`.
+    patch_px: Side of a crop in pixels.
+
+  Raises:
+    ValueError: The first image that is damaged, smaller than a crop, of another size
+      than its noisy version, or grey where colour is wanted, named.
+  """
+
+  def check(example):
+    height, width, _ = read_example(example, channels)[1].shape
+    if min(height, width) < patch_px:
+      raise ValueError(
+        f'{example.files[0]}: got {width}x{height} pixels, want at least {patch_px}x{patch_px} for a crop '
+        '(lower data.patch_px or take the image out)'
+      )
+
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    collections.deque(pool.map(check, examples), maxlen=0)

@@ -1,0 +1,273 @@
+"""Training sets as downloaded: which files belong together, in which scenes.
+
+======  =====================================================================
+clean   Any folder of clean images, with its subfolders; each is a scene.
+pairs   Any folder of noisy and clean images, paired by the rules of `pairs`;
+        each pair is a scene.
+sidd    SIDD Medium or Small sRGB: ``Data/<scene>/[NNNN_]{NOISY,GT}_SRGB_NNN.PNG``
+        with ``Data`` at any depth. The scene is the 3-digit scene number of
+        the folder's name, '001' of ``0001_001_S6_00100_00060_3200_L``.
+renoir  RENOIR: ``{Mi3,T3i,S90}_Aligned/Batch_NNN/*{Reference,full,Noisy}.bmp`` at any
+        depth. Each Noisy pairs with the mean of Reference and full. The scene is
+        'Mi3/Batch_001'.
+polyu   PolyU: ``CroppedImages`` at any depth, ``*_{real,mean}.JPG``. The scene is camera
+        and scene of the name, 'NikonD800_plant'. The folder ``OriginalImages`` is read
+        when it is given itself; the crops are cut from it, so never train on one and
+        report the other. Its scenes have other names ('Nikon800_flowe').
+======  =====================================================================
+
+Case is ignored, and files that belong to no image of a set (notes, masks, plots) too,
+but for 'pairs', where every image file has to belong to a pair.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterable
+import dataclasses
+from pathlib import Path
+import re
+
+from sadnet_jax.data.examples import Example, example_shape, fingerprint, hold_out, read_example
+from sadnet_jax.data.pairs import find_pairs
+from sadnet_jax.images import arrays
+
+__all__ = [
+  'LAYOUTS',
+  'Example',
+  'Found',
+  'example_shape',
+  'find_examples',
+  'fingerprint',
+  'hold_out',
+  'read_example',
+]
+
+_SIDD_FILE = re.compile(
+  r'(?P<before>(?:\d{4}_)?)(?P<role>GT|NOISY)(?P<after>_SRGB_\d{3}\.PNG)', re.IGNORECASE
+)
+_SIDD_FOLDER = re.compile(r'\d{4}_(?P<scene>\d{3})_(GP|IP|S6|N6|G4)_\d{5}_\d{5}_\d{4}_[LNH]', re.IGNORECASE)
+_RENOIR_CAMERAS = {f'{camera}_Aligned'.lower(): camera for camera in ('Mi3', 'T3i', 'S90')}
+_RENOIR_FOLDER = re.compile(r'Batch_\d+', re.IGNORECASE)
+_RENOIR_FILE = re.compile(r'(?P<before>.*)(?P<role>Reference|full|Noisy)(?P<after>\.bmp)', re.IGNORECASE)
+_POLYU_FILE = re.compile(r'(?P<before>.+_)(?P<role>real|mean)(?P<after>\.jpe?g)', re.IGNORECASE)
+# Camera, aperture, shutter, ISO, scene, index. One name has two underscores before its index.
+_POLYU_CROP = re.compile(r'([^_]+)_+[^_]+_+[^_]+_+[^_]+_+([^_]+)_+\d+_+real', re.IGNORECASE)
+# Camera, which may have an underscore, and scene.
+_POLYU_ORIGINAL = re.compile(r'(.+)_([a-z][^_]*)_real', re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """What a folder holds.
+
+  Attributes:
+    examples: Sorted by path.
+    problems: One sentence for each file left out; empty unless they may be skipped.
+  """
+
+  examples: list[Example]
+  problems: list[str]
+
+
+def find_examples(name: str, folder: str | Path, *, skip_bad: bool = False) -> Found:
+  """Lists and pairs the files of a data set; opens none.
+
+  Args:
+    name: One of LAYOUTS.
+    folder: Where it was unpacked to.
+    skip_bad: Leave out files that lack their partner, and list them, instead of refusing.
+
+  Returns:
+    At least one example.
+
+  Raises:
+    ValueError: No such layout or folder, nothing of the layout in it, or a file
+      without its partner.
+  """
+  if name not in LAYOUTS:
+    raise ValueError(f'data set: got {name!r}, want one of {", ".join(LAYOUTS)}')
+  folder, layout = Path(folder), LAYOUTS[name]
+  if not folder.is_dir():
+    raise ValueError(f'{folder}: got no such folder, want {layout.want}')
+  found, problems = layout.find(folder)
+  if problems and not skip_bad:
+    more = f'; {len(problems) - 1} more like it' if len(problems) > 1 else ''
+    raise ValueError(
+      f'{problems[0]} (repair it, e.g. by unpacking the download again, or leave such files out '
+      f'with skip_bad{more})'
+    )
+  if not found:
+    bad = f' but {len(problems)} unusable files, the first: {problems[0]}' if problems else ''
+    raise ValueError(f'{folder}: got {layout.lack}{bad}, want {layout.want}')
+  return Found(_named(found, folder), problems)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Files:
+  """Files of an image before it has a name; a scene of None is the name."""
+
+  clean: tuple[Path, ...]
+  noisy: Path | None
+  scene: str | None
+
+
+def _named(found: Iterable[_Files], folder: Path) -> list[Example]:
+  paths = [files.noisy or files.clean[0] for files in found]
+  whole = [path.relative_to(folder).as_posix() for path in paths]
+  names = [path.relative_to(folder).with_suffix('').as_posix() for path in paths]
+  # A name with its ending may be another's without: c.png and c.bmp beside c.png.jpg.
+  while len(set(names)) < len(names):
+    count = collections.Counter(names)
+    names = [name if count[name] == 1 else full for name, full in zip(names, whole, strict=True)]
+  return [
+    Example(name, files.scene or name, files.clean, files.noisy)
+    for files, name in zip(found, names, strict=True)
+  ]
+
+
+def _find_clean(folder: Path) -> tuple[list[_Files], list[str]]:
+  return [_Files((path,), None, None) for path in arrays.find_images(folder)], []
+
+
+def _find_pairs(folder: Path) -> tuple[list[_Files], list[str]]:
+  pairs, problems = find_pairs(arrays.find_images(folder), folder)
+  return [_Files((clean,), noisy, None) for noisy, clean in pairs], problems
+
+
+def _find_sidd(folder: Path) -> tuple[list[_Files], list[str]]:
+  found, problems = [], []
+  seen: dict[str, Path] = {}
+  for data in _folders(folder, lambda name: name.lower() == 'data'):
+    for instance in sorted(path for path in data.iterdir() if path.is_dir()):
+      groups = _groups(instance, _SIDD_FILE)
+      match = _SIDD_FOLDER.fullmatch(instance.name)
+      if match and (first := seen.setdefault(instance.name.lower(), instance)) != instance:
+        problems.append(f'{instance}: got what is in {first} as well, want it once (give one set of the two)')
+      elif match and not groups:
+        problems.append(
+          f'{instance}: got no image in it, want pairs like NOISY_SRGB_010.PNG, GT_SRGB_010.PNG'
+        )
+      elif match:
+        for roles in groups.values():
+          if not _complain(roles, ('noisy', 'gt'), problems):
+            found.append(_Files(tuple(roles['gt']), roles['noisy'][0], match['scene']))
+      elif groups:
+        problems.append(
+          f'{instance}: got images in a folder of this name, want one like 0001_001_S6_00100_00060_3200_L'
+        )
+  return found, problems
+
+
+def _find_renoir(folder: Path) -> tuple[list[_Files], list[str]]:
+  found, problems = [], []
+  seen: dict[str, Path] = {}
+  for batch in _folders(folder, _RENOIR_FOLDER.fullmatch):
+    # The nearest, above the folder given too, which may be that of one camera.
+    above = (_RENOIR_CAMERAS.get(path.name.lower()) for path in batch.resolve().parents)
+    camera = next(filter(None, above), None)
+    scene = f'{camera}/{batch.name.capitalize()}'
+    roles: dict[str, list[Path]] = collections.defaultdict(list)
+    for group in _groups(batch, _RENOIR_FILE).values():
+      for role, paths in group.items():
+        roles[role] += paths
+    if camera is None:
+      problems.append(
+        f'{batch}: got a batch of no camera, want it below Mi3_Aligned, T3i_Aligned or S90_Aligned'
+      )
+    elif (first := seen.setdefault(scene, batch)) != batch:
+      problems.append(f'{batch}: got {scene} a second time, want it once (the first is {first})')
+    elif lacking := [r for r in ('Noisy', 'Reference', 'full') if not roles[r.lower()]]:
+      problems.append(
+        f'{batch}: got no file ending in {" or ".join(f"{r}.bmp" for r in lacking)}, want one Reference, '
+        'one full, one or more Noisy'
+      )
+    elif not _complain({r: roles[r] for r in ('reference', 'full')}, ('reference', 'full'), problems):
+      clean = (*roles['reference'], *roles['full'])
+      found += [_Files(clean, noisy, scene) for noisy in sorted(roles['noisy'])]
+  return found, problems
+
+
+def _find_polyu(folder: Path) -> tuple[list[_Files], list[str]]:
+  found: list[_Files] = []
+  problems: list[str] = []
+  if _groups(folder, _POLYU_FILE):
+    folders = [folder]
+  else:
+    folders = _folders(folder, lambda name: name.lower() == 'croppedimages')
+  for crops in folders:
+    for roles in _groups(crops, _POLYU_FILE).values():
+      if not _complain(roles, ('real', 'mean'), problems):
+        noisy = roles['real'][0]
+        match = _POLYU_CROP.fullmatch(noisy.stem) or _POLYU_ORIGINAL.fullmatch(noisy.stem)
+        if match:
+          found.append(_Files(tuple(roles['mean']), noisy, f'{match[1].replace("_", "")}_{match[2]}'))
+        else:
+          problems.append(
+            f'{noisy}: got a name without camera and scene, want <camera>_..._<scene>_<index>_real'
+          )
+  return found, problems
+
+
+def _folders(folder: Path, wanted: Callable[[str], object]) -> list[Path]:
+  """The folder and all below whose names are wanted."""
+  below = sorted(path for path in folder.rglob('*') if path.is_dir() and wanted(path.name))
+  return [folder, *below] if wanted(folder.resolve().name) else below
+
+
+def _groups(folder: Path, pattern: re.Pattern[str]) -> dict[str, dict[str, list[Path]]]:
+  """Files whose names match, by what they have in common, then by role; both in lower case.
+
+  Hidden files do not count: macOS leaves a ``._name`` beside every file of some archives.
+  """
+  groups: dict[str, dict[str, list[Path]]] = {}
+  for path in sorted(folder.iterdir()):
+    match = pattern.fullmatch(path.name)
+    if match and not arrays.is_hidden(path, folder):
+      common = f'{match["before"]}*{match["after"]}'.lower()
+      groups.setdefault(common, {}).setdefault(match['role'].lower(), []).append(path)
+  return groups
+
+
+def _complain(roles: dict[str, list[Path]], wanted: tuple[str, ...], problems: list[str]) -> bool:
+  """Whether a role is not filled by exactly one file; adds the sentence that says so."""
+  first = min(path for paths in roles.values() for path in paths)
+  for role in wanted:
+    if (count := len(roles.get(role, ()))) != 1:
+      got = f'{count} {role} images' if count else f'no {role} image'
+      problems.append(f'{first}: got {got} of it, want one {" and one ".join(wanted)}')
+      return True
+  return False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+  find: Callable[[Path], tuple[list[_Files], list[str]]]
+  lack: str  # What an unfit folder has none of.
+  want: str
+
+
+LAYOUTS = {
+  'clean': _Layout(_find_clean, 'no image', 'a folder of clean images'),
+  'pairs': _Layout(
+    _find_pairs,
+    'no pair of a noisy and a clean image',
+    'a folder of pairs such as noisy/1.png and clean/1.png, or 1_noisy.png and 1_gt.png',
+  ),
+  'sidd': _Layout(
+    _find_sidd,
+    'no Data folder with scenes of *_SRGB_*.PNG',
+    'SIDD_Medium_Srgb as unpacked, from the SIDD page of York University',
+  ),
+  'renoir': _Layout(
+    _find_renoir,
+    'no Batch_NNN folder',
+    'Mi3_Aligned, T3i_Aligned and S90_Aligned as unpacked, from the RENOIR page of Adrian Barbu',
+  ),
+  'polyu': _Layout(
+    _find_polyu,
+    'no CroppedImages folder with *_real.JPG and *_mean.JPG',
+    'the PolyU real-world noisy images as unpacked, from the GitHub repository of Jun Xu, or the '
+    'folder OriginalImages itself',
+  ),
+}

@@ -1,0 +1,304 @@
+"""Training patches by tf.data, a batch a step, and their way to the devices.
+
+Which patches step k sees is a function of (seed, k) alone. Every image is decoded for
+m = ``crops_per_image`` consecutive steps, a round: image slot i of the run, i = round *
+batch size + position, takes its image from a pseudo-random permutation of all images
+for its epoch, and step k of the round one crop of each slot, with corner and
+orientation from a stateless generator seeded with (seed, k * batch size + position). A
+run can start at any step without replaying or storing anything.
+
+A crop costs the decoding of 1 / m image, so files of many megapixels want a larger m,
+or to be cut into tiles (`datasets.tiles`), or to be kept on the device (`device_data`).
+"""
+
+import bisect
+import collections
+from collections.abc import Collection, Iterable, Iterator, Sequence
+import itertools
+from typing import TYPE_CHECKING, Any, Protocol
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
+import tensorflow as tf
+
+from sadnet_jax.data.examples import Example
+from sadnet_jax.images.arrays import LUMA
+
+
+class ImageSource(Protocol):
+  """Images by their number.
+
+  Attributes:
+    has_noisy: Whether every image has a noisy version.
+  """
+
+  has_noisy: bool
+
+  def __len__(self) -> int:
+    """Number of images."""
+
+  def load(self, index: Any) -> Images:
+    """Adds the loading of an image to the graph.
+
+    Args:
+      index: Scalar tf.int64, from 0 to the length - 1.
+
+    Returns:
+      uint8 [H, W, C]: ``clean``, and ``noisy`` of the same size where there is one.
+    """
+
+
+class FileImages:
+  """Image files, each decoded when it is wanted."""
+
+  def __init__(self, examples: Sequence[Example], channels: int) -> None:
+    """Lists the files; opens none.
+
+    Args:
+      examples: Images in an order that does not change, with one clean file each, and
+        all or none of them with a noisy one.
+      channels: 3, or 1 (colour files are converted).
+
+    Raises:
+      ValueError: Several clean files for one image, a format that TensorFlow does not
+        decode, or noisy files for some images only.
+    """
+    for example in examples:
+      if len(example.clean) != 1:
+        raise ValueError(
+          f'{example.name}: got {len(example.clean)} clean files, want one (RENOIR: the ground truth is the '
+          "mean of two; use data.reader = 'tiles' or 'memory')"
+        )
+      for path in example.files:
+        if path.suffix.lower() not in SUFFIXES:
+          raise ValueError(
+            f'{path}: got a file ending in {path.suffix}, want {", ".join(SUFFIXES)} with data.reader = '
+            "'files' (convert it, or use 'tiles' or 'memory')"
+          )
+    self.has_noisy = _all_or_none({example.name: example.noisy is not None for example in examples})
+    self._channels = channels
+    self._files = {'clean': tf.constant([str(example.clean[0]) for example in examples])}
+    if self.has_noisy:
+      self._files['noisy'] = tf.constant([str(example.noisy) for example in examples])
+
+  def __len__(self) -> int:
+    """Number of images."""
+    return int(self._files['clean'].shape[0])
+
+  def load(self, index: Any) -> Images:
+    """See `ImageSource`."""
+    paths = {name: files[index] for name, files in self._files.items()}
+    images = {name: decode(tf.io.read_file(path), self._channels) for name, path in paths.items()}
+    return _same_size(images, list(paths.values()))
+
+
+class TileImages:
+  """Tiles of several sets, one set after the other, without some scenes."""
+
+  def __init__(self, tile_sets: Sequence['TileSet'], channels: int, held_out: Collection[str] = ()) -> None:
+    """Chooses the tiles; reads none.
+
+    Args:
+      tile_sets: All or none of them pairs.
+      channels: 3, or 1 (colour tiles are converted).
+      held_out: Scenes whose tiles are left out.
+
+    Raises:
+      ValueError: Noisy tiles in some sets only, grey tiles where colour is wanted, or
+        no tile is left.
+    """
+    for tiles in tile_sets:
+      if tiles.channels < channels:
+        raise ValueError(
+          f'{tiles.path}: got grey tiles, want colour; for grey images use a config with model.channels = 1'
+        )
+    self.has_noisy = _all_or_none({tiles.name: tiles.has_noisy for tiles in tile_sets})
+    self._sets, self._channels = list(tile_sets), channels
+    self._starts = [0, *itertools.accumulate(len(tiles) for tiles in tile_sets)]
+    scenes = itertools.chain.from_iterable(tiles.scenes for tiles in tile_sets)
+    self._kept = np.flatnonzero([scene not in held_out for scene in scenes])
+    if not len(self._kept):
+      raise ValueError(
+        f'tiles: got {self._starts[-1]} with {len(held_out)} scenes held out, want at least one to be left'
+      )
+
+  def __len__(self) -> int:
+    """Number of tiles."""
+    return len(self._kept)
+
+  def load(self, index: Any) -> Images:
+    """See `ImageSource`."""
+    record = tf.numpy_function(self._record, [index], tf.string, stateful=False)
+    names = ('clean', 'noisy') if self.has_noisy else ('clean',)
+    features = tf.io.parse_single_example(
+      tf.ensure_shape(record, []), {name: tf.io.FixedLenFeature([], tf.string) for name in names}
+    )
+    images = {name: decode(features[name], self._channels) for name in names}
+    return _same_size(images, ['tile', index])
+
+  def _record(self, index: np.int64) -> bytes:
+    number = int(self._kept[index])
+    which = bisect.bisect_right(self._starts, number) - 1
+    return self._sets[which].records([number - self._starts[which]])[0]
+
+
+def decode(content: Any, channels: int) -> Any:
+  """The bytes of an image file -> uint8 [H, W, channels], equal to `images.read_image`.
+
+  Args:
+    content: Scalar tf.string: PNG, JPEG or BMP, 8-bit grey or RGB.
+    channels: 3, or 1 (colour is converted).
+  """
+  image = tf.cond(
+    tf.io.is_jpeg(content),
+    # This is Pillow's method; TensorFlow's default is up to 4 levels off.
+    lambda: tf.io.decode_jpeg(content, channels=3, dct_method='INTEGER_ACCURATE'),
+    lambda: tf.io.decode_image(content, channels=3, expand_animations=False),
+  )
+  image = tf.ensure_shape(image, [None, None, 3])
+  return _rgb_to_gray(image) if channels == 1 else image
+
+
+def _rgb_to_gray(rgb):
+  # float64 as in `images.rgb_to_gray`: in float32 some colours round to the other side.
+  luma = tf.tensordot(tf.cast(rgb, tf.float64), tf.constant(LUMA[:, None]), 1)
+  return tf.cast(tf.floor(luma + 0.5), tf.uint8)
+
+
+def _same_size(images, names):
+  sizes = [tf.shape(image)[:2] for image in images.values()]
+  tf.debugging.Assert(
+    tf.reduce_all(sizes[0] == sizes[-1]),
+    ['noisy and clean image of different sizes, want equal ones:', *names, *sizes],
+  )
+  return images
+
+
+def _all_or_none(has_noisy: dict[str, bool]) -> bool:
+  """Whether all have a noisy version; some having one is an error that names two."""
+  if not has_noisy:
+    raise ValueError('training images: got none, want at least one')
+  if len(set(has_noisy.values())) == 2:
+    noisy, clean = (next(n for n, has in has_noisy.items() if has is wanted) for wanted in (True, False))
+    raise ValueError(
+      f'training images: got {noisy} with a noisy image and {clean} without, want all to have one or none'
+    )
+  return any(has_noisy.values())
+
+
+def patches(
+  images: ImageSource,
+  *,
+  patch_px: int,
+  batch_size: int,
+  crops_per_image: int,
+  seed: int,
+  first_step: int,
+  last_step: int,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+  """Random crops, flipped and rotated, a batch a step.
+
+  Args:
+    images: Each at least ``patch_px`` high and wide.
+    patch_px: Side of a crop in pixels.
+    batch_size: Patches a step over all processes; divisible by their number.
+    crops_per_image: Steps in a row that take a crop from an image once it is decoded.
+    seed: Seed of the run, below 2**31.
+    first_step: The first batch is that of this step.
+    last_step: The last batch is that of the step before this one.
+    process_index: Which share of every batch to read.
+    process_count: Number of shares; in order they make up the batch of one process.
+
+  Yields:
+    uint8 [batch_size / process_count, patch_px, patch_px, C]: ``clean``, and ``noisy``
+    (the same crop of the noisy image) where the images have one.
+  """
+
+  share = batch_size // process_count
+  first_round = first_step // crops_per_image
+  end_round = -(-last_step // crops_per_image)
+
+  def crops_of_slot(index):
+    """Index among this process's slots -> [crops_per_image, patch_px, patch_px, C] each."""
+    round_number, position = index // share, process_index * share + index % share
+    image = images.load(_shuffled(round_number * batch_size + position, len(images), seed))
+    steps = round_number * crops_per_image + tf.range(crops_per_image, dtype=tf.int64)
+    return tf.map_fn(
+      lambda number: _crop_and_turn(image, patch_px, seed, number),
+      steps * batch_size + position,
+      fn_output_signature={
+        name: tf.TensorSpec([patch_px, patch_px, a.shape[2]], tf.uint8) for name, a in image.items()
+      },
+    )
+
+  dataset = tf.data.Dataset.range(first_round * share, end_round * share)
+  dataset = dataset.map(crops_of_slot, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+  # Prefetched, so that the next round is decoded while the steps of this one run.
+  dataset = dataset.batch(share, drop_remainder=True).prefetch(1)
+  dataset = dataset.map(lambda batch: {name: tf.transpose(a, [1, 0, 2, 3, 4]) for name, a in batch.items()})
+  dataset = dataset.unbatch().skip(first_step % crops_per_image).take(last_step - first_step)
+  return dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+
+
+def _shuffled(slot: Any, count: int, seed: int) -> Any:
+  """Number of an image slot in the run -> its image, each once an epoch."""
+
+  epoch_seed = tf.stack([tf.constant(seed, tf.int64), slot // count])
+  return tf.random.experimental.index_shuffle(slot % count, tf.cast(epoch_seed, tf.int32), count - 1)
+
+
+def _crop_and_turn(images: dict[str, Any], patch_px: int, seed: int, number: Any) -> dict[str, Any]:
+  """The same random crop of all images, in one of the 8 flips and rotations by 90 degrees."""
+
+  def random(purpose, shape, **limits):
+    # No two purposes of any two samples share a seed.
+    return tf.random.stateless_uniform(shape, tf.stack([seed, number * 2 + purpose]), **limits)
+
+  room = tf.shape(images['clean'], tf.int64)[:2] - patch_px + 1
+  top_left = tf.math.floormod(random(0, [2], minval=None, maxval=None, dtype=tf.int64), room)
+  choice = random(1, [], maxval=8, dtype=tf.int32)
+
+  def cut(image):
+    patch = tf.slice(image, tf.concat([top_left, [0]], 0), [patch_px, patch_px, -1])
+    patch = tf.image.rot90(patch, choice % 4)
+    return tf.cond(choice >= 4, lambda: tf.image.flip_left_right(patch), lambda: patch)
+
+  return {name: cut(image) for name, image in images.items()}
+
+
+def prefetch_to_devices(
+  batches: Iterable[dict[str, np.ndarray]], devices: Sequence[jax.Device], depth: int = 2
+) -> Iterator[dict[str, jax.Array]]:
+  """Splits batches among devices, and starts each on its way before it is wanted.
+
+  Args:
+    batches: Arrays [N, ...], with N a multiple of the number of devices.
+    devices: Devices of this process, in the order ``jax.pmap`` is given them.
+    depth: Batches under way beside the one in use.
+
+  Yields:
+    The same in order, [devices, N / devices, ...]; ``jax.pmap`` over these devices
+    takes it as it lies, without a copy.
+  """
+  sharding = NamedSharding(Mesh(np.asarray(devices), ('devices',)), PartitionSpec('devices'))
+
+  def place(batch):
+    shares = {name: a.reshape(len(devices), -1, *a.shape[1:]) for name, a in batch.items()}
+    return jax.device_put(shares, sharding)
+
+  placed = map(place, batches)
+  under_way = collections.deque(itertools.islice(placed, depth))
+  for batch in placed:
+    under_way.append(batch)
+    yield under_way.popleft()
+  yield from under_way
+
+
+if TYPE_CHECKING:
+  from sadnet_jax.data.tiles import TileSet
+# What TensorFlow decodes; Pillow, which reads for the others, knows more.
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp')
+Images = dict[str, Any]

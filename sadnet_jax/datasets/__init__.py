@@ -1,6 +1,0 @@
-"""Training sets: which files belong together, and tiles of them kept as TFDS shards.
-
-``layouts`` knows the folders as downloaded and needs no TensorFlow; ``tiles`` cuts
-them once with TensorFlow Datasets; ``python -m sadnet_jax.datasets`` does so from
-the command line.
-"""

@@ -1,0 +1,1 @@
+"""File formats of photographs, a module each."""

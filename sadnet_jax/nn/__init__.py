@@ -1,0 +1,1 @@
+"""Linen modules: the layers and blocks of SADNet, and the network."""

@@ -1,0 +1,1 @@
+"""Operations as pure functions of arrays: plain, deformable and adaptive convolutions."""

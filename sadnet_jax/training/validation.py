@@ -1,0 +1,155 @@
+"""PSNR on test images while a run is training."""
+
+import collections
+from collections.abc import Callable, Mapping, Sequence
+import concurrent.futures
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from sadnet_jax.data.folders import look_for_data_dir
+from sadnet_jax.data.layouts import Example, find_examples
+from sadnet_jax.data.test_sets import SIDD_FILES
+from sadnet_jax.evaluation import image_sets
+from sadnet_jax.evaluation.image_sets import EvaluationImage, FileImage
+from sadnet_jax.evaluation.metrics import psnr
+from sadnet_jax.evaluation.protocols import FLOAT, ROUNDED, Protocol, of_training
+from sadnet_jax.images.arrays import side_by_side
+from sadnet_jax.nn.sadnet import SADNet
+
+HELD_OUT = 'held_out'
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidationSet:
+  """Images to measure on.
+
+  Attributes:
+    name: As in the log.
+    images: Clean ones, or pairs.
+    protocol: Of real noise; None where the run's config decides how noise is added.
+  """
+
+  name: str
+  images: Sequence[EvaluationImage]
+  protocol: Protocol | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidationResult:
+  """What was measured on one set: means over its images in dB, and pictures.
+
+  Attributes:
+    noisy_psnr: Before; the noisy images as the network gets them.
+    denoised_psnr: After.
+    pictures: uint8 [H, 3 * W, C]: noisy, denoised and clean side by side, by name.
+  """
+
+  noisy_psnr: float
+  denoised_psnr: float
+  pictures: dict[str, np.ndarray]
+
+
+def find_validation_sets(
+  clean: Sequence[str], pairs: Sequence[str], held_out: Sequence[Example], images: int
+) -> tuple[list[ValidationSet], list[str]]:
+  """The sets that are there, and the folders that are not.
+
+  Args:
+    clean: Folders of clean images, as given or below SADNET_DATA.
+    pairs: Folders of noisy and clean images, likewise; or of SIDD's validation blocks.
+    held_out: Pairs kept from training; the first set, where there are any.
+    images: How many of every set, evenly spread; 0 for all.
+
+  Raises:
+    ValueError: A folder that is there has nothing of the kind in it.
+  """
+  sets, missing = [], []
+  if held_out:
+    sets.append(ValidationSet(HELD_OUT, _spread([FileImage(e) for e in held_out], images), ROUNDED))
+  for layout, folders in (('clean', clean), ('pairs', pairs)):
+    for folder in folders:
+      found = look_for_data_dir(folder)
+      if found is None:
+        missing.append(folder)
+      else:
+        name = found.resolve().name
+        # Two folders of one name go by what they were given as.
+        name = folder if any(s.name == name for s in sets) else name
+        found_images, protocol = _images(layout, found)
+        if found_images is None:
+          missing.append(folder)
+        else:
+          sets.append(ValidationSet(name, _spread(found_images, images), protocol))
+  return sets, missing
+
+
+def _images(layout, folder):
+  """Images of a folder and their protocol; None of one with SIDD's benchmark alone."""
+  if layout == 'pairs' and all((folder / name).is_file() for name in SIDD_FILES['validation']):
+    return image_sets.sidd_blocks(folder), FLOAT
+  if layout == 'pairs' and all((folder / name).is_file() for name in SIDD_FILES['benchmark']):
+    return None, None
+  found = [FileImage(example) for example in find_examples(layout, folder).examples]
+  return found, ROUNDED if layout == 'pairs' else None
+
+
+def _spread(images, count):
+  if not count or count >= len(images):
+    return list(images)
+  return [images[i * len(images) // count] for i in range(count)]
+
+
+def check_images(validation_set: ValidationSet, channels: int) -> None:
+  """Reads every image once, so that a bad one is found before anything is trained; ValueError names it."""
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    collections.deque(pool.map(lambda image: image.read(channels)[0], validation_set.images), maxlen=0)
+
+
+def make_validator(
+  model: SADNet, sets: Sequence[ValidationSet], *, sigma_255: float, clip: float, pictures: int
+) -> Callable[[Any, Callable[[], bool]], Mapping[str, ValidationResult] | None]:
+  """A function from parameters to the result of every set.
+
+  It compiles once a size of image, reads an image when it is measured, and runs on the
+  device that holds the parameters. Its second argument is asked before every image
+  whether to give up; then the result is None.
+
+  Args:
+    model: The network.
+    sets: What to measure on.
+    sigma_255: Standard deviation of the noise added to clean images.
+    clip: Share of training patches whose noise is clipped; selects the protocol.
+    pictures: Pictures to return of every set.
+  """
+  apply = jax.jit(lambda params, noisy: model.apply({'params': params}, noisy))
+  added_noise = of_training(clip)
+
+  def measure(params, validation_set, gives_up):
+    protocol = validation_set.protocol or added_noise
+    before, after = [], []
+    shown: dict[str, np.ndarray] = {}
+    for image in validation_set.images:
+      if gives_up():
+        return None
+      noisy, clean = image.read(model.channels)
+      noisy, clean = protocol.prepare(noisy, clean, sigma_255)
+      denoised = protocol.finish(np.asarray(apply(params, noisy[None])[0]))
+      before.append(psnr(noisy, clean))
+      after.append(psnr(denoised, clean))
+      if len(shown) < pictures:
+        shown[image.name] = side_by_side(noisy, denoised, clean)
+    return ValidationResult(float(np.mean(before)), float(np.mean(after)), shown)
+
+  def measure_all(params, gives_up):
+    results = {}
+    for validation_set in sets:
+      result = measure(params, validation_set, gives_up)
+      if result is None:
+        return None
+      results[validation_set.name] = result
+    return results
+
+  return measure_all

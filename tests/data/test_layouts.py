@@ -1,0 +1,383 @@
+"""Which files of a data set belong together, and what is said when they do not."""
+
+import os
+from pathlib import Path
+import subprocess
+import sys
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from sadnet_jax.data import layouts
+from sadnet_jax.data.layouts import find_examples, fingerprint, hold_out, read_example
+from tests.support import dataset_files
+
+DATA = os.environ.get('SADNET_DATA')
+
+
+def _pixels(path):
+  return np.asarray(Image.open(path))
+
+
+@pytest.mark.parametrize('small', [False, True])
+@pytest.mark.parametrize('given', ['.', 'SIDD', 'SIDD/Data'])
+def test_sidd_is_found_at_any_depth_and_paired_by_name(tmp_path, small, given):
+  expected = dataset_files.sidd(tmp_path / 'SIDD', small=small)
+  found = find_examples('sidd', tmp_path / given)
+  assert found.problems == []
+  prefix = {'.': 'SIDD/', 'SIDD': '', 'SIDD/Data': None}[given]
+  names = [n.removeprefix('Data/') if prefix is None else prefix + n for n in expected]
+  assert [example.name for example in found.examples] == names
+  for example, (noisy, clean) in zip(found.examples, expected.values(), strict=True):
+    read = read_example(example, 3)
+    np.testing.assert_array_equal(read[0], noisy)
+    np.testing.assert_array_equal(read[1], clean)
+  scenes = [example.scene for example in found.examples]
+  assert scenes == sorted(['001', '001', '003', '010'] * (1 if small else 2))
+
+
+def test_sidd_problems_are_named(tmp_path):
+  expected = dataset_files.sidd(tmp_path)
+  data = tmp_path / 'Data'
+  scenes = sorted(p.name for p in data.iterdir())
+  (data / scenes[0] / '0001_GT_SRGB_011.PNG').unlink()
+  with pytest.raises(
+    ValueError, match=r'0001_NOISY_SRGB_011.PNG: got no gt image of it, want .* skip_bad\)$'
+  ):
+    find_examples('sidd', tmp_path)
+  (data / scenes[1] / '0003_NOISY_SRGB_010.PNG').unlink()
+  for path in (data / scenes[2]).iterdir():
+    path.unlink()
+  (data / scenes[3]).rename(data / 'new')
+  with pytest.raises(ValueError, match=r'skip_bad; 3 more like it\)$'):
+    find_examples('sidd', tmp_path)
+  found = find_examples('sidd', tmp_path, skip_bad=True)
+  assert {e.name for e in found.examples} == {
+    name for name in expected if name.endswith(('0001_NOISY_SRGB_010', '0003_NOISY_SRGB_011'))
+  }
+  assert len(found.problems) == 4
+  assert '0003_GT_SRGB_010.PNG: got no noisy image of it' in found.problems[1]
+  assert f'{scenes[2]}: got no image in it, want pairs like NOISY_SRGB_010.PNG' in found.problems[2]
+  assert 'new: got images in a folder of this name, want one like 0001_001' in found.problems[3]
+
+
+def test_the_same_scene_of_two_sidd_sets_is_refused(tmp_path):
+  dataset_files.sidd(tmp_path / 'Medium')
+  dataset_files.sidd(tmp_path / 'Small', small=True)
+  with pytest.raises(
+    ValueError, match=r'Small/Data/0001_\S+: got what is in \S+Medium\S+ as well, want it once'
+  ):
+    find_examples('sidd', tmp_path)
+
+
+def test_two_files_for_one_role_are_ambiguous(tmp_path):
+  dataset_files.sidd(tmp_path)
+  scene = tmp_path / 'Data' / '0001_001_S6_00100_00060_3200_L'
+  dataset_files.write(scene / '0001_gt_srgb_010.png', dataset_files.picture(40, 61, 0))
+  with pytest.raises(ValueError, match=r'got 2 gt images of it, want one noisy and one gt'):
+    find_examples('sidd', tmp_path)
+
+
+@pytest.mark.parametrize('given', ['.', 'Mi3_Aligned'])
+def test_renoir_pairs_each_noisy_with_the_rounded_mean(tmp_path, given):
+  expected = dataset_files.renoir(tmp_path)
+  # macOS leaves these beside the files of an archive.
+  (tmp_path / 'Mi3_Aligned' / 'Batch_001' / '._IMG_20160202_010210Noisy.bmp').write_bytes(b'\0')
+  examples = find_examples('renoir', tmp_path / given).examples
+  if given != '.':
+    expected = {n.removeprefix(f'{given}/'): v for n, v in expected.items() if n.startswith(given)}
+  assert [example.name for example in examples] == list(expected)
+  for example, (noisy, reference, full) in zip(examples, expected.values(), strict=True):
+    read = read_example(example, 3)
+    np.testing.assert_array_equal(read[0], noisy)
+    exact = (reference.astype(np.float64) + full) / 2
+    np.testing.assert_array_equal(read[1], np.floor(exact + 0.5))
+  scenes = [example.scene for example in examples]
+  mi3 = ['Mi3/Batch_001', 'Mi3/Batch_001', 'Mi3/Batch_040']
+  assert scenes == (mi3 if given != '.' else [*mi3, 'S90/Batch_003', 'T3i/Batch_001', 'T3i/Batch_001'])
+
+
+def test_the_mean_rounds_halves_up(tmp_path):
+  for name, values in {
+    'aReference': [0, 1, 254, 255, 7],
+    'afull': [1, 1, 255, 255, 10],
+    'aNoisy': [0] * 5,
+  }.items():
+    path = tmp_path / 'S90_Aligned' / 'Batch_001' / f'{name}.bmp'
+    dataset_files.write(path, np.array(values, np.uint8).reshape(1, 5, 1))
+  (example,) = find_examples('renoir', tmp_path).examples
+  assert read_example(example, 1)[1].ravel().tolist() == [1, 1, 255, 255, 9]
+
+
+@pytest.mark.parametrize('ending', ['Noisy', 'Reference', 'full'])
+def test_an_incomplete_renoir_batch_is_named_and_left_out(tmp_path, ending):
+  dataset_files.renoir(tmp_path)
+  batch = tmp_path / 'Mi3_Aligned' / 'Batch_001'
+  for path in batch.glob(f'*{ending}.bmp'):
+    path.unlink()
+  with pytest.raises(ValueError, match=rf'Batch_001: got no file ending in {ending}.bmp, want one Reference'):
+    find_examples('renoir', tmp_path)
+  found = find_examples('renoir', tmp_path, skip_bad=True)
+  assert len(found.problems) == 1
+  assert len(found.examples) == 4
+  assert 'Mi3/Batch_001' not in {e.scene for e in found.examples}
+
+
+def test_renoir_batches_need_a_camera_and_are_unique(tmp_path):
+  dataset_files.renoir(tmp_path)
+  (tmp_path / 'S90_Aligned').rename(tmp_path / 'S90')
+  with pytest.raises(ValueError, match=r'S90/Batch_003: got a batch of no camera, want it below Mi3_Aligned'):
+    find_examples('renoir', tmp_path)
+  (tmp_path / 'S90').rename(tmp_path / 'Mi3_Aligned' / 'Mi3_Aligned')
+  (tmp_path / 'Mi3_Aligned' / 'Mi3_Aligned' / 'Batch_003').rename(
+    tmp_path / 'Mi3_Aligned' / 'Mi3_Aligned' / 'Batch_040'
+  )
+  with pytest.raises(
+    ValueError, match=r'Mi3_Aligned/Batch_040: got Mi3/Batch_040 a second time, want it once'
+  ):
+    find_examples('renoir', tmp_path)
+
+
+@pytest.mark.parametrize('given', ['.', 'PolyU', 'PolyU/CroppedImages'])
+def test_polyu_reads_the_crops_and_their_scenes(tmp_path, given):
+  crops = dataset_files.polyu(tmp_path / 'PolyU')
+  examples = find_examples('polyu', tmp_path / given).examples
+  folder = tmp_path / 'PolyU' / 'CroppedImages'
+  assert {e.name.rpartition('/')[2].removesuffix('_real'): e.scene for e in examples} == crops
+  for example in examples:
+    noisy, clean = read_example(example, 3)
+    stem = example.noisy.stem.removesuffix('_real')
+    np.testing.assert_array_equal(noisy, _pixels(example.noisy))
+    np.testing.assert_array_equal(clean, _pixels(folder / f'{stem}_mean.JPG'))
+
+
+def test_polyu_reads_the_originals_only_when_they_are_given(tmp_path):
+  dataset_files.polyu(tmp_path)
+  examples = find_examples('polyu', tmp_path / 'OriginalImages').examples
+  assert [(e.name, e.scene) for e in examples] == [
+    ('Canon5D2_chair_Real', 'Canon5D2_chair'),
+    ('Nikon_800_carbi_Real', 'Nikon800_carbi'),
+  ]
+  (tmp_path / 'CroppedImages').rename(tmp_path / 'other')
+  with pytest.raises(
+    ValueError, match=r'got no CroppedImages folder with .*, want the PolyU .* OriginalImages'
+  ):
+    find_examples('polyu', tmp_path)
+
+
+def test_polyu_problems_are_named(tmp_path):
+  dataset_files.polyu(tmp_path)
+  folder = tmp_path / 'CroppedImages'
+  (folder / 'NikonD800_6-3_125_5000_plant__4_mean.JPG').unlink()
+  with pytest.raises(
+    ValueError, match=r'plant__4_real.JPG: got no mean image of it, want one real and one mean'
+  ):
+    find_examples('polyu', tmp_path)
+  for name in ('flower', 'Canon5D2_160_3200_chair_11'):
+    for role in ('real', 'mean'):
+      dataset_files.write(folder / f'{name}_{role}.JPG', dataset_files.picture(8, 8, 0))
+  found = find_examples('polyu', tmp_path, skip_bad=True)
+  assert len(found.problems) == 3
+  assert 'chair_11_real.JPG: got a name without camera and scene' in found.problems[0]
+  assert 'flower_real.JPG: got a name without camera and scene' in found.problems[2]
+  assert len(found.examples) == 6
+
+
+def test_nam_is_a_folder_of_pairs(tmp_path):
+  expected = dataset_files.nam(tmp_path)
+  examples = find_examples('pairs', tmp_path).examples
+  assert [e.name for e in examples] == [f'Nam_patches/{number}_noise' for number in expected]
+  for example, (noisy, clean) in zip(examples, expected.values(), strict=True):
+    np.testing.assert_array_equal(read_example(example, 3)[0], noisy)
+    np.testing.assert_array_equal(read_example(example, 3)[1], clean)
+
+
+def test_sidd_small_and_polyu_crops_are_folders_of_pairs_too(tmp_path):
+  dataset_files.sidd(tmp_path / 'small', small=True)
+  dataset_files.polyu(tmp_path / 'PolyU')
+  for name, folder in (('sidd', tmp_path / 'small'), ('polyu', tmp_path / 'PolyU' / 'CroppedImages')):
+    own, pairs = find_examples(name, folder).examples, find_examples('pairs', folder).examples
+    assert [(e.noisy, e.clean) for e in own] == [(e.noisy, e.clean) for e in pairs]
+    assert all(e.scene == e.name for e in pairs)
+
+
+@pytest.mark.parametrize(
+  ('noisy', 'clean'),
+  [
+    ('noisy/1.png', 'clean/1.png'),
+    ('noisy/deep/1.png', 'clean/deep/1.PNG'),
+    ('a/input/1.png', 'a/target/1.jpg'),
+    ('1_noisy.png', '1_gt.png'),
+    ('1-REAL.jpg', '1-Mean.jpg'),
+    ('x.noise.bmp', 'x.clean.bmp'),
+    ('real_5_noisy.png', 'real_5_gt.png'),
+    ('s1/noisy.png', 's1/gt.png'),
+    ('train_noisy/1.png', 'train_gt/1.png'),
+    ('test/noisy/1_noisy.png', 'test/gt/1_gt.png'),
+  ],
+)
+def test_pairs_are_told_by_words_of_names_and_folders(tmp_path, noisy, clean):
+  for path in (noisy, clean):
+    dataset_files.write(tmp_path / path, dataset_files.picture(4, 4, 0))
+  (example,) = find_examples('pairs', tmp_path).examples
+  assert (example.noisy, example.clean) == (tmp_path / noisy, (tmp_path / clean,))
+  assert example.name == noisy.rpartition('.')[0] == example.scene
+
+
+@pytest.mark.parametrize(
+  ('files', 'message'),
+  [
+    (['1.png'], r'1.png: got a name that does not tell noisy from clean, want one of the words input, lq'),
+    (['1_noisy.png'], r"1_noisy.png: got a noisy image \(by the word 'noisy'\) without a clean one, want"),
+    (['clean/1.png'], r"1.png: got a clean image \(by the word 'clean'\) without a noisy one, want"),
+    (
+      ['1_gt.png', '1_noisy.png', '1_real.png'],
+      r'1_gt.png: got .* beside .*1_noisy.png, .*1_real.png, want one',
+    ),
+    # The partner that each lacks must not be taken from the other scene.
+    (
+      ['1/a_noisy.png', '1/b_gt.png', '1/b_noisy.png', '2/a_gt.png'],
+      r'1/a_noisy.png: got .* without a clean',
+    ),
+    (['1/noisy_a.png', '2/gt_a.png', '3/noisy_a.png'], r'1/noisy_a.png: got .* without a clean'),
+    (['1/gt_a.png', '1/noisy_a.png', '2/gt_a.png', '3/noisy_a.png'], r'2/gt_a.png: got .* without a noisy'),
+  ],
+)
+def test_files_that_are_no_pairs_are_refused_by_name(tmp_path, files, message):
+  dataset_files.nam(tmp_path / 'more')
+  for path in files:
+    dataset_files.write(tmp_path / path, dataset_files.picture(4, 4, 0))
+  with pytest.raises(ValueError, match=message):
+    find_examples('pairs', tmp_path)
+  found = find_examples('pairs', tmp_path, skip_bad=True)
+  # Of four files, two are a pair in a folder.
+  paired = 1 if len(files) == 4 else 0
+  assert len(found.examples) == 5 + paired
+  assert len(found.problems) == len(files) - 2 * paired
+
+
+def test_clean_images_are_found_and_named_uniquely(tmp_path):
+  for path in ('b.png', 'a/b.bmp', 'c.png', 'c.jpg'):
+    dataset_files.write(tmp_path / path, dataset_files.picture(4, 4, 0))
+  (tmp_path / 'notes.txt').touch()
+  found = find_examples('clean', tmp_path)
+  assert [e.name for e in found.examples] == ['a/b', 'b', 'c.jpg', 'c.png']
+  assert all(e.noisy is None and e.scene == e.name for e in found.examples)
+  noisy, clean = read_example(found.examples[1], 3)
+  assert noisy is None
+  np.testing.assert_array_equal(clean, dataset_files.picture(4, 4, 0))
+
+
+@pytest.mark.parametrize(
+  ('name', 'message'),
+  [
+    ('clean', r'got no image in it, want at least one'),
+    ('pairs', r'got no image in it, want at least one'),
+    ('sidd', r'got no Data folder with scenes .*, want SIDD_Medium_Srgb as unpacked, from the SIDD page'),
+    ('renoir', r'got no Batch_NNN folder, want Mi3_Aligned, T3i_Aligned and S90_Aligned as unpacked, from'),
+    ('polyu', r'got no CroppedImages folder with \*_real.JPG and \*_mean.JPG, want the PolyU'),
+  ],
+)
+def test_missing_and_empty_folders_say_what_is_wanted(tmp_path, name, message):
+  with pytest.raises(ValueError, match=message):
+    find_examples(name, tmp_path)
+  with pytest.raises(
+    ValueError, match=r'gone: got no such folder, want (a folder of|SIDD_M|Mi3_A|the PolyU)'
+  ):
+    find_examples(name, tmp_path / 'gone')
+
+
+def test_nothing_usable_is_an_error_even_where_problems_are_skipped(tmp_path):
+  dataset_files.write(tmp_path / '1.png', dataset_files.picture(4, 4, 0))
+  with pytest.raises(
+    ValueError, match=r'got no pair .* but 1 unusable files, the first: .*1.png: got a name'
+  ):
+    find_examples('pairs', tmp_path, skip_bad=True)
+  with pytest.raises(
+    ValueError, match=r"data set: got 'div2k', want one of clean, pairs, sidd, renoir, polyu"
+  ):
+    find_examples('div2k', tmp_path)
+
+
+def test_a_pair_of_different_sizes_and_a_damaged_file_are_named(tmp_path):
+  expected = dataset_files.sidd(tmp_path)
+  examples = find_examples('sidd', tmp_path).examples
+  assert [layouts.example_shape(e) for e in examples] == [clean.shape for _, clean in expected.values()]
+  dataset_files.write(examples[0].clean[0], dataset_files.picture(40, 60, 0))
+  message = r'0001_NOISY_SRGB_010: got images of different sizes .*NOISY\S+ of 61x40, .*GT\S+ of 60x40 pixels'
+  for read in (layouts.example_shape, lambda e: read_example(e, 3)):
+    with pytest.raises(ValueError, match=message):
+      read(examples[0])
+  dataset_files.truncate(examples[1].noisy)
+  with pytest.raises(ValueError, match=r'0001_NOISY_SRGB_011.PNG: got a damaged image file'):
+    read_example(examples[1], 3)
+  examples[2].clean[0].write_bytes(b'')
+  with pytest.raises(ValueError, match=r'0003_GT_SRGB_010.PNG: got no readable image'):
+    layouts.example_shape(examples[2])
+
+
+def test_grey_images_are_seen_by_their_heads(tmp_path):
+  dataset_files.write(tmp_path / 'a.png', dataset_files.picture(5, 7, 0, channels=1))
+  (example,) = find_examples('clean', tmp_path).examples
+  assert layouts.example_shape(example) == (5, 7, 1) == read_example(example, 1)[1].shape
+
+
+def test_scenes_are_held_out_together(tmp_path):
+  dataset_files.sidd(tmp_path)
+  examples = find_examples('sidd', tmp_path).examples
+  kept, held_out = hold_out(examples, ['001', '010'])
+  assert [e.scene for e in kept] == ['003', '003']
+  assert kept + held_out != examples
+  assert sorted(kept + held_out, key=examples.index) == examples
+  assert hold_out(examples, ()) == (examples, [])
+  with pytest.raises(ValueError, match=r'held-out scenes: got 002, 011, want some of 001, 003, 010$'):
+    hold_out(examples, ['011', '001', '002'])
+
+
+def test_the_fingerprint_is_of_the_files_not_of_their_place(tmp_path):
+  for folder in ('a', 'b'):
+    dataset_files.sidd(tmp_path / folder)
+  first, second = (find_examples('sidd', tmp_path / folder).examples for folder in ('a', 'b'))
+  assert fingerprint(first) == fingerprint(second) == fingerprint(first[::-1])
+  assert fingerprint(first).startswith('8 images, ')
+  assert fingerprint(first[1:]) != fingerprint(first)
+  clean = second[3].clean[0]
+  clean.write_bytes(clean.read_bytes() + b'\0')
+  assert fingerprint(second) != fingerprint(first)
+  clean.unlink()
+  with pytest.raises(ValueError, match=rf'{clean}: got no such file'):
+    fingerprint(second)
+
+
+def test_importing_the_layouts_imports_no_tensorflow():
+  code = 'import sys, sadnet_jax.data.layouts; print([m for m in sys.modules if m.startswith("tensorflow")])'
+  root = Path(__file__).resolve().parent.parent
+  result = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True, check=True)
+  assert result.stdout.strip() == '[]'
+
+
+@pytest.mark.skipif(not DATA or not (Path(DATA) / 'real/PolyU').is_dir(), reason='PolyU is not there')
+def test_the_real_polyu_crops():
+  found = find_examples('polyu', Path(DATA) / 'real/PolyU')
+  assert len(found.examples) == 100
+  assert found.problems == []
+  plants = [e.noisy.name for e in found.examples if e.scene == 'NikonD800_plant']
+  assert 'NikonD800_6-3_125_5000_plant__4_real.JPG' in plants
+  errors = []
+  for example in found.examples:
+    assert example.clean[0].name == example.noisy.name.replace('_real', '_mean')
+    noisy, clean = read_example(example, 3)
+    errors.append(10 * np.log10(255**2 / np.mean((noisy.astype(np.float64) - clean) ** 2)))
+  # Of the noisy crops, as others report it.
+  assert np.mean(errors) == pytest.approx(35.969, abs=1e-3)
+
+
+@pytest.mark.skipif(not DATA or not (Path(DATA) / 'test/Nam').is_dir(), reason='Nam is not there')
+def test_the_real_nam_patches():
+  examples = find_examples('pairs', Path(DATA) / 'test/Nam').examples
+  assert [e.noisy.name for e in examples] == [f'{i:02d}_noise.png' for i in range(1, 26)]
+  assert [e.clean[0].name for e in examples] == [f'{i:02d}_gt.png' for i in range(1, 26)]
+  images = [[image.astype(np.float64) for image in read_example(e, 3)] for e in examples]
+  errors = [10 * np.log10(255**2 / np.mean((noisy - clean) ** 2)) for noisy, clean in images]
+  assert np.mean(errors) == pytest.approx(37.064, abs=1e-3)

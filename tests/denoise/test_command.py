@@ -1,0 +1,380 @@
+"""The command sadnet-denoise: what it writes, what it refuses, what it leaves as it was."""
+
+import os
+import resource
+
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+
+import sadnet_jax
+from sadnet_jax.denoise import compilation_cache, job
+from sadnet_jax.denoise.command import choose_device, main
+from sadnet_jax.denoise.denoiser import OVERLAP_PX, Denoiser
+from sadnet_jax.images import Metadata, Photograph
+from sadnet_jax.weights import Entry, Noise, available
+from tests.support.command import ROOT, finish, start
+from tests.support.denoise_command import all_files, picture, pixels_of, run, write_weights
+
+
+@pytest.fixture(scope='module')
+def denoiser(weights):
+  return Denoiser.from_checkpoint(weights)
+
+
+def test_a_picture_is_what_the_network_makes_of_it(folder, weights, denoiser, capsys):
+  pixels = picture(folder / 'a.png', channels=4)
+  status, lines = run('a.png', '-o', 'b.tif', '--model', weights, capsys=capsys)
+  assert status == 0
+  assert lines[-1].startswith('a.png -> b.tif  22x13, ')
+  assert lines[-1].endswith(' s')
+  np.testing.assert_array_equal(pixels_of('b.tif')[:, :, :3], denoiser(pixels[:, :, :3]))
+  np.testing.assert_array_equal(pixels_of('b.tif')[:, :, 3], pixels[:, :, 3])
+
+
+def test_options_reach_the_network(folder, weights, capsys):
+  pixels = picture(folder / 'a.png')
+  options = [
+    '--tile',
+    '16',
+    '--overlap',
+    '0',
+    '--self-ensemble',
+    '--dilations',
+    '1,2,3,4',
+    '--device',
+    'cpu:7',
+  ]
+  status, lines = run('a.png', '-o', 'b.png', '--model', weights, '--quiet', *options, capsys=capsys)
+  assert (status, lines) == (0, [])
+  denoiser = Denoiser.from_checkpoint(weights, tile_px=16, overlap_px=0, ensemble=True)
+  np.testing.assert_array_equal(pixels_of('b.png'), denoiser(pixels))
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['nothing.png', '-o', 'x'], 'nothing.png: got no such file or folder, want pictures'),
+    (['', '-o', 'x'], 'got no such file or folder'),
+    (['no*.png', '-o', 'x'], r'no\*.png: got a pattern of no picture, want .png, .jpg'),
+    (['a**.png', '-o', 'x'], r'a\*\*.png: got a pattern'),
+    (['empty', '-o', 'x'], 'empty: got no picture in it, want .png.*, or --recursive for its subfolders'),
+    (['a.png', 'b.png', '-o', 'x.png'], 'x.png: got one file for 2 pictures, want a folder: x.png/'),
+    (['a.png', '-o', ''], '--output: got an empty name, want a file or a folder'),
+    (['a.png', '-o', 'x.gif'], "x.gif: got the ending '.gif', want one of .png"),
+    (['a.png', '-o', 'missing/x.png'], 'got no such folder missing, want one'),
+    (['a.png', '-o', 'text'], 'text: got a file for a folder, want a new name or a folder that is there'),
+    (['a.png', '-o', 'b.png/'], 'b.png/: got a file for a folder'),
+    (['a.png', '-o', 'text/x'], 'text: got a file for a folder'),
+    (
+      ['a.png', 'sub/a.png', '-o', 'x'],
+      'x/a.png: got a.png and sub/a.png for one output, want a name for each',
+    ),
+    (['a.png', '-o', 'a.png', '--overwrite'], 'a.png: got the input a.png as an output, want another name'),
+    (['.', '-o', '.', '--overwrite'], 'a.png: got the input a.png as an output'),
+    (['a.png', 'sub/c.png', '-o', 'sub', '--overwrite'], 'sub/c.png: got the input sub/c.png as an output'),
+    (['b.png', '-o', 'linked', '--overwrite'], 'linked/b.png: got the input b.png as an output'),
+    (
+      ['a.png', 'b.png', '-o', 'full'],
+      'full/a.png, full/b.png: got outputs that are there, want .* or --overwrite',
+    ),
+    (
+      ['many', '-o', 'many_done'],
+      'many_done/0.png, many_done/1.png, many_done/2.png and 2 more: got outputs',
+    ),
+    (['a.png', '-o', 'new.png', '--compare'], 'new.compare.png: got outputs that are there'),
+    (['a.png', '-o', 'x', '--model', 'colour_50'], 'colour_50: got neither a name nor a file'),
+    (['a.png', '-o', 'x', '--tile', '12'], 'tile_px: got 12, want a positive multiple of 8'),
+    (['a.png', '-o', 'x', '--overlap', '-8'], 'overlap_px: got -8'),
+    (
+      ['a.png', '-o', 'x', '--device', 'cpu:8'],
+      '--device: got cpu:8, want one that is there: cpu:0, .*cpu:7$',
+    ),
+    (['a.png', '-o', 'x', '--device', 'tpu'], '--device: got tpu, want one that is there: cpu:0'),
+  ],
+)
+def test_what_cannot_be_done_is_refused_before_any_work(folder, weights, arguments, message, capsys):
+  for name in ('a.png', 'b.png', 'sub/a.png', 'sub/c.png', 'empty/sub/a.png', 'full/a.png', 'full/b.png'):
+    picture(folder / name, size=(8, 8))
+  for i in range(5):
+    picture(folder / f'many/{i}.png', size=(8, 8))
+    picture(folder / f'many_done/{i}.png', size=(8, 8))
+  picture(folder / 'new.compare.png', size=(8, 8))
+  (folder / 'text').write_text('text')
+  (folder / 'linked').mkdir()
+  (folder / 'linked/b.png').symlink_to('../b.png')
+  before = all_files(folder)
+  model = [] if '--model' in arguments else ['--model', weights]
+  status, lines = run(*arguments, *model, capsys=capsys)
+  assert status == 2
+  (line,) = lines
+  assert line.startswith('sadnet-denoise: ')
+  with pytest.raises(ValueError, match=message):
+    raise ValueError(line)
+  assert all_files(folder) == before
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['a.png'], 'the following arguments are required: -o/--output'),
+    (['-o', 'x'], 'the following arguments are required: INPUT'),
+    (['a.png', '-o', 'x', '--tile', 'small'], "--tile: got 'small', want auto, whole or pixels"),
+    (['a.png', '-o', 'x', '--dilations', '1;2'], "--dilations: got '1;2', want numbers, such as 1,2,3,4"),
+    (['a.png', '-o', 'x', '--device', 'cuda'], "--device: got 'cuda', want cpu, gpu or tpu"),
+    (['a.png', '-o', 'x', '--device', 'gpu:'], "--device: got 'gpu:', want cpu, gpu or tpu"),
+    (['a.png', '-o', 'x', '--over'], 'unrecognized arguments: --over'),
+  ],
+)
+def test_wrong_options_are_refused(arguments, message, capsys):
+  status, lines = run(*arguments, capsys=capsys)
+  assert status == 2
+  assert message in lines[-1]
+
+
+def test_options_may_stand_anywhere(folder, weights, capsys):
+  for name in 'ab':
+    picture(folder / f'{name}.png')
+  status, _ = run('a.png', '-o', 'out', 'b.png', '--model', weights, capsys=capsys)
+  assert status == 0
+  assert all_files(folder / 'out') == ['a.png', 'b.png']
+
+
+def test_names_behind_two_dashes_may_begin_with_one(folder, weights, capsys):
+  picture(folder / 'in.png')
+  for name in ('-a.png', '--quiet', 'b.png'):
+    (folder / name).write_bytes((folder / 'in.png').read_bytes())
+  options = ['-o', 'out', '--model', weights]
+  status, lines = run('in.png', *options, '--', '-a.png', 'b.png', '--quiet', capsys=capsys)
+  # The last is taken for a name, too, which has no ending.
+  assert status == 1
+  assert "--quiet: out/--quiet: got the ending '', want one of" in lines[-2]
+  assert all_files(folder / 'out') == ['-a.png', 'b.png', 'in.png']
+
+
+def test_files_are_replaced_only_if_told_so(folder, weights, denoiser, capsys):
+  pixels = picture(folder / 'a.png')
+  picture(folder / 'out/a.png', size=(3, 3))
+  before = (folder / 'out/a.png').read_bytes()
+  arguments = ['a.png', '-o', 'out', '--model', weights]
+  assert run(*arguments, capsys=capsys)[0] == 2
+  assert (folder / 'out/a.png').read_bytes() == before
+  assert run(*arguments, '--overwrite', capsys=capsys)[0] == 0
+  np.testing.assert_array_equal(pixels_of('out/a.png'), denoiser(pixels))
+  assert all_files(folder) == ['a.png', 'out', 'out/a.png']
+
+
+@pytest.mark.parametrize('links', [True, False])
+def test_a_file_that_comes_meanwhile_is_kept(folder, weights, monkeypatch, links, capsys):
+  picture(folder / 'a.png')
+  write = job.write_photograph
+
+  def write_late(path, photograph):
+    notes = write(path, photograph)
+    if links:
+      monkeypatch.setattr(job.Outputs, 'check', lambda self, path: None)
+    (folder / 'out/a.png').write_text('mine')
+    return notes
+
+  def no_links(*paths):
+    raise PermissionError(1, 'Operation not permitted')
+
+  monkeypatch.setattr(job, 'write_photograph', write_late)
+  if not links:
+    monkeypatch.setattr(os, 'link', no_links)
+  status, lines = run('a.png', '-o', 'out', '--model', weights, capsys=capsys)
+  assert status == 1
+  assert lines == [
+    'sadnet-denoise: a.png: out/a.png: got an output that is there, want another name, or --overwrite'
+  ]
+  assert (folder / 'out/a.png').read_text() == 'mine'
+  assert all_files(folder) == ['a.png', 'out', 'out/a.png']
+  # Where there are no links, what is free is written all the same.
+  monkeypatch.setattr(job, 'write_photograph', write)
+  assert run('a.png', '-o', 'b.png', '--model', weights, capsys=capsys)[0] == 0
+  assert all_files(folder) == ['a.png', 'b.png', 'out', 'out/a.png']
+
+
+def test_two_pictures_never_share_an_output(folder, weights, denoiser, capsys):
+  # As on a system where A.png and a.png are one name.
+  one = picture(folder / 'in/one/a.png')
+  picture(folder / 'in/two/a.png', seed=1)
+  (folder / 'out/one').mkdir(parents=True)
+  (folder / 'out/two').symlink_to('one')
+  options = ['--recursive', '--overwrite', '--model', weights]
+  status, lines = run('in', '-o', 'out', *options, capsys=capsys)
+  assert status == 1
+  assert 'in/two/a.png: out/two/a.png: got the output of another picture, want names that' in lines[1]
+  np.testing.assert_array_equal(pixels_of('out/one/a.png'), denoiser(one))
+
+
+@pytest.mark.parametrize(
+  ('error', 'text'),
+  [
+    (MemoryError(), 'got a picture too large for the memory, want a smaller one, or smaller tiles (--tile)'),
+    (
+      RecursionError('too\ndeep'),
+      'got an error that no picture should make (RecursionError: too deep), want one',
+    ),
+    (
+      KeyError('x'),
+      "got an error that no picture should make (KeyError: 'x'), want one that can be denoised",
+    ),
+    (OSError(5, 'Input/output error'), 'got Input/output error, want files that can be read and written'),
+    (ValueError('image: got\nthis, want that'), 'got this, want that'),
+  ],
+)
+def test_whatever_happens_to_a_picture_the_others_go_on(folder, weights, error, text, monkeypatch, capsys):
+  for name in 'abc':
+    picture(folder / f'in/{name}.png')
+  read = job.read_photograph
+
+  def read_some(path):
+    if path.name == 'b.png':
+      raise error
+    return read(path)
+
+  monkeypatch.setattr(job, 'read_photograph', read_some)
+  status, lines = run('in', '-o', 'out', '--model', weights, '--quiet', capsys=capsys)
+  assert status == 1
+  assert lines[0].startswith(f'sadnet-denoise: in/b.png: {text}')
+  assert lines[1:] == ['sadnet-denoise: 1 of 3 pictures are not denoised']
+  assert all_files(folder / 'out') == ['a.png', 'c.png']
+
+
+def test_without_room_on_the_disk_nothing_is_left(folder, weights, capsys):
+  picture(folder / 'in/large.png', size=(16, 3000))
+  picture(folder / 'in/small.png')
+  arguments = ['in', '-o', 'out', '--model', weights, '--tile', '64', '--overlap', '0']
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+  try:
+    status, lines = run(*arguments, '--no-compilation-cache', capsys=capsys)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  assert status == 1
+  assert lines[0].startswith('sadnet-denoise: in/large.png: out/large.png: got File too large, want')
+  assert all_files(folder / 'out') == ['small.png']
+
+
+def test_a_comparison_shows_both_upright(folder, weights, denoiser, capsys):
+  pixels = np.random.default_rng(0).integers(0, 2**16, (13, 22, 1), dtype=np.uint16)
+  exif = Image.Exif()
+  exif[274] = 6  # A quarter turn to the right.
+  Image.fromarray(pixels[:, :, 0]).save(folder / 'a.png', exif=exif)
+  status, _ = run('a.png', '-o', 'b.tif', '--compare', '--model', weights, capsys=capsys)
+  assert status == 0
+  noisy, denoised = (np.round(np.rot90(x, -1) / 257) for x in (pixels, denoiser(pixels)))
+  np.testing.assert_array_equal(pixels_of('b.compare.png'), np.concatenate([noisy, denoised], axis=1))
+
+
+def test_a_comparison_of_a_large_picture_shows_its_middle(monkeypatch):
+  monkeypatch.setattr(job, 'COMPARED_PX', 8)
+  noisy = Photograph(np.arange(20 * 7 * 3, dtype=np.uint16).astype(np.uint8).reshape(20, 7, 3))
+  noisy = Photograph(noisy.pixels, metadata=Metadata(icc_profile=b'profile'))
+  compared, notes = job.comparison(noisy, noisy)
+  assert notes == ('shows the middle, 7x8 pixels',)
+  np.testing.assert_array_equal(compared.pixels, np.concatenate([noisy.pixels[6:14]] * 2, axis=1))
+  assert compared.metadata.icc_profile == b'profile'
+
+
+def test_each_kind_of_picture_has_its_network(folder, weights, monkeypatch, capsys):
+  grey_weights = write_weights(folder / 'grey.safetensors', channels=1)
+  files = {'rgb': weights, 'mono': grey_weights}
+  kinds = {'rgb': ('color',), 'mono': ('gray',)}
+  noise = Noise('gaussian', (50, 50), False)
+
+  def entry(name):
+    return Entry(name, f'{name}.safetensors', '', 1, '', 3, noise, '', kinds[name])
+
+  def published(*names):
+    monkeypatch.setattr(job.pretrained, 'available', lambda: {name: entry(name) for name in names})
+
+  load = job.pretrained.load
+  monkeypatch.setattr(job.pretrained, 'load', lambda name, **options: load(files.get(name, name), **options))
+  grey, colour = picture(folder / 'in/grey.png', channels=1), picture(folder / 'in/rgb.png')
+
+  def assert_denoised_by(grey_by, *options):
+    assert run('in', '-o', 'out', '--overwrite', *options, capsys=capsys)[0] == 0
+    np.testing.assert_array_equal(pixels_of('out/rgb.png'), Denoiser.from_checkpoint(weights)(colour))
+    np.testing.assert_array_equal(pixels_of('out/grey.png'), Denoiser.from_checkpoint(grey_by)(grey))
+
+  published('rgb', 'mono')
+  assert_denoised_by(grey_weights)
+  assert_denoised_by(weights, '--model', weights)
+  published('rgb')
+  assert_denoised_by(weights)
+  status, lines = run('in', '-o', 'new', '--model', grey_weights, capsys=capsys)
+  assert status == 1
+  assert 'in/rgb.png: got a colour picture, want a grey one: the network of --model is for those' in lines[1]
+  published()
+  status, lines = run('in', '-o', 'newer', capsys=capsys)
+  assert status == 2
+  assert lines == ['sadnet-denoise: --model: got none, want one: no weights are published as the default']
+
+
+def test_the_published_weights_are_found(folder, capsys):
+  # Before anything is denoised: the picture is none.
+  (folder / 'a.png').write_text('')
+  status, lines = run('a.png', '-o', 'b.png', capsys=capsys)
+  assert status == 1
+  assert lines == ['sadnet-denoise: a.png: got an empty file, want a PNG, JPEG, TIFF, WebP or BMP file']
+
+
+def test_devices_are_named_by_kind_and_number():
+  assert choose_device(None) == choose_device('cpu') == jax.local_devices()[0]
+  assert choose_device('cpu:5') == jax.local_devices()[5]
+  with pytest.raises(ValueError, match='--device: got gpu:1, want one that is there: cpu:0, cpu:1'):
+    choose_device('gpu:1')
+
+
+def test_a_device_that_jax_fails_at_is_told(folder, weights):
+  picture(folder / 'a.png')
+  command = [ROOT / 'denoise.py', 'a.png', '-o', 'b.png', '--model', weights]
+  _, errors = finish(start(*command, cwd=folder, JAX_PLATFORMS='nonsense'), succeeds=False)
+  assert errors.startswith('sadnet-denoise: --device: got none, which JAX fails at (')
+  assert errors.count('\n') == 1
+
+
+def test_help_tells_the_overlap(capsys):
+  with pytest.raises(SystemExit):
+    main(['--help'])
+  assert f'of neighbouring tiles (default: {OVERLAP_PX})' in ' '.join(capsys.readouterr().out.split())
+
+
+def test_nothing_is_imported_that_help_does_not_need():
+  code = (
+    'import sys; sys.argv[1:] = {!r}; from sadnet_jax.denoise.command import main\ntry: main()\nfinally: '
+  )
+  code += 'print(sorted({{"jax", "numpy", "PIL", "tqdm"}} & set(sys.modules)))'
+  for option in ('--help', '--version'):
+    output, errors = finish(start('-c', code.format([option])))
+    assert output.splitlines()[-1] == '[]'
+    assert errors == ''
+  assert sadnet_jax.__version__ in output
+
+
+def test_models_are_listed(capsys):
+  with pytest.raises(SystemExit, match='0'):
+    main(['--list-models'])
+  output = capsys.readouterr().out
+  assert output.splitlines() == [str(entry) for entry in available().values()]
+
+
+def test_names_of_the_package_are_there_when_they_are_asked_for():
+  assert set(sadnet_jax.__all__) <= set(dir(sadnet_jax))
+  for name in sadnet_jax.__all__:
+    assert getattr(sadnet_jax, name) is not None
+  with pytest.raises(AttributeError, match="module 'sadnet_jax' has no attribute 'SADNett'"):
+    _ = sadnet_jax.SADNett
+
+
+def test_programs_are_kept_unless_told_otherwise(folder, weights, monkeypatch, capsys):
+  picture(folder / 'a.png')
+  calls = []
+  monkeypatch.setattr(compilation_cache, 'enable', lambda: calls.append(1))
+  run('a.png', '-o', 'b.png', '--model', weights, capsys=capsys)
+  assert calls == [1]
+  run('a.png', '-o', 'c.png', '--model', weights, '--no-compilation-cache', capsys=capsys)
+  assert calls == [1]

@@ -1,0 +1,90 @@
+"""Compiled programs kept on disk."""
+
+import os
+
+import jax
+import pytest
+
+from sadnet_jax.denoise import compilation_cache
+from tests.support.command import ROOT, finish, start
+from tests.support.denoise_command import picture, write_weights
+
+
+@pytest.fixture
+def no_cache():
+  """JAX as it is without the tests' own cache."""
+  names = ('jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs')
+  before = {name: getattr(jax.config, name) for name in names}
+  jax.config.update('jax_compilation_cache_dir', None)
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+
+
+@pytest.mark.usefixtures('no_cache')
+def test_programs_are_kept_by_processor_in_the_users_cache_folder(tmp_path, monkeypatch):
+  monkeypatch.setattr('platformdirs.user_cache_dir', lambda name: str(tmp_path / name))
+  folder = compilation_cache.enable()
+  assert folder.parent == tmp_path / 'sadnet-jax/jax'
+  assert folder.is_dir()
+  assert jax.config.jax_compilation_cache_dir == str(folder)
+  jax.config.update('jax_compilation_cache_dir', None)
+  monkeypatch.setattr('platform.machine', lambda: 'another')
+  assert compilation_cache.enable() not in (None, folder)
+
+
+def test_a_cache_of_the_users_own_is_left(tmp_path):
+  own = jax.config.jax_compilation_cache_dir
+  assert compilation_cache.enable(tmp_path) is None
+  assert jax.config.jax_compilation_cache_dir == own
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures('no_cache')
+def test_without_room_for_it_nothing_is_kept(tmp_path):
+  (tmp_path / 'file').write_text('')
+  assert compilation_cache.enable(tmp_path / 'file/cache') is None
+  assert jax.config.jax_compilation_cache_dir is None
+
+
+@pytest.mark.usefixtures('no_cache')
+def test_what_was_not_used_for_longest_goes_first(tmp_path):
+  folder = compilation_cache.enable(tmp_path)
+  for age, name in enumerate(['new', 'old', 'oldest']):
+    (folder / f'{name}-cache').write_bytes(bytes(1000))
+    os.utime(folder / f'{name}-cache', (10_000 - age, 10_000 - age))
+  (folder / 'other').write_bytes(bytes(5000))
+  jax.config.update('jax_compilation_cache_dir', None)
+  compilation_cache.enable(tmp_path, max_bytes=2500)
+  assert sorted(path.name for path in folder.iterdir()) == ['new-cache', 'old-cache', 'other']
+
+
+def test_the_second_run_reads_what_the_first_compiled_and_damage_does_not_show(tmp_path):
+  weights = write_weights(tmp_path / 'tiny.safetensors')
+  picture(tmp_path / 'a.png')
+  command = [
+    ROOT / 'denoise.py',
+    tmp_path / 'a.png',
+    '--model',
+    weights,
+    '--overwrite',
+    '-o',
+    tmp_path / 'b.png',
+  ]
+
+  def denoise():
+    variables = {'XDG_CACHE_HOME': str(tmp_path / 'cache'), 'JAX_COMPILATION_CACHE_DIR': ''}
+    output, errors = finish(start(*command, **variables))
+    assert output == ''
+    assert len(errors.splitlines()) == 1, errors
+    return {path: path.stat().st_mtime_ns for path in tmp_path.glob('cache/sadnet-jax/jax/*/*-cache')}
+
+  kept = denoise()
+  assert kept
+  wanted = (tmp_path / 'b.png').read_bytes()
+  assert denoise() == kept
+  for path in kept:
+    path.write_bytes(path.read_bytes()[:1000])
+  # JAX would never replace the damaged program, so it goes.
+  assert not denoise()
+  assert (tmp_path / 'b.png').read_bytes() == wanted

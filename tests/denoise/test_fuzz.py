@@ -1,0 +1,131 @@
+"""The command on hundreds of malformed and odd files: a line for each, no traceback, no half-written file."""
+
+import os
+
+from PIL import Image
+import pytest
+
+from sadnet_jax.images import PHOTOGRAPH_SUFFIXES, read_photograph, upright
+from tests.support.command import ROOT, finish, start
+from tests.support.denoise_command import all_files, picture, run
+from tests.support.malformed_images import malformed_images
+
+
+def _check(lines, sources, output):
+  """One line for each file that is bad, an output for each that is good and for nothing else."""
+  failed = set()
+  for line in lines:
+    assert line.isprintable()
+    assert 'Traceback' not in line
+    assert 'an error that no picture should make' not in line
+    if line.startswith('sadnet-denoise: '):
+      (source,) = (path for path in sources if line.startswith(f'sadnet-denoise: {path}: '))
+      assert ': got ' in line, line
+      assert ', want ' in line, line
+      assert source not in failed, line
+      failed.add(source)
+  good = [path for path in sources if path not in failed]
+  assert all_files(output) == sorted(path.name for path in good)
+  for source in good:
+    assert f'{source} -> {output / source.name}' in '\n'.join(lines)
+    # Upright, for what is written as BMP is turned.
+    written, read = (upright(read_photograph(path)) for path in (output / source.name, source))
+    assert written.pixels.shape == read.pixels.shape
+    if (size := _size_by_pillow(source)) is not None:
+      assert _size_by_pillow(output / source.name) == size
+  return good, failed
+
+
+def _size_by_pillow(path):
+  """Sorted, for of all formats Pillow turns TIFF as it asks for; None for what is too odd for it."""
+  try:
+    with Image.open(path) as image:
+      image.load()
+      return sorted(image.size)
+  except Exception:
+    return None
+
+
+@pytest.mark.parametrize('seed', [0, 1])
+def test_files_of_every_damage(weights, tmp_path, seed, capsys):
+  (tmp_path / 'in').mkdir()
+  sources = malformed_images(tmp_path / 'in', 400, seed)
+  status, lines = run(*sources, '-o', tmp_path / 'out', '--model', weights, capsys=capsys)
+  assert status == 1
+  good, failed = _check(lines[:-1], sources, tmp_path / 'out')
+  assert len(good) > 50
+  assert len(failed) > 200
+  assert lines[-1] == f'sadnet-denoise: {len(failed)} of {len(sources)} pictures are not denoised'
+  # No input was touched.
+  assert len(list((tmp_path / 'in').iterdir())) == len(sources)
+
+
+def test_a_folder_of_them_in_a_process_of_its_own(weights, tmp_path):
+  (tmp_path / 'in').mkdir()
+  sources = malformed_images(tmp_path / 'in', 300, 2)[::3]
+  for path in set((tmp_path / 'in').iterdir()) - set(sources):
+    path.unlink()
+  sources = [path for path in sources if path.suffix in PHOTOGRAPH_SUFFIXES]
+  process = start(ROOT / 'denoise.py', tmp_path / 'in', '-o', tmp_path / 'out', '--model', weights)
+  output, errors = finish(process, succeeds=False)
+  assert process.returncode == 1
+  assert output == ''
+  good, failed = _check(errors.splitlines()[:-1], sources, tmp_path / 'out')
+  assert good
+  assert failed
+
+
+def test_names_of_every_kind(weights, tmp_path, capsys):
+  folder = tmp_path / 'in'
+  fine = [
+    'a b.png',
+    ' .png',
+    'ünï 写真.png',
+    'new\nline.png',
+    'esc\x1b[31m.png',
+    '-o.png',
+    'a[1].png',
+    'q\'".png',
+  ]
+  fine += ['*.png', 'A.png', 'a.png', '%s{0}.png', 'a.png.png', f'{"x" * 251}.png', os.fsdecode(b'\xff.png')]
+  for name in fine:
+    picture(folder / name)
+  status, lines = run(folder, '-o', tmp_path / 'out', '--model', weights, capsys=capsys)
+  assert status == 0, lines
+  assert all(line.isprintable() for line in lines)
+  assert len(lines) == len(fine)
+  assert all_files(tmp_path / 'out') == sorted(fine)
+
+
+def test_what_is_no_file_fails_alone(weights, tmp_path, capsys):
+  folder = tmp_path / 'in'
+  picture(folder / 'a.png')
+  (folder / 'folder.png').mkdir()
+  (folder / 'loop.png').symlink_to('loop.png')
+  (folder / 'broken.png').symlink_to('nowhere')
+  (folder / 'link.png').symlink_to('a.png')
+  (folder / 'circle').symlink_to('.')
+  os.mkfifo(folder / 'pipe.png')
+  (folder / 'device.png').symlink_to('/dev/zero')
+  options = ['-o', tmp_path / 'out', '--model', weights, '--recursive']
+  status, lines = run(folder, '/dev/null', *options, capsys=capsys)
+  assert status == 1
+  failed = ['broken.png', 'device.png', 'loop.png', 'pipe.png']
+  assert [line.split(': ')[1] for line in lines if ': got ' in line] == [
+    *(str(folder / name) for name in failed),
+    '/dev/null',
+  ]
+  assert all_files(tmp_path / 'out') == ['a.png', 'link.png']
+
+
+def test_a_file_that_may_not_be_read_fails_alone(weights, tmp_path, capsys):
+  picture(tmp_path / 'a.png')
+  picture(tmp_path / 'b.png')
+  (tmp_path / 'a.png').chmod(0)
+  if os.access(tmp_path / 'a.png', os.R_OK):
+    pytest.skip('this user may read everything')
+  options = ['-o', tmp_path / 'out', '--model', weights]
+  status, lines = run(tmp_path / 'a.png', tmp_path / 'b.png', *options, capsys=capsys)
+  assert status == 1
+  assert 'a.png: got no readable file (Permission denied)' in lines[0]
+  assert all_files(tmp_path / 'out') == ['b.png']

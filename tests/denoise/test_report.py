@@ -1,0 +1,67 @@
+"""What the command tells while it works."""
+
+import sys
+
+import pytest
+
+from sadnet_jax.denoise.report import Report
+from sadnet_jax.denoise.targets import find_targets
+from tests.support.denoise_command import picture, run
+
+
+class _Terminal:
+  """A text file that is a terminal."""
+
+  def __init__(self):
+    self.text = ''
+
+  def write(self, text):
+    self.text += text
+
+  def flush(self):
+    pass
+
+  def isatty(self):
+    return True
+
+
+def test_a_terminal_shows_how_far_it_is(folder, weights, monkeypatch, capsys):
+  picture(folder / 'in/a.png', size=(40, 40))
+  picture(folder / 'in/b.png', size=(40, 20))
+  (folder / 'in/c.png').write_text('nothing')
+  terminal = _Terminal()
+  monkeypatch.setattr(sys, 'stderr', terminal)
+  arguments = ['in', '-o', 'out', '--model', weights, '--tile', '24', '--overlap', '8']
+  status, _ = run(*arguments, capsys=capsys)
+  assert status == 1
+  parts = terminal.text.replace('\r', '\n').splitlines()
+  shown = [part for part in parts if 'megapixels' in part]
+  assert '0%|' in shown[0]
+  assert ' 0.0 of 0.0 megapixels, ' in shown[0]
+  assert any('a.png ' in part for part in shown)
+  assert '100%|' in shown[-1]
+  assert any(part.startswith('in/a.png -> out/a.png  40x40, ') for part in parts)
+  assert any(part.startswith('sadnet-denoise: in/c.png: got ') for part in parts)
+
+
+def test_progress_is_by_pixels(folder, monkeypatch):
+  picture(folder / 'a.png', size=(40, 50))
+  picture(folder / 'b.png', size=(20, 100))
+  (folder / 'c.png').write_text('nothing')
+  monkeypatch.setattr(sys, 'stderr', _Terminal())
+  targets = find_targets(['a.png', 'b.png', 'c.png'], 'out')
+  with Report(targets, quiet=False) as report:
+    bar = report._bar
+    # The third counts as much as the others do in the mean, for nothing is known of it.
+    assert bar.total == pytest.approx(0.006)
+    report.goes_on(targets[0], 1, 4)
+    assert bar.n == pytest.approx(0.0005)
+    report.ends(targets[0], width=50, height=40, seconds=1)
+    assert bar.n == pytest.approx(0.002)
+    # It is another picture than its header said.
+    report.has_size(targets[1], 200, 20)
+    assert bar.total == pytest.approx(0.008)
+    report.fails(targets[1], 'b.png: got this')
+    assert bar.n == pytest.approx(0.006)
+  assert report.failed == 1
+  assert Report(targets, quiet=True)._bar is None

@@ -1,0 +1,87 @@
+"""Which pictures are denoised, and which file each goes into."""
+
+import os
+
+import pytest
+
+from sadnet_jax.denoise.targets import find_targets
+from tests.support.denoise_command import picture
+
+
+def _sources_and_outputs(*inputs, output='out', **options):
+  targets = find_targets(inputs, output, **options)
+  return {str(target.source): ' '.join(map(str, target.files)) for target in targets}
+
+
+def test_pictures_of_a_folder_keep_their_place(folder):
+  names = [
+    'a.png',
+    'B.JPG',
+    'notes.txt',
+    '.hidden.png',
+    'a.compare.png',
+    'sub/a.png',
+    '.dir/a.png',
+    'sub/x/c.tif',
+  ]
+  for name in names:
+    (folder / 'in' / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / 'in' / name).touch()
+  (folder / 'in/circle').symlink_to('.')
+  top = {'in/B.JPG': 'out/B.JPG', 'in/a.png': 'out/a.png'}
+  assert _sources_and_outputs('in') == top
+  below = {'in/sub/a.png': 'out/sub/a.png', 'in/sub/x/c.tif': 'out/sub/x/c.tif'}
+  everything = {**top, **below}
+  assert _sources_and_outputs('in', recursive=True) == everything
+  # A picture that is named twice is denoised once.
+  assert (
+    _sources_and_outputs('in/', 'in/a.png', output='new/out/', recursive=True).keys() == everything.keys()
+  )
+  assert _sources_and_outputs('in/**/*.[pt][ni][gf]') == {
+    'in/a.png': 'out/a.png',
+    'in/sub/a.png': 'out/sub/a.png',
+    'in/sub/x/c.tif': 'out/sub/x/c.tif',
+  }
+  assert _sources_and_outputs('in/**') == everything
+  assert _sources_and_outputs('in/s*/*.png') == {'in/sub/a.png': 'out/sub/a.png'}
+  # What is named is taken, whatever it is called; it may fail alone.
+  assert _sources_and_outputs('in/.hidden.png', 'in/notes.txt', 'in/a.compare.png').keys() == {
+    'in/.hidden.png',
+    'in/notes.txt',
+    'in/a.compare.png',
+  }
+
+
+def test_an_output_folder_in_the_input_folder_is_no_input(folder):
+  for name in ('a.png', 'sub/a.png', 'done/a.png', 'done/sub/a.png'):
+    picture(folder / 'in' / name)
+  options = {'output': 'in/done', 'overwrite': True}
+  wanted = {'in/a.png': 'in/done/a.png', 'in/sub/a.png': 'in/done/sub/a.png'}
+  assert _sources_and_outputs('in', recursive=True, **options) == wanted
+  assert _sources_and_outputs('in/**/*.png', **options) == wanted
+
+
+def test_a_name_with_brackets_that_exists_is_a_name(folder):
+  for name in ('a[1].png', 'a1.png'):
+    (folder / name).touch()
+  assert _sources_and_outputs('a[1].png') == {'a[1].png': 'out/a[1].png'}
+  (folder / 'a[1].png').unlink()
+  assert _sources_and_outputs('a[1].png') == {'a1.png': 'out/a1.png'}
+
+
+def test_comparisons_have_names_of_their_own(folder):
+  for name in ('a.png', 'a.jpg', 'b.png'):
+    (folder / name).touch()
+  assert _sources_and_outputs('a.png', 'a.jpg', 'b.png', compare=True) == {
+    'a.png': 'out/a.png out/a.png.compare.png',
+    'a.jpg': 'out/a.jpg out/a.jpg.compare.png',
+    'b.png': 'out/b.png out/b.compare.png',
+  }
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(folder, monkeypatch):
+  picture(folder / 'a.png', size=(8, 8))
+  monkeypatch.setattr(os, 'access', lambda path, mode: False)
+  with pytest.raises(ValueError, match='got a folder without permission to write, want another'):
+    find_targets(['a.png'], 'out/deep')
+  assert not (folder / 'out').exists()

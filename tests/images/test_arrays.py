@@ -1,0 +1,92 @@
+"""Reading, finding and writing image files, and what is refused."""
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from sadnet_jax.data.folders import find_data_dir
+from sadnet_jax.images.arrays import find_images, read_image, rgb_to_gray, write_png
+
+
+def _colour(height, width, seed=0):
+  return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_written_png_reads_back_the_same(tmp_path):
+  pixels = _colour(5, 9)
+  write_png(tmp_path / 'deep' / 'a.png', pixels / 255)
+  np.testing.assert_array_equal(read_image(tmp_path / 'deep' / 'a.png', 3), pixels)
+  assert read_image(tmp_path / 'deep' / 'a.png', 3).shape == (5, 9, 3)
+
+
+def test_writing_clips_and_rounds(tmp_path):
+  write_png(tmp_path / 'a.png', np.array([[[-1.0], [0.4 / 255], [0.6 / 255], [2.0]]]))
+  np.testing.assert_array_equal(read_image(tmp_path / 'a.png', 1)[0, :, 0], [0, 0, 1, 255])
+
+
+def test_colour_becomes_grey_as_in_matlab(tmp_path):
+  # MATLAB: rgb2gray(uint8(cat(3, 255, 0, 0))) is 76, green 150, blue 29.
+  pixels = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]], np.uint8)
+  np.testing.assert_array_equal(rgb_to_gray(pixels)[0, :, 0], [76, 150, 29, 255])
+  Image.fromarray(pixels).save(tmp_path / 'a.png')
+  np.testing.assert_array_equal(read_image(tmp_path / 'a.png', 1), rgb_to_gray(pixels))
+
+
+def test_images_are_found_below_the_folder_in_the_order_of_their_paths(tmp_path):
+  for name in ('b.PNG', 'a/z.jpg', 'a/notes.txt', 'c.tiff'):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+  assert [p.relative_to(tmp_path).as_posix() for p in find_images(tmp_path)] == ['a/z.jpg', 'b.PNG', 'c.tiff']
+  assert [p.name for p in find_images(tmp_path, ('.jpg',))] == ['z.jpg']
+
+
+def test_missing_and_empty_folders_are_named(tmp_path):
+  with pytest.raises(ValueError, match=r'nowhere: got no such folder'):
+    find_images(tmp_path / 'nowhere')
+  with pytest.raises(ValueError, match=r'got no image in it, want at least one file ending in .png'):
+    find_images(tmp_path)
+
+
+def test_data_folder_may_be_relative_to_the_root_in_the_environment(tmp_path, monkeypatch):
+  (tmp_path / 'train' / 'set').mkdir(parents=True)
+  monkeypatch.delenv('SADNET_DATA', raising=False)
+  with pytest.raises(ValueError, match=r'--flag: got no folder at train/set, want'):
+    find_data_dir('train/set', '--flag')
+  monkeypatch.setenv('SADNET_DATA', str(tmp_path))
+  assert find_data_dir('train/set', '--flag') == tmp_path / 'train' / 'set'
+  with pytest.raises(ValueError, match=rf'got no folder at other or {tmp_path}/other, want'):
+    find_data_dir('other', '--flag')
+
+
+def test_what_is_no_image_is_refused_by_name(tmp_path):
+  (tmp_path / 'text.png').write_text('not an image')
+  with pytest.raises(ValueError, match=r'text.png: got no readable image'):
+    read_image(tmp_path / 'text.png', 3)
+  with pytest.raises(ValueError, match=r'gone.png: got no readable image'):
+    read_image(tmp_path / 'gone.png', 3)
+
+
+def test_a_truncated_image_is_refused_by_name(tmp_path):
+  Image.fromarray(_colour(64, 64)).save(tmp_path / 'a.png')
+  content = (tmp_path / 'a.png').read_bytes()
+  (tmp_path / 'a.png').write_bytes(content[: len(content) // 2])
+  with pytest.raises(ValueError, match=r'a.png: got a damaged image file'):
+    read_image(tmp_path / 'a.png', 3)
+
+
+def test_modes_that_would_lose_something_are_refused(tmp_path):
+  Image.fromarray(_colour(4, 4)[:, :, 0]).save(tmp_path / 'grey.png')
+  with pytest.raises(ValueError, match=r'grey.png: got a grey image, want colour'):
+    read_image(tmp_path / 'grey.png', 3)
+  Image.fromarray(_colour(4, 4)).convert('RGBA').save(tmp_path / 'alpha.png')
+  with pytest.raises(ValueError, match=r'alpha.png: got an image of mode RGBA, want 8-bit grey'):
+    read_image(tmp_path / 'alpha.png', 3)
+
+
+def test_an_image_too_large_for_pillow_is_refused_by_name(tmp_path, monkeypatch):
+  Image.new('L', (16, 16)).save(tmp_path / 'huge.png')
+  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
+  with pytest.raises(
+    ValueError, match=r'huge\.png: got no readable image \(Image size \(256 pixels\) exceeds'
+  ):
+    read_image(tmp_path / 'huge.png', 1)

@@ -1,0 +1,266 @@
+"""People's pictures: the pixels, in any format."""
+
+import dataclasses
+import struct
+import zlib
+
+import imagecodecs
+import numpy as np
+from PIL import Image
+import pytest
+import tifffile
+
+from sadnet_jax.images import PHOTOGRAPH_SUFFIXES, Photograph, read_photograph, write_photograph
+from tests.support.malformed_images import png_chunks, png_file, sound_images
+from tests.support.photograph_files import (
+  assert_same_pixels,
+  opened,
+  random_photograph,
+  smooth_photograph,
+  write_file,
+)
+
+
+def _independently(path):
+  """All channels as other readers see them, [H, W, C]."""
+  if path.suffix == '.tif':
+    array = tifffile.imread(path)
+  elif path.suffix == '.png':
+    array = imagecodecs.png_decode(path.read_bytes())
+  else:
+    array = np.asarray(opened(path))
+  return np.atleast_3d(array)
+
+
+@pytest.fixture(scope='module')
+def sound():
+  return sound_images(np.random.default_rng(0))
+
+
+@pytest.mark.parametrize('size', [(1, 1), (1, 7), (31, 17)])
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+@pytest.mark.parametrize('alpha', [False, True])
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('ending', ['.png', '.tif'])
+def test_lossless_formats_give_back_every_bit(tmp_path, ending, channels, alpha, dtype, size):
+  photograph = random_photograph(*size, channels, dtype, alpha=alpha)
+  path = tmp_path / f'a{ending}'
+  assert write_photograph(path, photograph) == ()
+  assert_same_pixels(read_photograph(path), photograph)
+  whole = photograph.pixels if not alpha else np.dstack([photograph.pixels, photograph.alpha])
+  theirs = _independently(path)
+  assert theirs.dtype == dtype
+  np.testing.assert_array_equal(theirs.reshape(whole.shape), whole)
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('ending', ['.bmp', '.webp', '.jpg'])
+def test_formats_of_8_bits(tmp_path, ending, channels):
+  photograph = smooth_photograph()
+  photograph = dataclasses.replace(photograph, pixels=photograph.pixels[:, :, :channels])
+  path = tmp_path / f'a{ending}'
+  assert write_photograph(path, photograph) == ()
+  read = read_photograph(path)
+  wanted = np.broadcast_to(photograph.pixels, _independently(path).shape).astype(int)
+  assert np.abs(read.pixels - wanted).max() <= (5 if ending == '.jpg' else 0)
+  np.testing.assert_array_equal(read.pixels, _independently(path))
+  assert read.lossless == (ending != '.jpg')
+
+
+def test_webp_is_lossless_for_what_was_and_keeps_colours_that_are_transparent(tmp_path):
+  photograph = random_photograph(alpha=True)
+  photograph.alpha[:5] = 0
+  write_photograph(tmp_path / 'a.webp', photograph)
+  assert_same_pixels(read_photograph(tmp_path / 'a.webp'), photograph)
+  write_photograph(tmp_path / 'b.webp', dataclasses.replace(smooth_photograph(), lossless=False))
+  lossy = read_photograph(tmp_path / 'b.webp')
+  assert not lossy.lossless
+  assert 0 < np.abs(lossy.pixels.astype(int) - smooth_photograph().pixels).max() < 16
+
+
+def test_jpeg_keeps_colours_at_full_resolution(tmp_path):
+  write_photograph(tmp_path / 'a.jpg', random_photograph())
+  frame = (tmp_path / 'a.jpg').read_bytes().partition(b'\xff\xc0')[2]
+  assert [frame[8 + 3 * channel + 1] for channel in range(3)] == [0x11] * 3
+
+
+@pytest.mark.parametrize('ending', ['.jpg', '.webp', '.bmp'])
+def test_16_bits_are_rounded_to_the_nearest_of_8(tmp_path, ending):
+  values = np.array([0, 128, 129, 385, 386, 65406, 65407, 65535], np.uint16)
+  photograph = Photograph(np.tile(np.repeat(values, 16)[None, :, None], (16, 1, 3)))
+  (note,) = write_photograph(tmp_path / f'a{ending}', photograph)
+  assert 'its 16 bits are rounded to 8' in note
+  wanted = np.round(values / 257)
+  found = read_photograph(tmp_path / f'a{ending}').pixels[8, 8::16, 0]
+  np.testing.assert_allclose(found, wanted, atol=2 if ending == '.jpg' else 0)
+
+
+_SOUND = {
+  'rgb.png': None,
+  'rgba.png': None,
+  'grey_alpha.png': 'LA',
+  'bilevel.png': 'L',
+  'palette.png': 'RGBA',
+  'interlaced.png': None,
+  'rgb.jpg': None,
+  'grey.jpg': None,
+  'progressive.jpg': None,
+  'restarts.jpg': None,
+  'several.jpg': None,
+  'lossy.webp': None,
+  'transparent.webp': None,
+  'rgb.bmp': None,
+  'grey.bmp': None,
+  'bilevel.bmp': 'L',
+  'palette.bmp': 'RGB',
+  'bilevel.tif': 'L',
+  'palette.tif': 'RGB',
+}
+
+
+@pytest.mark.parametrize('name', _SOUND)
+def test_files_of_8_bits_are_read_as_pillow_reads_them(sound, tmp_path, name):
+  path = write_file(tmp_path / name, sound[name])
+  read = read_photograph(path)
+  with Image.open(path) as image:
+    wanted = np.atleast_3d(np.asarray(image.convert(_SOUND[name]) if _SOUND[name] else image))
+  assert (read.alpha is not None) == (wanted.shape[2] in (2, 4))
+  found = read.pixels if read.alpha is None else np.dstack([read.pixels, read.alpha])
+  np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize('ending', PHOTOGRAPH_SUFFIXES)
+def test_the_ending_of_a_file_is_not_believed(sound, tmp_path, ending):
+  path = write_file(tmp_path / f'a{ending.upper()}', sound['deep_rgb.png'])
+  assert read_photograph(path).pixels.dtype == np.uint16
+
+
+@pytest.mark.parametrize(
+  'name', [f'deep_{kind}.png' for kind in ('rgb', 'rgba', 'grey', 'grey_alpha', 'interlaced')]
+)
+def test_png_of_16_bits(sound, tmp_path, name):
+  read = read_photograph(write_file(tmp_path / name, sound[name]))
+  # The same picture, by its generator.
+  eight = read_photograph(write_file(tmp_path / 'b.png', sound['plain.png']))
+  whole = np.dstack([eight.pixels, eight.alpha]).astype(np.uint16)
+  whole = whole * 257 + (0 if 'interlaced' in name else 3)
+  channels = {'rgb': 3, 'rgba': 4, 'interlaced': 4, 'grey': 1, 'grey_alpha': 2}[name[5:-4]]
+  found = read.pixels if read.alpha is None else np.dstack([read.pixels, read.alpha])
+  np.testing.assert_array_equal(found, whole[:, :, :channels])
+
+
+_TIFFS = (
+  'lzw',
+  'zlib',
+  'packbits',
+  'zstd',
+  'lzma',
+  'None',
+  'deep',
+  'deep_grey',
+  'deep_alpha',
+  'tiles',
+  'planes',
+)
+_TIFFS += ('strips', 'big_endian', 'big_tiff', 'jpeg')
+
+
+@pytest.mark.parametrize('name', _TIFFS)
+def test_tiff_files_of_any_layout(sound, tmp_path, name):
+  path = write_file(tmp_path / 'a.tif', sound[f'{name}.tif'])
+  read = read_photograph(path)
+  wanted = np.atleast_3d(tifffile.imread(path))
+  wanted = np.moveaxis(wanted, 0, 2) if name == 'planes' else wanted
+  found = read.pixels if read.alpha is None else np.dstack([read.pixels, read.alpha])
+  assert found.dtype == wanted.dtype
+  np.testing.assert_allclose(found, wanted, atol=1 if name == 'jpeg' else 0)
+  assert read.lossless == (name != 'jpeg')
+
+
+@pytest.mark.parametrize('tile', [(16, 16), (48, 32)])
+@pytest.mark.parametrize('planar', ['contig', 'separate'])
+def test_tiff_tiles_larger_and_smaller_than_the_picture(tmp_path, planar, tile):
+  pixels = random_photograph(33, 17, dtype=np.uint16).pixels
+  stored = pixels if planar == 'contig' else np.moveaxis(pixels, 2, 0)
+  options = {'tile': tile, 'compression': 'lzw', 'predictor': True, 'byteorder': '>'}
+  tifffile.imwrite(tmp_path / 'a.tif', stored, photometric='rgb', planarconfig=planar, **options)
+  np.testing.assert_array_equal(read_photograph(tmp_path / 'a.tif').pixels, pixels)
+
+
+def test_tiff_that_is_white_at_zero_is_turned_around(tmp_path):
+  values = np.arange(60, dtype=np.uint16).reshape(6, 10)
+  tifffile.imwrite(tmp_path / 'a.tif', values, photometric='miniswhite')
+  np.testing.assert_array_equal(read_photograph(tmp_path / 'a.tif').pixels[:, :, 0], 65535 - values)
+
+
+def test_tiff_colours_times_opacity_are_given_without_it(tmp_path):
+  straight = np.full((4, 5, 3), (200, 100, 0), np.uint8)
+  opacity = np.array([[255], [128], [1], [0]], np.uint8) * np.ones((1, 5), np.uint8)
+  stored = np.dstack([np.round(straight * (opacity[:, :, None] / 255)).astype(np.uint8), opacity])
+  tifffile.imwrite(tmp_path / 'a.tif', stored, photometric='rgb', extrasamples=['assocalpha'])
+  read = read_photograph(tmp_path / 'a.tif')
+  np.testing.assert_array_equal(read.alpha, opacity)
+  np.testing.assert_allclose(read.pixels[:2].astype(int), straight[:2], atol=1)
+  assert read.notes == ('its colours, stored times their opacity, are kept without it',)
+
+
+@pytest.mark.parametrize(('depth', 'key'), [(2, 1), (4, 9)])
+def test_png_of_few_bits_with_a_transparent_grey(tmp_path, depth, key):
+  levels = 2**depth
+  rows = np.arange(levels, dtype=np.uint8).reshape(-1, 8 // depth)
+  weights = levels ** np.arange(8 // depth - 1, -1, -1)
+  content = b''.join(b'\0' + bytes([int((row * weights).sum())]) for row in rows)
+  header = struct.pack('>IIBBBBB', rows.shape[1], rows.shape[0], depth, 0, 0, 0, 0)
+  chunks = [(b'IHDR', header), (b'tRNS', struct.pack('>H', key)), (b'IDAT', zlib.compress(content))]
+  read = read_photograph(write_file(tmp_path / 'a.png', png_file([*chunks, (b'IEND', b'')])))
+  np.testing.assert_array_equal(read.pixels[:, :, 0], rows * (255 // (levels - 1)))
+  np.testing.assert_array_equal(read.alpha, np.where(rows == key, 0, 255))
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def test_a_colour_that_a_png_names_transparent_becomes_alpha(tmp_path, dtype):
+  photograph = random_photograph(dtype=dtype)
+  write_photograph(tmp_path / 'a.png', photograph)
+  header, *rest = png_chunks((tmp_path / 'a.png').read_bytes())
+  key = (b'tRNS', struct.pack('>3H', *photograph.pixels[4, 5]))
+  read = read_photograph(write_file(tmp_path / 'b.png', png_file([header, key, *rest])))
+  np.testing.assert_array_equal(read.pixels, photograph.pixels)
+  assert read.alpha.dtype == dtype
+  assert np.argwhere(read.alpha == 0).tolist() == [[4, 5]]
+  assert set(np.unique(read.alpha)) == {0, np.iinfo(dtype).max}
+
+
+def test_jpeg_in_tiff_has_the_colours_that_the_tiff_says(tmp_path):
+  photograph = smooth_photograph()
+  for colours in ('rgb', 'ycbcr'):
+    tifffile.imwrite(
+      tmp_path / f'{colours}.tif',
+      photograph.pixels,
+      photometric='rgb',
+      compression='jpeg',
+      compressionargs={'level': 100, 'outcolorspace': colours},
+    )
+    read = read_photograph(tmp_path / f'{colours}.tif')
+    np.testing.assert_allclose(read.pixels.astype(int), photograph.pixels, atol=12)
+
+
+def test_a_hundred_megapixels_are_read_without_a_word(tmp_path):
+  # Warnings are errors in tests; Pillow warns of more than 89 megapixels, and refuses 179.
+  rows = zlib.compress((b'\0' + b'\xaa' * 2500) * 10_000, 1)
+  header = struct.pack('>IIBBBBB', 20_000, 10_000, 1, 0, 0, 0, 0)
+  path = write_file(tmp_path / 'a.png', png_file([(b'IHDR', header), (b'IDAT', rows), (b'IEND', b'')]))
+  read = read_photograph(path)
+  assert read.pixels.shape == (10_000, 20_000, 1)
+  assert read.pixels[-1, -2:, 0].tolist() == [255, 0]
+
+
+def test_the_longest_sides_can_be_written(tmp_path):
+  for ending, side in (('.jpg', 65500), ('.webp', 16383)):
+    write_photograph(tmp_path / f'a{ending}', Photograph(np.zeros((1, side, 3), np.uint8)))
+    assert read_photograph(tmp_path / f'a{ending}').pixels.shape == (1, side, 3)
+
+
+def test_transparency_that_is_nowhere_need_not_be_held(tmp_path):
+  opaque = dataclasses.replace(random_photograph(), alpha=np.full((17, 31), 255, np.uint8))
+  (note,) = write_photograph(tmp_path / 'a.jpg', opaque)
+  assert note == 'its transparency is left out: it is opaque everywhere, and JPEG holds none'

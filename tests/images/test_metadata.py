@@ -1,0 +1,298 @@
+"""People's pictures: what comes with the pixels goes with them."""
+
+import io
+import struct
+import tracemalloc
+import zlib
+
+import numpy as np
+from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin
+import pytest
+import tifffile
+
+from sadnet_jax.images import Metadata, metadata, read_photograph, upright, write_photograph
+from tests.support.malformed_images import png_chunks, png_file, sound_images
+from tests.support.photograph_files import opened, random_photograph, smooth_photograph, write_file
+
+RGB_PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+GREY_PROFILE = RGB_PROFILE[:16] + b'GRAY' + RGB_PROFILE[20:]
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r>caption</r></x:xmpmeta>'
+MAKER_NOTE = bytes(range(256)) * 3
+CAPTION = b'8BIM\x04\x04\0\0\0\0\0\x05hello\0'
+OLD_SMALL_PICTURE = b'8BIM\x04\x0c\0\0\0\0\0\x04abcd'
+
+
+def exif_block(order='<', orientation=6, thumbnail=b''):
+  """A block as cameras write it, put together by Pillow; the thumbnail is the second directory."""
+  metadata = Image.Exif()
+  metadata.endian = order
+  metadata[271], metadata[272], metadata[274] = 'Maker', 'Model 1', orientation
+  metadata[282] = metadata[283] = 72.0
+  metadata[34665] = {36867: '2020:01:02 03:04:05', 33434: 0.004, 37500: MAKER_NOTE}
+  metadata[34853] = {1: 'N', 2: (46.0, 57.0, 3.5)}
+  block = metadata.tobytes().removeprefix(b'Exif\0\0')
+  if not thumbnail:
+    return block
+  block += b'\0' * (len(block) % 2)
+  (count,) = struct.unpack_from(order + 'H', block, 8)
+  link = 10 + 12 * count
+  start = len(block) + 2 + 24 + 4
+  second = struct.pack(order + 'HHHIIHHIII', 2, 513, 4, 1, start, 514, 4, 1, len(thumbnail), 0)
+  return block[:link] + struct.pack(order + 'I', len(block)) + block[link + 4 :] + second + thumbnail
+
+
+def _assert_tags(exif, orientation=6):
+  """What `_exif` put in, as Pillow reads it."""
+  assert (metadata[271], metadata[272], metadata[274]) == ('Maker', 'Model 1', orientation)
+  details = metadata.get_ifd(ExifTags.IFD.Exif)
+  assert (details[36867], float(details[33434])) == ('2020:01:02 03:04:05', 0.004)
+  assert details[37500] == MAKER_NOTE
+  assert [float(x) for x in metadata.get_ifd(ExifTags.IFD.GPSInfo)[2]] == [46.0, 57.0, 3.5]
+
+
+def _encoded(photograph):
+  buffer = io.BytesIO()
+  Image.fromarray(photograph.pixels).save(buffer, 'PNG')
+  return buffer.getvalue()
+
+
+@pytest.fixture(scope='module')
+def sound():
+  return sound_images(np.random.default_rng(0))
+
+
+@pytest.mark.parametrize('number', range(1, 9))
+def test_orientation_is_kept_and_can_be_applied(tmp_path, number):
+  photograph = random_photograph(
+    5, 9, alpha=True, metadata=Metadata(exif=exif_block(orientation=number), dpi=(72, 300))
+  )
+  write_photograph(tmp_path / 'a.png', photograph)
+  read = read_photograph(tmp_path / 'a.png')
+  assert read.orientation == number
+  np.testing.assert_array_equal(read.pixels, photograph.pixels)
+  turned = upright(read)
+  with Image.open(tmp_path / 'a.png') as image:
+    wanted = np.asarray(ImageOps.exif_transpose(image))
+  np.testing.assert_array_equal(np.dstack([turned.pixels, turned.alpha]), wanted)
+  assert turned.orientation == 1
+  assert [round(x) for x in turned.metadata.dpi] == ([72, 300] if number < 5 else [300, 72])
+  metadata = Image.Exif()
+  metadata.load(b'Exif\0\0' + turned.metadata.exif)
+  _assert_tags(metadata, orientation=1)
+
+
+@pytest.mark.parametrize(('ending', 'extra', 'form'), [('.bmp', 0, 'BMP'), ('.jpg', 70_000, 'JPEG')])
+def test_a_picture_is_turned_where_its_orientation_has_no_place(tmp_path, ending, extra, form):
+  photograph = smooth_photograph(metadata=Metadata(exif=exif_block(orientation=6) + bytes(extra)))
+  path = tmp_path / f'a{ending}'
+  notes = write_photograph(path, photograph)
+  assert notes[0] == f'it is turned upright: {form} has no place for its orientation'
+  assert notes[1].startswith('its EXIF data left out: ')
+  read = read_photograph(path)
+  assert read.orientation == 1
+  wanted = np.rot90(photograph.pixels, -1).astype(int)
+  np.testing.assert_allclose(read.pixels, wanted, atol=5 if form == 'JPEG' else 0)
+
+
+@pytest.mark.parametrize('source', ['.jpg', '.png', '.webp', '.tif'])
+@pytest.mark.parametrize('target', ['.jpg', '.png', '.webp', '.tif'])
+@pytest.mark.parametrize('order', ['<', '>'])
+def test_metadata_goes_from_any_format_to_any_other(tmp_path, source, target, order):
+  metadata = Metadata(icc_profile=RGB_PROFILE, exif=exif_block(order), xmp=XMP)
+  write_photograph(tmp_path / f'a{source}', smooth_photograph(metadata=metadata))
+  first = read_photograph(tmp_path / f'a{source}')
+  assert first.notes == ()
+  assert write_photograph(tmp_path / f'b{target}', first) == ()
+  with Image.open(tmp_path / f'b{target}') as image:
+    _assert_tags(image.getexif())
+    image.load()
+    assert image.info['icc_profile'] == RGB_PROFILE
+  assert XMP in (tmp_path / f'b{target}').read_bytes()
+  second = read_photograph(tmp_path / f'b{target}')
+  assert (second.metadata.icc_profile, second.metadata.xmp) == (RGB_PROFILE, XMP)
+  assert second.orientation == 6
+
+
+@pytest.mark.parametrize('ending', ['.png', '.tif'])
+def test_metadata_of_16_bit_files(tmp_path, ending):
+  photograph = random_photograph(
+    dtype=np.uint16, metadata=Metadata(icc_profile=RGB_PROFILE, exif=exif_block('>'), xmp=XMP, dpi=(300, 150))
+  )
+  path = tmp_path / f'a{ending}'
+  assert write_photograph(path, photograph) == ()
+  if ending == '.png':
+    with Image.open(path) as image:
+      _assert_tags(image.getexif())
+      assert image.info['icc_profile'] == RGB_PROFILE
+      assert [round(x) for x in image.info['dpi']] == [300, 150]
+      assert image.info['xmp'] == XMP
+    return
+  with tifffile.TiffFile(path) as file:
+    tags = file.pages[0].tags
+    assert (tags['Make'].value, tags['Orientation'].value) == ('Maker', 6)
+    assert tags['ExifTag'].value['DateTimeOriginal'] == '2020:01:02 03:04:05'
+    assert tags['ExifTag'].value['MakerNote'] == MAKER_NOTE
+    assert tags['GPSTag'].value['GPSLatitude'] == (46, 1, 57, 1, 7, 2)
+    assert (bytes(tags['InterColorProfile'].value), tags['XMP'].value) == (RGB_PROFILE, XMP)
+
+
+@pytest.mark.parametrize('ending', ['.jpg', '.png', '.bmp', '.tif'])
+def test_resolution_is_kept(tmp_path, ending):
+  path, again = tmp_path / f'a{ending}', tmp_path / f'b{ending}'
+  Image.fromarray(smooth_photograph().pixels).save(path, dpi=(300, 150))
+  read = read_photograph(path)
+  assert read.metadata.exif is None
+  write_photograph(again, read)
+  with Image.open(again) as image:
+    np.testing.assert_allclose([float(x) for x in image.info['dpi']], (300, 150), atol=0.1)
+
+
+def test_profile_larger_than_a_segment_of_jpeg(tmp_path):
+  profile = RGB_PROFILE + np.random.default_rng(0).bytes(150_000)
+  write_photograph(tmp_path / 'a.jpg', smooth_photograph(metadata=Metadata(icc_profile=profile)))
+  assert opened(tmp_path / 'a.jpg').info['icc_profile'] == profile
+  assert read_photograph(tmp_path / 'a.jpg').metadata.icc_profile == profile
+
+
+def test_text_and_colour_of_png_stay(tmp_path):
+  info = PngImagePlugin.PngInfo()
+  info.add_text('Title', 'Lake')
+  info.add_text('Author', 'Someone', zip=True)
+  info.add_itxt('Comment', 'Süß', 'de')
+  info.add(b'gAMA', struct.pack('>I', 100_000))
+  Image.fromarray(random_photograph().pixels).save(tmp_path / 'a.png', pnginfo=info)
+  read = read_photograph(tmp_path / 'a.png')
+  assert write_photograph(tmp_path / 'b.png', read) == ()
+  image = opened(tmp_path / 'b.png')
+  assert (image.text, image.info['gamma']) == ({'Title': 'Lake', 'Author': 'Someone', 'Comment': 'Süß'}, 1.0)
+  assert write_photograph(tmp_path / 'b.jpg', read) == (
+    'its PNG text left out: JPEG has no place for it',
+    'its PNG colour (gAMA, cHRM) left out: JPEG has no place for it',
+  )
+
+
+@pytest.mark.parametrize(
+  ('kind', 'content'),
+  [
+    (b'zTXt', b'name\0\0' + zlib.compress(bytes(100 * 2**20))),
+    (b'zTXt', b'name\0\0' + zlib.compress(bytes(100))[:-1]),
+    (b'iTXt', b'name\0\1\0\0\0' + zlib.compress(bytes(100))[:-1]),
+    (b'gAMA', b'\0'),
+    (b'cHRM', bytes(31)),
+  ],
+)
+def test_chunks_that_others_could_not_read_do_not_stay(tmp_path, kind, content):
+  chunks = png_chunks(_encoded(random_photograph()))
+  write_file(tmp_path / 'a.png', png_file([*chunks[:1], (kind, content), *chunks[1:]]))
+  read = read_photograph(tmp_path / 'a.png')
+  assert read.notes == (f'its chunk {kind!r} is damaged and left out',)
+  write_photograph(tmp_path / 'b.png', read)
+  assert kind not in dict(png_chunks((tmp_path / 'b.png').read_bytes()))
+  opened(tmp_path / 'b.png')
+
+
+def test_comment_and_captions_of_jpeg_stay(tmp_path):
+  buffer = io.BytesIO()
+  resources = b'Photoshop 3.0\0' + OLD_SMALL_PICTURE + CAPTION
+  segment = struct.pack('>BBH', 0xFF, 0xED, len(resources) + 2) + resources
+  Image.fromarray(random_photograph().pixels).save(buffer, 'JPEG', comment=b'by hand', extra=segment)
+  read = read_photograph(write_file(tmp_path / 'a.jpg', buffer.getvalue()))
+  assert (read.metadata.comment, read.metadata.photoshop) == (b'by hand', CAPTION)
+  assert write_photograph(tmp_path / 'b.jpg', read) == ()
+  image = opened(tmp_path / 'b.jpg')
+  assert image.info['comment'] == b'by hand'
+  assert image.info['photoshop'] == {0x0404: b'hello'}
+  assert write_photograph(tmp_path / 'b.png', read) == (
+    'its Photoshop data (IPTC) left out: PNG has no place for it',
+  )
+  assert opened(tmp_path / 'b.png').text == {'Comment': 'by hand'}
+  write_photograph(tmp_path / 'b.tif', read)
+  assert read_photograph(tmp_path / 'b.tif').metadata.photoshop == CAPTION
+
+
+@pytest.mark.parametrize('order', ['<', '>'])
+def test_the_small_picture_of_the_noisy_file_goes_and_all_else_stays(tmp_path, order):
+  block = exif_block(order, thumbnail=b'\xff\xd8small picture\xff\xd9')
+  buffer = io.BytesIO()
+  Image.fromarray(smooth_photograph().pixels).save(buffer, 'JPEG', exif=b'Exif\0\0' + block)
+  with Image.open(buffer) as image:
+    assert 513 in image.getexif().get_ifd(ExifTags.IFD.IFD1)
+  read = read_photograph(write_file(tmp_path / 'a.jpg', buffer.getvalue()))
+  write_photograph(tmp_path / 'b.jpg', read)
+  assert b'small picture' not in (tmp_path / 'b.jpg').read_bytes()
+  with Image.open(tmp_path / 'b.jpg') as image:
+    assert not image.getexif().get_ifd(ExifTags.IFD.IFD1)
+    _assert_tags(image.getexif())
+  # Nothing before the thumbnail has moved.
+  plain = exif_block(order)
+  assert read.metadata.exif[: len(plain)] == plain
+
+
+@pytest.mark.parametrize('ending', ['.png', '.jpg', '.tif', '.webp'])
+def test_profile_of_other_colours_does_not_stay(tmp_path, ending):
+  (note,) = write_photograph(
+    tmp_path / f'a{ending}', smooth_photograph(metadata=Metadata(icc_profile=GREY_PROFILE))
+  )
+  assert note == 'its colour profile is for GRAY and left out: the pixels are RGB'
+  assert 'icc_profile' not in opened(tmp_path / f'a{ending}').info
+
+
+def test_grey_profile_stays_with_grey_but_not_in_webp(tmp_path):
+  photograph = random_photograph(channels=1, metadata=Metadata(icc_profile=GREY_PROFILE))
+  for ending in ('.png', '.jpg', '.tif'):
+    assert write_photograph(tmp_path / f'a{ending}', photograph) == ()
+    assert read_photograph(tmp_path / f'a{ending}').metadata.icc_profile == GREY_PROFILE
+  assert len(write_photograph(tmp_path / 'a.webp', photograph)) == 1
+  # And from a file that has it wrong.
+  Image.fromarray(random_photograph().pixels).save(tmp_path / 'b.png', icc_profile=GREY_PROFILE)
+  read = read_photograph(tmp_path / 'b.png')
+  assert read.metadata.icc_profile is None
+  assert read.notes == ('its colour profile is for GRAY and left out: the pixels are RGB',)
+
+
+def test_broken_exif_is_kept_if_it_can_be_and_told(tmp_path):
+  buffer = io.BytesIO()
+  cut = exif_block()[:300]
+  Image.fromarray(smooth_photograph().pixels).save(buffer, 'JPEG', exif=b'Exif\0\0' + cut)
+  read = read_photograph(write_file(tmp_path / 'a.jpg', buffer.getvalue()))
+  assert read.notes == ('its EXIF data are damaged and kept as they are',)
+  assert read.orientation == 6
+  write_photograph(tmp_path / 'b.png', read)
+  assert dict(png_chunks((tmp_path / 'b.png').read_bytes()))[b'eXIf'] == cut
+  buffer = io.BytesIO()
+  Image.fromarray(smooth_photograph().pixels).save(buffer, 'JPEG', exif=b'Exif\0\0no tags')
+  read = read_photograph(write_file(tmp_path / 'a.jpg', buffer.getvalue()))
+  assert (read.metadata.exif, read.notes) == (None, ('its EXIF data are damaged and left out',))
+
+
+def test_exif_that_leads_in_circles_is_read_no_deeper(sound, tmp_path):
+  header, *rest = png_chunks(sound['plain.png'])
+  circle = b'MM\0*\0\0\0\x08\0\1\x87\x69\0\4\0\0\0\1\0\0\0\x08\0\0\0\x08'
+  read = read_photograph(write_file(tmp_path / 'a.png', png_file([header, (b'eXIf', circle), *rest])))
+  assert read.notes == ('its EXIF data are damaged and kept as they are',)
+
+
+def test_exif_of_many_large_tags_at_one_place_takes_little_memory():
+  tags = b''.join(struct.pack('<HHII', tag, 7, 40_000, 8) for tag in range(1, 4001))
+  block = b'II*\0\x08\0\0\0' + struct.pack('<H', 4000) + tags + bytes(4)
+  tracemalloc.start()
+  assert metadata.orientation(block) == 1
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert peak < 3_000_000
+
+
+def test_png_has_a_profile_or_the_name_of_it(tmp_path):
+  chunks = ((b'sRGB', b'\0'), (b'tIME', bytes(7)))
+  for profile, names in ((RGB_PROFILE, {b'iCCP', b'tIME'}), (None, {b'sRGB', b'tIME'})):
+    metadata = Metadata(icc_profile=profile, png_chunks=chunks)
+    write_photograph(tmp_path / 'a.png', random_photograph(metadata=metadata))
+    found = {kind for kind, _ in png_chunks((tmp_path / 'a.png').read_bytes())}
+    assert found == names | {b'IHDR', b'IDAT', b'IEND'}
+
+
+def test_too_much_for_jpeg_is_left_out_and_told(tmp_path):
+  metadata = Metadata(xmp=bytes(70_000))
+  assert write_photograph(tmp_path / 'a.jpg', smooth_photograph(metadata=metadata)) == (
+    'its XMP data left out: JPEG holds at most 64 KB of it',
+  )

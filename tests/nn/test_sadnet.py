@@ -1,0 +1,335 @@
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sadnet_jax import SADNet, mean_abs_offsets
+from sadnet_jax.nn.sadnet import pad_to_multiple, scale_of
+from tests.support.fast_jit import fast_jit
+from tests.support.small_networks import SMALL, apply, count, image, init, param_shapes, random_variables
+
+# Table 1 of the paper: RSAB, offset transfer, context block.
+ABLATION = {
+  '---': {'use_rsab': False, 'use_offset_transfer': False, 'use_context': False},
+  'R--': {'use_rsab': True, 'use_offset_transfer': False, 'use_context': False},
+  '--C': {'use_rsab': False, 'use_offset_transfer': False, 'use_context': True},
+  'R-C': {'use_rsab': True, 'use_offset_transfer': False, 'use_context': True},
+  'RO-': {'use_rsab': True, 'use_offset_transfer': True, 'use_context': False},
+  'ROC': {'use_rsab': True, 'use_offset_transfer': True, 'use_context': True},
+}
+# arXiv v1.
+VERSION_1 = {'rsab_order': 'deform_last', 'dilations': (1, 2, 4, 8)}
+
+
+# --- Sizes.
+
+
+@pytest.mark.parametrize('size', [(1, 1), (1, 9), (2, 3), (3, 2), (5, 17), (7, 8), (8, 7), (9, 4), (31, 37)])
+def test_padding_equals_numpy_reflection(size):
+  x = image(1, batch=2, size=size)
+  extra = [(0, 0), (0, -size[0] % 8), (0, -size[1] % 8), (0, 0)]
+  np.testing.assert_array_equal(pad_to_multiple(jnp.asarray(x), 8), np.pad(x, extra, mode='reflect'))
+
+
+def test_padding_returns_a_multiple_itself():
+  x = jnp.asarray(image(2, size=(16, 24)))
+  assert pad_to_multiple(x, 8) is x
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('size', [(1, 1), (1, 9), (2, 3), (7, 8), (8, 8), (31, 37), (65, 37)])
+def test_any_image_size_keeps_its_shape(size, channels):
+  model = SADNet(channels=channels, **SMALL)
+  x = image(3, size=size, channels=channels)
+  y = apply(model, random_variables(model), x)
+  chex.assert_shape(y, x.shape)
+  chex.assert_tree_all_finite(y)
+  # Parameters are random: a network that returned its input would have gone unnoticed so far.
+  assert np.abs(y - x).max() > 1e-3
+
+
+def test_odd_image_is_the_crop_of_the_padded_image():
+  model = SADNet(**SMALL)
+  variables = random_variables(model)
+  x = image(4, size=(31, 37))
+  padded = np.pad(x, [(0, 0), (0, 1), (0, 3), (0, 0)], mode='reflect')
+  got = apply(model, variables, x)
+  np.testing.assert_allclose(got, apply(model, variables, padded)[:, :31, :37], atol=1e-6)
+
+
+def test_empty_batch_keeps_its_shape():
+  model = SADNet(**SMALL)
+  chex.assert_shape(apply(model, random_variables(model), image(batch=0, size=(9, 16))), (0, 9, 16, 3))
+
+
+def test_each_image_is_denoised_independently_of_its_batch():
+  model = SADNet(**SMALL)
+  variables = random_variables(model)
+  x = image(5, batch=3, size=(16, 24))
+  together = apply(model, variables, x)
+  alone = np.concatenate([apply(model, variables, x[i : i + 1]) for i in range(3)])
+  np.testing.assert_allclose(together, alone, atol=1e-5)
+  reversed_batch = apply(model, variables, x[::-1])
+  np.testing.assert_allclose(reversed_batch[::-1], together, atol=1e-5)
+
+
+# --- Variants.
+
+
+def convolution_parameters(size, inputs, outputs):
+  return size * size * inputs * outputs + outputs
+
+
+def expected_count(*, use_rsab, use_offset_transfer, use_context, c=8, o=8, channels=3, branches=4):
+  """Parameters of the network by the paper's description, c base and o offset channels."""
+  p = convolution_parameters
+  widths = [c, 2 * c, 4 * c, 8 * c]
+  total = p(1, channels, c) + p(3, c, channels)
+  total += sum(2 * p(3, w, w) for w in widths)  # Encoder ResBlocks.
+  total += sum(p(2, w, 2 * w) for w in widths[:3])  # Strided convolutions.
+  # Transposed convolution and, after the concatenation, 1x1 convolution of each decoder scale.
+  total += sum(p(2, 2 * w, w) + p(1, 2 * w, w) for w in widths[:3])
+  # RSAB: a deformable and a regular 3x3 convolution. Without RSAB the ResBlock has two regular ones.
+  total += sum(2 * p(3, w, w) for w in widths)
+  if use_rsab:
+    total += sum(p(3, w, o) + p(3, o, o) + p(3, o, 8 * 9 * 3) for w in widths)
+  if use_offset_transfer:
+    total += 3 * p(3, 2 * o, o)
+  if use_context:
+    w = 8 * c
+    total += p(1, w, w // 4) + branches * p(3, w // 4, w // 4) + p(1, branches * w // 4, w)
+  return total
+
+
+@pytest.mark.parametrize('row', ABLATION)
+def test_ablation_network_runs_with_its_parameters(row):
+  model = SADNet(**ABLATION[row], **SMALL)
+  assert count(model) == expected_count(**ABLATION[row])
+  x = image(6)
+  y = apply(model, random_variables(model), x)
+  chex.assert_equal_shape([x, y])
+  chex.assert_tree_all_finite(y)
+  assert np.abs(y - x).max() > 1e-3
+
+
+def test_ablation_networks_differ_from_each_other():
+  counts = {row: count(SADNet(**options, **SMALL)) for row, options in ABLATION.items()}
+  assert len(set(counts.values())) == len(counts)
+  assert counts['---'] < counts['R--'] < counts['RO-'] < counts['ROC']
+  assert counts['---'] < counts['--C'] < counts['R-C'] < counts['ROC']
+
+
+def test_version_1_has_the_same_parameters_but_another_order():
+  model = SADNet(**SMALL)
+  version_1 = SADNet(**VERSION_1, **SMALL)
+  chex.assert_trees_all_equal_shapes_and_dtypes(param_shapes(version_1), param_shapes(model))
+  variables, x = random_variables(model), image(7, size=(40, 40))
+  # 5x5 pixels at the coarsest scale: on fewer, rates of 3 and more see nothing but zeros around the centre.
+  results = [
+    apply(network, variables, x) for network in (model, version_1, model.clone(rsab_order='deform_last'))
+  ]
+  chex.assert_tree_all_finite(results)
+  for i in range(3):
+    for j in range(i):
+      assert np.abs(results[i] - results[j]).max() > 1e-4, (i, j)
+
+
+def test_number_of_dilations_is_free():
+  model = SADNet(dilations=(1, 2), **SMALL)
+  assert count(model) == expected_count(**ABLATION['ROC'], branches=2)
+  chex.assert_shape(apply(model, random_variables(model), image()), (1, 8, 8, 3))
+
+
+def test_last_kernel_1_changes_only_the_last_layer():
+  wanted = {**param_shapes(SADNet(**SMALL))}
+  assert wanted['out']['kernel'].shape == (3, 3, 8, 3)
+  wanted['out'] = {**wanted['out'], 'kernel': jax.ShapeDtypeStruct((1, 1, 8, 3), jnp.float32)}
+  model = SADNet(last_kernel=1, **SMALL)
+  chex.assert_trees_all_equal_shapes_and_dtypes(param_shapes(model), wanted)
+  chex.assert_shape(apply(model, random_variables(model), image()), (1, 8, 8, 3))
+
+
+@pytest.mark.parametrize('offset_init', ['zeros', 'xavier'])
+def test_initialisation_is_that_of_the_paper(offset_init):
+  params = init(SADNet(offset_init=offset_init, **SMALL), image())['params']
+  for path, value in jax.tree_util.tree_leaves_with_path(params):
+    names = [part.key for part in path]
+    if names[-1] == 'bias' or (names[-2] == 'conv_offset_mask' and offset_init == 'zeros'):
+      np.testing.assert_array_equal(value, np.zeros(value.shape), err_msg=str(names))
+      continue
+    kh, kw, inputs, outputs = value.shape
+    xavier = np.sqrt(6 / (kh * kw * (inputs + outputs)))
+    bound = 1 / np.sqrt(kh * kw * inputs) if names[-2] == 'deform_conv' else xavier
+    largest = np.abs(value).max()
+    # The smallest kernel has 24 numbers, whose largest is above 0.7 of the bound almost surely.
+    assert 0.7 * bound < largest <= bound * (1 + 1e-6), names
+
+
+def test_bfloat16_computes_close_to_float32_and_keeps_float32_outside():
+  x = image(8, size=(16, 16))
+  model = SADNet(dtype=jnp.bfloat16, **SMALL)
+  assert {leaf.dtype for leaf in jax.tree.leaves(param_shapes(model))} == {jnp.dtype(jnp.float32)}
+  variables = random_variables(model)
+  y = apply(model, variables, x)
+  assert y.dtype == jnp.float32
+  noise, exact = y - x, apply(SADNet(**SMALL), variables, x) - x
+  error = np.linalg.norm(noise - exact) / np.linalg.norm(exact)
+  # Not zero: the computation was in bfloat16 indeed.
+  assert 1e-4 < error < 5e-2
+
+
+def test_bfloat16_image_gives_bfloat16():
+  model = SADNet(**SMALL)
+  y = apply(model, random_variables(model), jnp.asarray(image(), jnp.bfloat16))
+  assert y.dtype == jnp.bfloat16
+  chex.assert_tree_all_finite(y)
+
+
+def test_float64_image_gives_float64():
+  model = SADNet(**SMALL)
+  variables = random_variables(model)
+  with jax.enable_x64(True):
+    y = apply(model, variables, image(9).astype(np.float64))
+  assert y.dtype == np.float64
+  np.testing.assert_allclose(y, apply(model, variables, image(9)), atol=1e-5)
+
+
+def test_modules_keep_their_names():
+  # Checkpoints and the conversion rely on these names.
+  names = {f'{kind}{scale}' for kind in ('res', 'offset', 'dres') for scale in range(1, 5)}
+  names |= {f'{kind}{scale}' for kind in ('down', 'up') for scale in range(1, 4)}
+  names |= {f'dconv{scale}_1' for scale in range(1, 4)} | {'context', 'out'}
+  assert set(param_shapes(SADNet(**SMALL))) == names
+
+
+@pytest.mark.parametrize('row', ['ROC', '---'])
+def test_the_scale_of_a_module_is_that_of_the_image_it_makes(row):
+  sides = {}
+
+  def record(call, arguments, options, context):
+    result = call(*arguments, **options)
+    if len(context.module.path) == 1 and context.method_name == '__call__':
+      sides[context.module.name] = result.shape[1:3]
+    return result
+
+  model = SADNet(**ABLATION[row], **SMALL)
+  x = jax.ShapeDtypeStruct((1, 48, 80, 3), jnp.float32)
+  with nn.intercept_methods(record):
+    params = jax.eval_shape(model.init, jax.random.key(0), x)['params']
+  assert set(sides) == set(params)
+  for name, side in sides.items():
+    assert side == (48 // 2 ** (scale_of(name) - 1), 80 // 2 ** (scale_of(name) - 1)), name
+  assert {scale_of(name) for name in sides} == {1, 2, 3, 4}
+
+
+# --- Residual learning and offsets.
+
+
+def test_without_last_layer_the_network_is_the_identity():
+  model = SADNet(**SMALL)
+  variables = random_variables(model)
+  variables['params']['out'] = jax.tree.map(np.zeros_like, variables['params']['out'])
+  x = image(10, size=(9, 15))
+  np.testing.assert_array_equal(apply(model, variables, x), x)
+
+
+def test_reading_offsets_does_not_change_the_result_and_equals_a_computation_by_hand():
+  model = SADNet(**SMALL)
+  variables, x = random_variables(model), image(11, batch=2, size=(16, 24))
+
+  @fast_jit
+  def apply_and_capture(variables, x):
+    return model.apply(variables, x, mutable=['intermediates'], capture_intermediates=True)
+
+  y, state = apply_and_capture(variables, x)
+  captured = state['intermediates']
+  np.testing.assert_allclose(y, apply(model, variables, x), atol=1e-6)
+  got = mean_abs_offsets(captured)
+  assert sorted(got) == ['scale1', 'scale2', 'scale3', 'scale4']
+  for scale in range(1, 5):
+    (predicted,) = captured[f'dres{scale}']['conv_offset_mask']['__call__']
+    assert predicted.shape[-1] == 216
+    want = np.abs(predicted[..., :144]).mean()
+    assert want > 1e-3
+    assert float(got[f'scale{scale}']) == pytest.approx(want, rel=1e-5)
+
+
+def test_offsets_are_zero_at_the_start_only_if_initialised_so():
+  for offset_init in ('zeros', 'xavier'):
+    model = SADNet(offset_init=offset_init, **SMALL)
+    variables = init(model, image())
+    state = fast_jit(lambda v, x, m=model: m.apply(v, x, mutable=['intermediates'])[1])(variables, image(12))
+    values = np.array(list(mean_abs_offsets(state['intermediates']).values()))
+    assert values.shape == (4,)
+    assert (values == 0).all() if offset_init == 'zeros' else (values > 0).all()
+
+
+def test_network_without_rsab_has_no_offsets():
+  model = SADNet(**ABLATION['--C'], **SMALL)
+  state = jax.eval_shape(
+    lambda v, x: model.apply(v, x, mutable=['intermediates'])[1], random_variables(model), image()
+  )
+  assert mean_abs_offsets(state.get('intermediates', {})) == {}
+
+
+# --- Errors.
+
+
+@pytest.mark.parametrize(
+  ('shape', 'match'),
+  [
+    ((1, 8, 8, 1), r'noisy: got shape \(1, 8, 8, 1\), want \[N, H, W, 3\] with H, W of at least 1'),
+    ((8, 8, 3), r'noisy: got shape \(8, 8, 3\), want \[N, H, W, 3\]'),
+    ((1, 3, 8, 8), r'noisy: got shape \(1, 3, 8, 8\), want \[N, H, W, 3\]'),
+    ((1, 0, 8, 3), r'noisy: got shape \(1, 0, 8, 3\), want \[N, H, W, 3\]'),
+    ((1, 8, 0, 3), r'noisy: got shape \(1, 8, 0, 3\), want \[N, H, W, 3\]'),
+  ],
+)
+def test_unfit_image_is_refused_with_got_and_wanted(shape, match):
+  model = SADNet(**SMALL)
+  with pytest.raises(ValueError, match=match):
+    model.apply(random_variables(model), np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.int32, np.bool_, np.complex64])
+def test_image_that_is_not_floating_point_is_refused_with_got_and_wanted(dtype):
+  model = SADNet(**SMALL)
+  match = rf'noisy: got dtype {np.dtype(dtype)}, want floating point with values in \[0, 1\]'
+  with pytest.raises(ValueError, match=match):
+    model.apply(random_variables(model), np.ones((1, 8, 8, 3), dtype))
+
+
+@pytest.mark.parametrize(
+  ('options', 'match'),
+  [
+    ({'channels': 0}, r'SADNet\.channels: got 0, want at least 1'),
+    ({'deformable_groups': 0}, r'SADNet\.deformable_groups: got 0, want at least 1'),
+    ({'deformable_groups': -8}, r'SADNet\.deformable_groups: got -8, want at least 1'),
+    (
+      {'deformable_groups': 0, 'use_rsab': False},
+      r'SADNet\.deformable_groups: got 0, want at least 1',
+    ),
+    ({'width': 12}, r'SADNet\.width: got 12, want a multiple of deformable_groups = 8'),
+    ({'width': 0}, r'SADNet\.width: got 0, want a multiple of deformable_groups = 8'),
+    ({'width': 8, 'deformable_groups': 3}, r'SADNet\.width: got 8, want a multiple of deformable_groups = 3'),
+    ({'offset_width': 0}, r'SADNet\.offset_width: got 0, want at least 1'),
+    ({'dilations': ()}, r'SADNet\.dilations: got \(\), want one or more rates from 1 to 1048576'),
+    ({'dilations': (1, 0)}, r'SADNet\.dilations: got \(1, 0\), want one or more rates from 1 to 1048576'),
+    (
+      {'rsab_order': 'last'},
+      r"SADNet\.rsab_order: got 'last', want one of \('deform_first', 'deform_last'\)",
+    ),
+    ({'last_kernel': 2}, r'SADNet\.last_kernel: got 2, want 1 or 3'),
+    ({'offset_init': 'ones'}, r"SADNet\.offset_init: got 'ones', want one of \('zeros', 'xavier'\)"),
+  ],
+)
+def test_unfit_option_is_refused_with_got_and_wanted(options, match):
+  with pytest.raises(ValueError, match=match):
+    SADNet(**options)
+
+
+def test_width_need_not_fit_deformable_groups_without_rsab():
+  model = SADNet(width=4, use_rsab=False)
+  chex.assert_shape(apply(model, random_variables(model), image()), (1, 8, 8, 3))

@@ -1,0 +1,184 @@
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sadnet_jax import deform_conv2d
+from sadnet_jax.ops import platform
+from sadnet_jax.ops.adaptive_conv import adaptive_conv2d, deform_conv2d_as_predicted, predict_offsets
+from sadnet_jax.ops.conv import conv2d
+
+GROUPS = 2
+NAMES = ('x', 'offset_features', 'predict_kernel', 'predict_bias', 'kernel', 'bias')
+
+
+def inputs(*, batch=2, size=(13, 5), dtype=np.float64, seed=0):
+  """In the order of NAMES; offsets are of some pixels, and point outside at the border."""
+  rng = np.random.default_rng(seed)
+  shapes = ((batch, *size, 6), (batch, *size, 3), (3, 3, 3, 27 * GROUPS), (27 * GROUPS,), (3, 3, 6, 4), (4,))
+  return [rng.normal(size=shape).astype(dtype) for shape in shapes]
+
+
+def defined(x, offset_features, predict_kernel, predict_bias, kernel, bias):
+  """What `adaptive_conv2d` is to compute, of the operators that have tests of their own."""
+  prediction = conv2d(offset_features, predict_kernel, predict_bias)
+  offset, logits = prediction[..., : 18 * GROUPS], prediction[..., 18 * GROUPS :]
+  mask = jax.nn.sigmoid(logits)
+  return deform_conv2d(x, offset, mask, kernel, bias, padding=1, deformable_groups=GROUPS)
+
+
+def relative_error(got, want):
+  return np.abs(np.asarray(got) - np.asarray(want)).max() / np.abs(np.asarray(want)).max()
+
+
+@pytest.fixture(params=['strips', 'one strip', 'whole'])
+def way(request, monkeypatch):
+  """How it is computed: by strips of 3 rows (the last overlaps), of all, or the accelerators' way."""
+  bytes_of_row = 5 * 9 * 6 * 8
+  budget = 3 * bytes_of_row if request.param == 'strips' else 100 * bytes_of_row
+  monkeypatch.setattr(platform, '_BLOCK_BYTES_CPU', budget)
+  monkeypatch.setattr(platform, '_LEAST_SPLIT_VALUES', 0)
+  with platform.blocks_for('cuda' if request.param == 'whole' else 'cpu'):
+    yield request.param
+
+
+@pytest.mark.parametrize('batch', [1, 2])
+def test_output_is_that_of_prediction_and_deformable_convolution(way, batch):
+  with jax.enable_x64(True):
+    args = inputs(batch=batch)
+    got = jax.jit(functools.partial(adaptive_conv2d, deformable_groups=GROUPS))(*args)
+    assert got.dtype == np.float64
+    assert relative_error(got, defined(*args)) < 1e-12
+
+
+def test_gradients_are_those_of_prediction_and_deformable_convolution(way):
+  with jax.enable_x64(True):
+    args = inputs(seed=1)
+    weights = np.random.default_rng(2).normal(size=(2, 13, 5, 4))
+
+    def gradients(function):
+      return jax.jit(jax.grad(lambda *a: jnp.sum(weights * function(*a)), argnums=range(6)))(*args)
+
+    got = gradients(functools.partial(adaptive_conv2d, deformable_groups=GROUPS))
+    # The definition's kernel gradient is XLA's own.
+    for name, gradient, want in zip(NAMES, got, gradients(defined), strict=True):
+      assert relative_error(gradient, want) < 1e-12, name
+
+
+def test_value_beside_gradients_is_the_value_without(way):
+  args = inputs(dtype=np.float32)
+  function = functools.partial(adaptive_conv2d, deformable_groups=GROUPS)
+  value, _ = jax.jit(jax.value_and_grad(lambda *a: jnp.sum(function(*a) ** 2)))(*args)
+  assert float(value) == pytest.approx(float(np.sum(np.square(function(*args)))), rel=1e-5)
+
+
+def test_a_prediction_in_two_parts(monkeypatch):
+  # With eight groups the offsets fill 144 of the first part's 192 outputs, and the masks both parts.
+  monkeypatch.setattr(platform, '_BLOCK_BYTES_CPU', 2 * 5 * 9 * 8 * 4)
+  monkeypatch.setattr(platform, '_LEAST_SPLIT_VALUES', 0)
+  rng = np.random.default_rng(3)
+  shapes = ((1, 7, 5, 8), (1, 7, 5, 3), (3, 3, 3, 216), (216,), (3, 3, 8, 4), (4,))
+  args = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+  with platform.blocks_for('cuda'):
+    want = adaptive_conv2d(*args, deformable_groups=8)
+  with platform.blocks_for('cpu'):
+    got = adaptive_conv2d(*args, deformable_groups=8)
+  assert relative_error(got, want) < 1e-5
+
+
+def test_without_bias():
+  args = inputs(dtype=np.float32)
+  got = adaptive_conv2d(*args[:5], None, deformable_groups=GROUPS)
+  want = adaptive_conv2d(*args, deformable_groups=GROUPS) - args[5]
+  np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_empty_batch_keeps_its_shape():
+  args = inputs(batch=0, dtype=np.float32)
+  chex.assert_shape(adaptive_conv2d(*args, deformable_groups=GROUPS), (0, 13, 5, 4))
+
+
+def test_bfloat16_stays_and_is_close(way):
+  args = inputs(dtype=np.float32)
+  narrow = [jnp.asarray(a, jnp.bfloat16) if a.ndim == 4 else a for a in args]
+  got = adaptive_conv2d(*narrow, deformable_groups=GROUPS)
+  assert got.dtype == jnp.bfloat16
+  # The same rounded inputs in float32: the definition rounds its prediction, which moves samples.
+  want = adaptive_conv2d(*[jnp.asarray(a, jnp.float32) for a in narrow], deformable_groups=GROUPS)
+  difference = np.asarray(got, np.float32) - np.asarray(want)
+  assert np.linalg.norm(difference) / np.linalg.norm(want) < 0.03
+
+
+def test_gradients_of_any_height_and_width_can_be_exported():
+  args = inputs(dtype=np.float32)
+  n, h, w = jax.export.symbolic_shape('n, h, w', constraints=['h >= 3', 'w >= 3', 'n*h*w*2 + 100 >= 0'])
+  shapes = [
+    jax.ShapeDtypeStruct((n, h, w, a.shape[3]) if name in NAMES[:2] else a.shape, a.dtype)
+    for name, a in zip(NAMES, args, strict=True)
+  ]
+  gradient = jax.jit(jax.grad(lambda k, *a: jnp.sum(predict_offsets(a[0], k, a[1]))))
+  exported = jax.export.export(gradient)(shapes[2], shapes[1], shapes[3])
+  want = gradient(args[2], args[1], args[3])
+  np.testing.assert_allclose(exported.call(args[2], args[1], args[3]), want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_not_finite_offset_spoils_the_same_pixels_in_each_way(monkeypatch):
+  monkeypatch.setattr(platform, '_LEAST_SPLIT_VALUES', 0)
+  args = inputs(dtype=np.float32)
+  args[1] = args[1].copy()
+  args[1][0, 6, 2] = np.nan
+  args[1][1, 2, 4] = np.inf
+  spoiled = []
+  for name in ('cpu', 'cuda'):
+    with platform.blocks_for(name):
+      spoiled.append(~np.isfinite(np.asarray(adaptive_conv2d(*args, deformable_groups=GROUPS))))
+  assert spoiled[0].any()
+  assert not spoiled[0].all()
+  np.testing.assert_array_equal(*spoiled)
+
+
+def test_vmap_over_images(monkeypatch):
+  monkeypatch.setattr(platform, '_LEAST_SPLIT_VALUES', 0)
+  args = inputs(dtype=np.float32)
+  function = functools.partial(adaptive_conv2d, deformable_groups=GROUPS)
+  one = lambda x, features: function(x[None], features[None], *args[2:])[0]  # noqa: E731
+  np.testing.assert_allclose(jax.vmap(one)(args[0], args[1]), function(*args), atol=1e-4)
+
+
+def test_prediction_of_another_shape_is_refused():
+  x, features, predict_kernel, predict_bias, kernel, bias = inputs(dtype=np.float32)
+  prediction = conv2d(features, predict_kernel, predict_bias)
+  with pytest.raises(ValueError, match=r'prediction: got shape \(2, 13, 5, 54\), want \(2, 13, 5, 81\)'):
+    deform_conv2d_as_predicted(x, prediction, kernel, bias, deformable_groups=3)
+  with pytest.raises(ValueError, match=r'prediction: got shape \(2, 12, 5, 54\), want \(2, 13, 5, 54\)'):
+    adaptive_conv2d(x, features[:, 1:], predict_kernel, predict_bias, kernel, bias, deformable_groups=GROUPS)
+
+
+# --- The convolution that predicts.
+
+
+@pytest.mark.parametrize('size', [(1, 1), (1, 7), (7, 2), (16, 4), (34, 3)])
+def test_prediction_and_its_gradients_equal_the_plain_convolution(size):
+  with jax.enable_x64(True):
+    _, features, kernel, bias, _, _ = inputs(size=size)
+    weights = np.random.default_rng(3).normal(size=(2, *size, 27 * GROUPS))
+
+    def value_and_gradients(function):
+      loss = jax.value_and_grad(lambda *a: jnp.sum(weights * function(*a)), argnums=(0, 1, 2))
+      return jax.tree.leaves(jax.jit(loss)(features, kernel, bias))
+
+    got, want = value_and_gradients(predict_offsets), value_and_gradients(conv2d)
+    assert all(relative_error(g, w) < 1e-12 for g, w in zip(got, want, strict=True))
+
+
+def test_kernel_gradient_of_bfloat16_is_summed_in_float32():
+  x = np.ones((1, 64, 64, 1), np.float32)
+  kernel = jnp.zeros((3, 3, 1, 1), jnp.bfloat16)
+  gradient = jax.grad(lambda k: jnp.sum(predict_offsets(jnp.asarray(x, jnp.bfloat16), k, np.zeros(1))))(
+    kernel
+  )
+  # Summed in bfloat16, it would stop at 256.
+  assert float(gradient[1, 1, 0, 0]) == 64 * 64

@@ -1,0 +1,49 @@
+"""Small SADNets: their images and parameters, and how tests initialise and apply them."""
+
+import functools
+
+import jax
+import numpy as np
+
+import sadnet_jax.nn.sadnet
+from tests.support.fast_jit import fast_jit
+
+# The smallest network with eight deformable groups.
+SMALL = {'width': 8, 'offset_width': 8}
+
+
+def to_nhwc(array):
+  return array.transpose(0, 2, 3, 1)
+
+
+def image(seed=0, *, batch=1, size=(8, 8), channels=3):
+  rng = np.random.default_rng(seed)
+  return rng.uniform(size=(batch, *size, channels)).astype(np.float32)
+
+
+param_shapes = functools.lru_cache(sadnet_jax.nn.sadnet.param_shapes)
+
+
+def count(model):
+  return sum(leaf.size for leaf in jax.tree.leaves(param_shapes(model)))
+
+
+def random_variables(model, seed=0):
+  """Parameters that are zero nowhere, so that every part of the network matters."""
+  rng = np.random.default_rng(seed)
+
+  def draw(leaf):
+    scale = 1 / np.sqrt(leaf.size / leaf.shape[-1]) if len(leaf.shape) == 4 else 0.1
+    return (scale * rng.normal(size=leaf.shape)).astype(leaf.dtype)
+
+  return {'params': jax.tree.map(draw, param_shapes(model))}
+
+
+@functools.partial(fast_jit, static_argnums=0)
+def apply(model, variables, x):
+  return model.apply(variables, x)
+
+
+@functools.partial(fast_jit, static_argnums=0)
+def init(model, x):
+  return model.init(jax.random.key(0), x)

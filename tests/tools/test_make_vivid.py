@@ -1,0 +1,67 @@
+import hashlib
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from tools.make_vivid import main, make_vivid
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """Seven images of pale colours."""
+  (tmp_path / 'images').mkdir()
+  rng = np.random.default_rng(0)
+  for number in range(7):
+    pixels = rng.integers(100, 150, (24, 31, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / 'images' / f'{number}.png')
+  return tmp_path / 'images'
+
+
+def hashes(folder):
+  return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def test_images_stay_and_others_are_added(folder, tmp_path):
+  assert make_vivid(folder, tmp_path / 'new', shapes=2) == 7 + 3 + 2
+  there = hashes(tmp_path / 'new')
+  assert hashes(folder).items() <= there.items()
+  assert {name for name in there if name.startswith('vivid')} == {f'vivid_{n}.png' for n in (0, 3, 6)}
+
+
+def test_colours_are_stronger_and_some_are_pure(folder, tmp_path):
+  make_vivid(folder, tmp_path / 'new', shapes=2)
+
+  def pixels(name):
+    return np.asarray(Image.open(tmp_path / 'new' / name)).astype(int)
+
+  def saturation(array):
+    return np.ptp(array, axis=-1).mean()
+
+  assert saturation(pixels('vivid_3.png')) > 1.5 * saturation(pixels('3.png'))
+  for name in ('shapes_000.png', 'shapes_001.png'):
+    assert sorted(pixels(name).shape) == [3, 321, 481]
+    corner = np.isin(pixels(name), (0, 255)).all(axis=-1)
+    assert 0.2 < corner.mean() < 1
+
+
+def test_all_depends_on_the_seed_alone(folder, tmp_path):
+  for name, seed in (('a', 1), ('b', 1), ('c', 2)):
+    make_vivid(folder, tmp_path / name, shapes=1, seed=seed)
+  assert hashes(tmp_path / 'a') == hashes(tmp_path / 'b')
+  assert hashes(tmp_path / 'a') != hashes(tmp_path / 'c')
+
+
+def test_what_cannot_be_is_refused(folder, tmp_path, capsys):
+  with pytest.raises(ValueError, match='images: got a folder that is there, want a new name'):
+    make_vivid(folder, folder)
+  with pytest.raises(SystemExit, match=r'^vivid: .*none: got no such folder'):
+    main([str(tmp_path / 'none'), str(tmp_path / 'new')])
+  Image.new('L', (9, 9)).save(folder / '0.png')
+  with pytest.raises(ValueError, match=r'0\.png: got an image of mode L, want 8-bit RGB'):
+    make_vivid(folder, tmp_path / 'new')
+
+
+def test_the_command(folder, tmp_path, capsys):
+  main([str(folder), str(tmp_path / 'new'), '--shapes=0', '--seed=3'])
+  assert capsys.readouterr().out == f'{tmp_path / "new"}: 10 images\n'

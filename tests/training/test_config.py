@@ -1,0 +1,377 @@
+"""Every config of the folder works and is what it says; what cannot work is refused."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import ablation, color, color_fast, default, demo, gray, nam, pairs, sidd, v1
+from sadnet_jax.data.test_sets import POLYU_HELD_OUT
+from sadnet_jax.training.config import check_config, training_sets
+from sadnet_jax.training.state import model_from_config
+
+NOISES = ('30', '50', '70', 'blind')
+# Config file, arguments, channels.
+CONFIGS = [
+  *((get, (noise,), 3) for get in (color, color_fast) for noise in NOISES),
+  *((gray, (noise,), 1) for noise in NOISES),
+  *((ablation, (row,), 3) for row in ('none', 'rsab', 'context', 'rsab_context', 'rsab_offset', 'full')),
+  *(
+    (v1, (name,), 1 if 'gray' in name else 3)
+    for name in ('color-50', 'gray-blind', 'sidd', 'nam', 'nam-held_out')
+  ),
+  *((nam, (scenes,), 3) for scenes in ('all', 'held_out')),
+  *((file, (), 3) for file in (ablation, color, color_fast, demo, nam, pairs, sidd, v1)),
+  (gray, (), 1),
+]
+
+
+def _name(value):
+  return value.__name__.removeprefix('configs.') if hasattr(value, '__name__') else ':'.join(map(str, value))
+
+
+# --- Every config.
+
+
+@functools.lru_cache
+def _parameters(model):
+  """Parameters of a network, after it has shown that it maps an image to one like it."""
+  image = jax.ShapeDtypeStruct((2, 16, 8, model.channels), jnp.float32)
+  output, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
+  assert (output.shape, output.dtype) == (image.shape, image.dtype)
+  return sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
+
+
+@pytest.mark.parametrize(
+  ('file', 'arguments', 'channels'), CONFIGS, ids=[':'.join([_name(f), *a]) for f, a, _ in CONFIGS]
+)
+def test_every_config_can_work(file, arguments, channels):
+  config = file.get_config(*arguments)
+  for device_count in (1, 8):
+    check_config(config, device_count)
+  model = model_from_config(config.model)
+  assert model.channels == channels
+  assert _parameters(model) > 0
+  # Fields that only one config has would be typing errors.
+  assert set(_flat(config)) == set(_flat(default.get_config()))
+
+
+def _flat(config):
+  def walk(fields, prefix):
+    for name, value in fields.items():
+      yield from walk(value, f'{prefix}{name}.') if hasattr(value, 'items') else [(prefix + name, value)]
+
+  return dict(walk(config, ''))
+
+
+def _changed(config, base):
+  """Fields in which two configs differ, with the values of the first."""
+  values, others = _flat(config), _flat(base)
+  return {name: value for name, value in values.items() if value != others[name]}
+
+
+@pytest.mark.parametrize(
+  ('get_config', 'message'),
+  [
+    (
+      lambda: color.get_config('fifty'),
+      r"the argument of the config: got 'fifty', want sigma_255 or 'blind'",
+    ),
+    (lambda: gray.get_config(''), r"the argument of the config: got '', want sigma_255 or 'blind'"),
+    (lambda: color_fast.get_config('50dB'), r"the argument of the config: got '50dB', want sigma_255 or"),
+    (
+      lambda: v1.get_config('gray-much'),
+      r"the argument of the config: got 'much', want sigma_255 or 'blind'",
+    ),
+    (
+      lambda: ablation.get_config('context_offset'),
+      r"configs/ablation.py: got argument 'context_offset', want one of none, rsab, context, rsab_context, "
+      r'rsab_offset, full',
+    ),
+    (
+      lambda: nam.get_config('heldout'),
+      r"configs/nam.py: got argument 'heldout', want 'all' or 'held_out'",
+    ),
+    (lambda: v1.get_config('nam-some'), r"configs/nam.py: got argument 'some', want 'all' or 'held_out'"),
+    *(
+      (
+        functools.partial(v1.get_config, argument),
+        rf"configs/v1.py: got argument '{argument}', want 'color-50', 'gray-50' \(or another noise\), "
+        r"'sidd', 'nam' or 'nam-held_out'",
+      )
+      for argument in ('colour-50', 'color_fast-50', 'sidd-50', '')
+    ),
+  ],
+)
+def test_a_wrong_argument_of_a_config_is_refused_with_got_and_wanted(get_config, message):
+  with pytest.raises(ValueError, match=message):
+    get_config()
+
+
+# --- What the configs say.
+
+
+@pytest.mark.parametrize('file', [color, gray])
+@pytest.mark.parametrize('noise', ['30', '50', '70'])
+def test_synthetic_noise_is_trained_as_in_the_paper(file, noise):
+  config = file.get_config(noise)
+  assert (config.batch_size, config.data.patch_px, config.loss) == (16, 128, 'l2')
+  assert (config.noise.sigma_255, tuple(config.noise.sigma_255_range)) == (float(noise), ())
+  # Not in the paper but in the authors' code.
+  assert config.noise.clip == 1
+  assert list(training_sets(config)) == ['clean']
+  _assert_the_papers_optimizer(config.optimizer, halve_every=300_000)
+
+
+def test_real_noise_is_trained_as_in_the_paper():
+  config = sidd.get_config()
+  assert (config.batch_size, config.data.patch_px, config.loss) == (16, 128, 'l1')
+  assert sorted(training_sets(config)) == ['renoir', 'sidd']
+  assert (config.data.reader, config.data.tile_px, config.data.stride_px) == ('tiles', 300, 150)
+  _assert_the_papers_optimizer(config.optimizer, halve_every=300_000)
+
+
+def test_pairs_are_trained_as_real_noise():
+  sets = {'data.train.sidd': '', 'data.train.renoir': '', 'data.train.pairs': 'train/pairs'}
+  assert _changed(pairs.get_config(), sidd.get_config()) == {**sets, 'data.reader': 'files'}
+
+
+def _assert_the_papers_optimizer(optimizer, halve_every):
+  assert (optimizer.name, optimizer.b1, optimizer.b2, optimizer.eps) == ('adam', 0.9, 0.999, 1e-8)
+  assert (optimizer.schedule, optimizer.learning_rate, optimizer.halve_every) == (
+    'step_halving',
+    1e-4,
+    halve_every,
+  )
+  assert (optimizer.warmup_steps, optimizer.clip_norm) == (0, 0)
+
+
+def test_fine_tuning_for_nam_starts_from_the_real_noise_and_trains_on_polyu():
+  config = nam.get_config()
+  assert config.init_from == 'runs/sidd'
+  assert list(training_sets(config)) == ['polyu']
+  assert config.loss == 'l1'
+  # The weights fit, and are trained on as before.
+  assert not any(name.startswith('model.') for name in _changed(config, sidd.get_config()))
+  assert set(_changed(nam.get_config('held_out'), config)) == {'data.held_out'}
+  assert tuple(config.data.held_out) == ()
+  # One scene of every camera of PolyU.
+  cameras = sorted(scene.split('_')[0] for scene in POLYU_HELD_OUT)
+  assert cameras == ['Canon5D2', 'Canon600D', 'Canon80D', 'NikonD800', 'Sony']
+
+
+def test_networks_have_the_parameters_measured_on_the_authors_code():
+  def count(config):
+    return _parameters(model_from_config(config.model))
+
+  assert count(color.get_config()) == count(sidd.get_config()) == count(nam.get_config()) == 4_234_723
+  assert count(gray.get_config()) == 4_234_081
+  # A last layer of 1x1 instead of 3x3 from 32 channels.
+  assert count(v1.get_config('color-30')) == 4_234_723 - 8 * 32 * 3
+  assert count(v1.get_config('gray-30')) == 4_234_081 - 8 * 32
+
+
+@pytest.mark.parametrize('file', [color, gray, color_fast])
+def test_blind_differs_in_the_range_of_noise_only(file):
+  assert _changed(file.get_config('blind'), file.get_config('50')) == {'noise.sigma_255_range': (0.0, 75.0)}
+
+
+def test_rows_of_the_ablation_are_those_of_table_1():
+  # RSAB, offset transfer, context block.
+  table = {
+    'none': '---',
+    'rsab': 'R--',
+    'context': '--C',
+    'rsab_context': 'R-C',
+    'rsab_offset': 'RO-',
+    'full': 'ROC',
+  }
+  assert set(ablation.ROWS) == set(table)
+  parts = ('use_rsab', 'use_offset_transfer', 'use_context')
+  counts = {}
+  for row, letters in table.items():
+    config = ablation.get_config(row)
+    assert tuple(config.model[part] for part in parts) == tuple(letter != '-' for letter in letters)
+    # Colour, sigma 50, and nothing else differs between the rows.
+    assert set(_changed(config, color.get_config('50'))) <= {f'model.{part}' for part in parts}
+    counts[row] = _parameters(model_from_config(config.model))
+  assert len(set(counts.values())) == len(counts)
+  assert counts['full'] == _parameters(model_from_config(color.get_config().model))
+
+
+@pytest.mark.parametrize(
+  ('argument', 'base', 'schedule'),
+  [
+    ('color-30', color.get_config('30'), {'optimizer.halve_every': 200_000}),
+    ('gray-blind', gray.get_config('blind'), {'optimizer.halve_every': 200_000}),
+    ('sidd', sidd.get_config(), {'optimizer.halve_every': 200_000}),
+    ('nam', nam.get_config(), {}),
+    ('nam-held_out', nam.get_config('held_out'), {}),
+  ],
+  ids=lambda value: value if isinstance(value, str) else '',
+)
+def test_version_1_differs_by_order_dilations_last_layer_and_schedule(argument, base, schedule):
+  network = {'model.rsab_order': 'deform_last', 'model.dilations': (1, 2, 4, 8), 'model.last_kernel': 1}
+  start = {'init_from': 'runs/v1-sidd'} if argument.startswith('nam') else {}
+  assert _changed(v1.get_config(argument), base) == network | schedule | start
+
+
+# --- What is refused.
+
+PAIRS = {'data.train.clean': '', 'data.train.pairs': 'somewhere', 'noise.sigma_255': 0.0}
+TILES = {'data.reader': 'tiles'}
+
+
+def _config(**changes):
+  config = default.get_config()
+  config.data.train.clean = 'somewhere'
+  config.batch_size = 8
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    *(
+      ({name: 0}, rf'config\.{re.escape(name)}: got 0, want at least 1')
+      for name in (
+        'batch_size',
+        'accumulate',
+        'steps',
+        'log_every',
+        'checkpoint_every',
+        'keep_checkpoints',
+        'data.patch_px',
+        'data.tile_px',
+        'data.stride_px',
+        'data.crops_per_image',
+      )
+    ),
+    *(
+      ({name: -1}, rf'config\.{re.escape(name)}: got -1, want at least 0')
+      for name in ('validation.every', 'validation.images', 'validation.pictures')
+    ),
+    ({'noise.sigma_255': -1.0}, r'config\.noise\.sigma_255: got -1\.0, want at least 0'),
+    ({'seed': -1}, r'config\.seed: got -1, want 0 to 2\*\*31 - 1'),
+    ({'seed': 2**31}, r'config\.seed: got 2147483648, want 0 to 2\*\*31 - 1'),
+    ({'ema_decay': 1.0}, r'config\.ema_decay: got 1\.0, want 0 \(no average\) to less than 1'),
+    ({'ema_decay': -0.1}, r'config\.ema_decay: got -0\.1, want 0'),
+    (
+      {'data.reader': 'tiles', 'data.stride_px': 301},
+      r'config\.data\.stride_px: got 301, want at most the 300 of a tile, or parts of '
+      r'the images are left out',
+    ),
+    *(
+      (
+        {'noise.sigma_255_range': sigmas},
+        rf'config\.noise\.sigma_255_range: got {re.escape(str(sigmas))}, want \(lowest, highest\) with '
+        r'0 <= lowest <= highest and highest above 0, or \(\) for sigma_255 alone',
+      )
+      for sigmas in (
+        (50.0,),
+        (0.0, 50.0, 75.0),
+        (-1.0, 75.0),
+        (75.0, 0.0),
+        (0.0, 0.0),
+        (0.0, float('inf')),
+        ('0', '75'),
+      )
+    ),
+    ({'noise.sigma_255': float('inf')}, r'config\.noise\.sigma_255: got inf, want a finite number'),
+    ({'noise.sigma_255': float('nan')}, r'config\.noise\.sigma_255: got nan, want at least 0'),
+    ({'loss': 'l3'}, r"config\.loss: got 'l3', want one of \['charbonnier', 'l1', 'l2'\]"),
+    ({'on_nonfinite': 'go'}, r"config\.on_nonfinite: got 'go', want one of \['stop', 'skip'\]"),
+    (
+      {'data.reader': 'tfds'},
+      r"config\.data\.reader: got 'tfds', want one of \['files', 'tiles', 'memory'\]",
+    ),
+    ({'model.channels': 2}, r'config\.model\.channels: got 2, want one of \[3, 1\]'),
+    (
+      {'batch_size': 6},
+      r'config\.batch_size: got 6, want a multiple of 4 \(4 devices, accumulate 1\)',
+    ),
+    ({'accumulate': 3}, r'config\.batch_size: got 8, want a multiple of 12 \(4 devices, accumulate 3\)'),
+    (
+      {'data.patch_px': 301, **TILES},
+      r'config\.data\.patch_px: got 301, want at most the 300 of a tile \(data\.tile_px\)',
+    ),
+    (
+      {'data.train.clean': ''},
+      r'config\.data\.train: got no folder for any data set, want at least one: '
+      r'for a folder of clean images, --config\.data\.train\.clean=FOLDER; for one of pairs, '
+      r'--config=configs/pairs\.py --config\.data\.train\.pairs=FOLDER',
+    ),
+    *(
+      (
+        {
+          **PAIRS,
+          'data.train.pairs': '',
+          f'data.train.{paired}': 'there',
+          f'data.train.{clean}': 'here',
+          **TILES,
+        },
+        rf'config\.data\.train: got {re.escape(str(sorted([clean, paired])))}, want clean images or '
+        r'pairs, not both',
+      )
+      for clean, paired in (('clean', 'sidd'), ('div2k', 'renoir'), ('clean', 'polyu'), ('div2k', 'pairs'))
+    ),
+    (
+      {**PAIRS, 'data.train.sidd': 'there', 'noise.sigma_255': 50.0},
+      r'config\.noise: got sigma_255 = 50 with pairs \(pairs, sidd\), want sigma_255 = 0 and no range: '
+      r'they are noisy already',
+    ),
+    (
+      {**PAIRS, 'noise.sigma_255_range': (0.0, 75.0)},
+      r'config\.noise: got .* with pairs \(pairs\), want sigma_255 = 0',
+    ),
+    (
+      {'noise.sigma_255': 0.0},
+      r'config\.noise\.sigma_255: got 0 with clean images, want a positive number, or a range',
+    ),
+    (
+      {'data.held_out': ('Sony_door',)},
+      r"config\.data\.held_out: got \('Sony_door',\) with clean images, want \(\): only pairs have scenes",
+    ),
+    ({'data.train.div2k': 'there'}, r"config\.data\.reader: got 'files' with div2k, want 'tiles'"),
+    # Of the network and the optimiser, before anything is compiled.
+    ({'model.dtype': 'float16'}, r"model\.dtype: got 'float16', want 'float32' or 'bfloat16'"),
+    ({'model.width': 12}, r'SADNet\.width: got 12, want a multiple of deformable_groups = 8'),
+    ({'optimizer.schedule': 'linear'}, r"schedule: got 'linear', want 'step_halving' or 'cosine'"),
+    ({'optimizer.name': 'sgd'}, r"optimizer: got 'sgd', want 'adam' or 'muon'"),
+  ],
+  ids=lambda value: ' '.join(f'{n}={v}' for n, v in value.items()) if isinstance(value, dict) else '',
+)
+def test_a_config_that_cannot_work_is_refused_with_got_and_wanted(changes, message):
+  with pytest.raises(ValueError, match=message):
+    check_config(_config(**changes), device_count=4)
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {},
+    {'seed': 2**31 - 1},
+    {'ema_decay': 0.9999},
+    {'accumulate': 2},
+    {'loss': 'charbonnier', 'on_nonfinite': 'skip'},
+    {'data.patch_px': 300, **TILES},
+    {'data.patch_px': 301},
+    {'data.stride_px': 300},
+    {'data.train.div2k': 'there', **TILES},
+    {'noise.sigma_255': 0.0, 'noise.sigma_255_range': (0.0, 75.0)},
+    {'noise.sigma_255_range': (25.0, 25.0)},
+    PAIRS,
+    {**PAIRS, 'data.held_out': ('Sony_door',), 'data.reader': 'memory'},
+  ],
+  ids=lambda changes: ' '.join(f'{n}={v}' for n, v in changes.items()),
+)
+def test_a_config_at_the_edge_of_what_works_is_accepted(changes):
+  check_config(_config(**changes), device_count=4)
+
+
+def test_training_sets_are_those_with_a_folder():
+  config = _config(**{'data.train.polyu': 'there'})
+  assert training_sets(config) == {'clean': 'somewhere', 'polyu': 'there'}

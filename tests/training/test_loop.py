@@ -1,0 +1,651 @@
+"""The training step and loop: learning, parallelism, resume, and what is refused."""
+
+import io
+import json
+import shutil
+import signal
+
+import chex
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from PIL import Image
+import pytest
+from tensorboard.backend.event_processing import event_accumulator
+
+from configs import default
+from sadnet_jax.data import examples, layouts, pipeline
+from sadnet_jax.evaluation.image_sets import open_set
+from sadnet_jax.evaluation.methods import SADNetMethod
+from sadnet_jax.evaluation.protocols import CLIPPED8, UNCLIPPED
+from sadnet_jax.evaluation.scoring import evaluate_set
+from sadnet_jax.images.arrays import read_image
+from sadnet_jax.nn.sadnet import SADNet
+from sadnet_jax.training import loop
+from sadnet_jax.training.loop import train, warn_of_offsets
+from sadnet_jax.training.state import create_train_state, model_from_config, state_from_params
+from sadnet_jax.training.step import make_parallel_step
+from sadnet_jax.weights import checkpoints
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick_to_compile():
+  """Compiling is most of what a short run does: a fifth less of these tests' time."""
+  before = jax.config.read('jax_disable_most_optimizations')
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', before)
+
+
+@pytest.fixture(scope='module')
+def photographs(tmp_path_factory):
+  """A folder of small smooth colour images, one of them a JPEG in a subfolder."""
+  folder = tmp_path_factory.mktemp('photographs')
+  (folder / 'more').mkdir()
+  for i, (height, width) in enumerate([(40, 33), (24, 41), (37, 24)]):
+    y, x = np.mgrid[:height, :width] / 16
+    colours = [np.sin(x * (i + 1) + c) * np.cos(y + c) for c in range(3)]
+    pixels = np.uint8(127.5 + 127.5 * np.stack(colours, axis=-1))
+    Image.fromarray(pixels).save(folder / ('more/last.jpg' if i == 2 else f'{i}.png'))
+  return folder
+
+
+def _config(folder='unused', **changes) -> ml_collections.ConfigDict:
+  """A tiny network and a short run."""
+  config = default.get_config()
+  config.model.update(width=8, offset_width=8, dilations=(1, 2))
+  config.data.train.clean = str(folder)
+  config.validation.every = 0
+  config.data.patch_px = 16
+  config.batch_size = 8
+  config.steps = 6
+  config.log_every = 1
+  config.checkpoint_every = 2
+  config.optimizer.learning_rate = 1e-3
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+@pytest.fixture(autouse=True, scope='module')
+def compiled_once():
+  """Runs that differ in nothing that is compiled share their step and their first weights."""
+  steps, first = {}, {}
+
+  def key(config):
+    fields = json.loads(config.to_json_best_effort())
+    for name in ('steps', 'log_every', 'checkpoint_every', 'keep_checkpoints', 'validation', 'init_from'):
+      del fields[name]
+    if config.optimizer.schedule != 'step_halving':
+      fields['steps'] = config.steps
+    return json.dumps({**fields, 'data': config.data.patch_px}, sort_keys=True)
+
+  def step_of(config, devices, images=None):
+    if images is not None:
+      return make_parallel_step(config, devices, images)
+    known = (key(config), tuple(d.id for d in devices))
+    if known not in steps:
+      steps[known] = make_parallel_step(config, devices)
+    return steps[known]
+
+  def first_state(config):
+    if key(config) not in first:
+      first[key(config)] = jax.tree.map(np.asarray, create_train_state(config).params)
+    model, params = model_from_config(config.model), jax.tree.map(jnp.array, first[key(config)])
+    return state_from_params(config, model, params)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loop, 'make_parallel_step', step_of)
+    patch.setattr(loop, 'create_train_state', first_state)
+    yield
+
+
+def _batch(config, seed=0):
+  shape = (config.batch_size, config.data.patch_px, config.data.patch_px, config.model.channels)
+  return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def _assert_equal(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_a_tiny_network_overfits_one_batch():
+  sigma_255 = 50.0
+  changes = {'noise.sigma_255': sigma_255, 'noise.clip': False, 'optimizer.learning_rate': 5e-3, 'loss': 'l1'}
+  config = _config(**changes)
+  step = make_parallel_step(config, jax.devices()[:1])
+  state, batch = create_train_state(config), _batch(config)
+  # One colour a patch, far apart: what averages over the patch can learn.
+  batch[:] = batch[:, :1, :1]
+  losses = []
+  for _ in range(100):
+    state, metrics = step(state, {'clean': batch})
+    losses.append(float(metrics['loss']))
+  # The mean absolute value of the noise is what a network that does nothing is left with.
+  assert np.mean(losses[-10:]) < 0.4 * sigma_255 / 255 * np.sqrt(2 / np.pi)
+
+
+@pytest.mark.parametrize('device_count', [2, 8])
+def test_many_devices_give_the_weights_of_one(device_count):
+  # Adam divides by the root of the square of the gradient plus eps: with its usual eps it
+  # would turn rounding in gradients near zero into whole steps.
+  config = _config(**{'optimizer.eps': 1e-3, 'model.offset_init': 'xavier'})
+  start = create_train_state(config).params
+  ends, losses = [], []
+  for devices in (jax.devices()[:1], jax.devices()[:device_count]):
+    state, step = create_train_state(config), make_parallel_step(config, devices)
+    for seed in range(3):
+      state, metrics = step(state, {'clean': _batch(config, seed)})
+    ends.append(state.params)
+    losses.append(float(metrics['loss']))
+  # Sums over the batch are taken in another order. Where that moves a value across a kink of
+  # bilinear sampling or leaky ReLU, a single weight differs by more than rounding, so what is
+  # bounded is the difference of all weights beside the distance they have come.
+  difference, distance = (
+    optax.tree.norm(jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), ends[0], other))
+    for other in (ends[1], start)
+  )
+  assert distance > 1e-2
+  assert difference < 1e-3 * distance
+  assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_noise_differs_between_steps_and_not_between_runs():
+  config = _config(**{'optimizer.learning_rate': 0.0})
+  step = make_parallel_step(config, jax.devices()[:2])
+  runs = []
+  for _ in range(2):
+    state, losses = create_train_state(config), []
+    for _ in range(2):
+      state, metrics = step(state, {'clean': _batch(config)})
+      losses.append(float(metrics['loss']))
+    runs.append(losses)
+  assert runs[0] == runs[1]
+  assert runs[0][0] != runs[0][1]
+
+
+def test_metrics_have_the_mean_offset_of_every_scale():
+  config = _config(**{'model.offset_init': 'xavier'})
+  _, metrics = make_parallel_step(config, jax.devices()[:2])(
+    create_train_state(config), {'clean': _batch(config)}
+  )
+  by_scale = {f'{name}/scale{s}' for name in ('offset', 'gradient_norm') for s in (1, 2, 3, 4)}
+  assert set(metrics) == {'loss', 'gradient_norm', 'finite', 'skipped_steps'} | by_scale
+  chex.assert_tree_all_finite(metrics)
+  assert all(metrics[f'offset/scale{s}'] > 0 for s in (1, 2, 3, 4))
+
+
+def test_a_network_without_rsab_trains():
+  config = _config(**{'model.use_rsab': False})
+  _, metrics = make_parallel_step(config, jax.devices()[:1])(
+    create_train_state(config), {'clean': _batch(config)}
+  )
+  assert not any(name.startswith('offset') for name in metrics)
+  assert metrics['finite']
+
+
+def test_stopped_and_resumed_equals_uninterrupted(photographs, tmp_path):
+  devices = jax.devices()[:2]
+  whole = train(_config(photographs), tmp_path / 'whole', devices)
+  # The first half, then the second in what could be another process.
+  train(_config(photographs, steps=3), tmp_path / 'halves', devices)
+  halves = train(_config(photographs), tmp_path / 'halves', devices)
+  assert int(halves.step) == 6
+  _assert_equal((whole.params, whole.opt_state), (halves.params, halves.opt_state))
+  lines = [
+    [json.loads(line) for line in (tmp_path / run / 'metrics.jsonl').read_text().splitlines()]
+    for run in ('whole', 'halves')
+  ]
+  assert [line['step'] for line in lines[1]] == [1, 2, 3, 4, 5, 6]
+  assert [line['loss'] for line in lines[0]] == [line['loss'] for line in lines[1]]
+
+
+def test_a_run_continues_from_its_checkpoint_when_later_work_was_lost(photographs, tmp_path):
+  devices = jax.devices()[:1]
+  whole = train(_config(photographs), tmp_path / 'whole', devices)
+  train(_config(photographs, steps=4), tmp_path / 'killed', devices)
+  # As a kill after step 5 leaves it: a line beyond the checkpoint, and half a line.
+  with (tmp_path / 'killed' / 'metrics.jsonl').open('a') as file:
+    file.write('{"step": 5, "loss": 123.0}\n{"step": 6, "lo')
+  resumed = train(_config(photographs), tmp_path / 'killed', devices)
+  _assert_equal(whole.params, resumed.params)
+  lines = [json.loads(line) for line in (tmp_path / 'killed' / 'metrics.jsonl').read_text().splitlines()]
+  assert [line['step'] for line in lines] == [1, 2, 3, 4, 5, 6]
+  assert lines[4]['loss'] != 123.0
+
+
+def test_a_finished_run_is_left_alone(photographs, tmp_path, capsys):
+  config = _config(photographs, steps=2)
+  first = train(config, tmp_path / 'run', jax.devices()[:1])
+  again = train(config, tmp_path / 'run', jax.devices()[:1])
+  _assert_equal(first.params, again.params)
+  assert 'nothing to do, the run is at step 2 of 2' in capsys.readouterr().out
+
+
+def test_saved_weights_are_those_of_the_state_and_keep_is_respected(photographs, tmp_path):
+  config = _config(photographs, keep_checkpoints=2)
+  state = train(config, tmp_path / 'run', jax.devices()[:1])
+  model = SADNet(width=8, offset_width=8, dilations=(1, 2))
+  step, params = checkpoints.restore_params(tmp_path / 'run', model, config.to_dict())
+  assert step == 6
+  _assert_equal(params, state.params)
+  assert sorted(p.name for p in (tmp_path / 'run' / 'checkpoints').iterdir() if p.is_dir()) == ['4', '6']
+  step, older = checkpoints.restore_params(tmp_path / 'run' / 'checkpoints' / '4', model, config.to_dict())
+  assert step == 4
+  # Saved in the background while later steps reused the state's buffers.
+  shorter = train(_config(photographs, steps=4), tmp_path / 'shorter', jax.devices()[:1])
+  _assert_equal(older, shorter.params)
+  assert not np.array_equal(older['out']['kernel'], params['out']['kernel'])
+  with pytest.raises(ValueError, match=r'got checkpoints of steps \[4, 6\], want 5'):
+    checkpoints.restore_params(tmp_path / 'run' / 'checkpoints' / '5', model, config.to_dict())
+
+
+def test_a_checkpoint_of_another_network_names_the_fields(photographs, tmp_path):
+  train(_config(photographs, steps=1), tmp_path / 'run', jax.devices()[:1])
+  other = _config(photographs, **{'model.width': 16, 'model.last_kernel': 1})
+  message = r'model.last_kernel: checkpoint 3, config 1; model.width: checkpoint 8, config 16'
+  with pytest.raises(ValueError, match=message):
+    train(other, tmp_path / 'run', jax.devices()[:1])
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'optimizer.name': 'muon'}, r'optimizer.name: checkpoint "adam", config "muon"'),
+    ({'optimizer.clip_norm': 0.5}, r'optimizer.clip_norm: checkpoint 0.0, config 0.5'),
+    ({'noise.sigma_255': 30.0}, r'noise.sigma_255: checkpoint 50.0, config 30.0'),
+    ({'seed': 1}, r'seed: checkpoint 0, config 1'),
+    (
+      {'optimizer.schedule': 'cosine', 'steps': 2},
+      r'checkpoint "step_halving", config "cosine"; steps: checkpoint 1',
+    ),
+  ],
+)
+def test_a_run_is_not_continued_with_another_recipe(short_run, photographs, changes, message):
+  with pytest.raises(ValueError, match=rf'the checkpoint is of a run with another config: .*{message}'):
+    train(_config(photographs, **{'steps': 1, **changes}), short_run, jax.devices()[:1])
+
+
+@pytest.fixture(scope='module')
+def short_run(photographs, tmp_path_factory):
+  run = tmp_path_factory.mktemp('run')
+  train(_config(photographs, steps=1), run, jax.devices()[:1])
+  return run
+
+
+def test_grey_trains_and_is_evaluated_on_colour_files(photographs, tmp_path):
+  config = _config(photographs, **{'model.channels': 1, 'steps': 2, 'optimizer.name': 'muon'})
+  state = train(config, tmp_path / 'run', jax.devices()[:1])
+  model = model_from_config(config.model)
+  _, params = checkpoints.restore_params(tmp_path / 'run', model, config.to_dict())
+  _assert_equal(params, state.params)
+  results = _evaluate(model, params, photographs, sigma_255=25, protocol=UNCLIPPED)
+  assert [(r.name, r.height, r.width) for r in results] == [
+    ('0', 40, 33),
+    ('1', 24, 41),
+    ('more/last', 37, 24),
+  ]
+
+
+def _evaluate(model, params, folder, *, sigma_255, protocol):
+  method = SADNetMethod(model, params, {}, devices=jax.devices()[:1])
+  return evaluate_set(
+    method,
+    open_set(str(folder), None),
+    channels=model.channels,
+    sigma_255=sigma_255,
+    protocol=protocol,
+    keep_going=False,
+  ).images
+
+
+def test_a_folder_without_checkpoints_is_refused(tmp_path):
+  with pytest.raises(
+    ValueError, match=r"got no folder 'checkpoints' in it, want the folder of a training run"
+  ):
+    checkpoints.restore_params(tmp_path, SADNet(), {})
+
+
+def test_a_diverged_run_stops_and_names_the_metric_and_the_step(photographs, tmp_path):
+  config = _config(photographs, **{'optimizer.learning_rate': 1e30, 'optimizer.schedule': 'step_halving'})
+  with pytest.raises(ValueError, match=r'step 2: got offset/scale4 = (nan|inf) \(and .*\), want a finite'):
+    train(config, tmp_path / 'run', jax.devices()[:1])
+  # Step 1 was good, but what it led to was not: nothing may be saved after it.
+  assert not list((tmp_path / 'run' / 'checkpoints').iterdir())
+
+
+def test_offsets_larger_than_the_patch_are_a_warning(caplog):
+  with caplog.at_level('WARNING'):
+    warn_of_offsets(
+      7, {'loss': 1.0, 'offset/scale1': 16.5, 'offset/scale2': 8.0, 'offset/scale4': 2.5}, patch_px=16
+    )
+  texts = [r.getMessage() for r in caplog.records]
+  assert [t.split(',')[0] for t in texts] == [
+    'step 7: the mean absolute offset of scale 1 is 16.5 pixels',
+    'step 7: the mean absolute offset of scale 4 is 2.5 pixels',
+  ]
+
+
+def test_a_bad_image_is_named_before_anything_is_trained(tmp_path):
+  folder = tmp_path / 'images'
+  folder.mkdir()
+  Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(
+    folder / 'cut.png'
+  )
+  content = (folder / 'cut.png').read_bytes()
+  (folder / 'cut.png').write_bytes(content[: len(content) // 2])
+  with pytest.raises(ValueError, match=r'cut.png: got a damaged image file'):
+    train(_config(folder), tmp_path / 'run')
+  (folder / 'cut.png').unlink()
+  Image.new('L', (64, 64)).save(folder / 'grey.png')
+  with pytest.raises(ValueError, match=r'grey.png: got a grey image, want colour'):
+    train(_config(folder), tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_an_image_smaller_than_a_patch_is_named_before_anything_is_trained(photographs, tmp_path):
+  with pytest.raises(ValueError, match=r'0.png: got 33x40 pixels, want at least 35x35 for a crop'):
+    train(_config(photographs, **{'data.patch_px': 35}), tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_validation_keeps_the_best_checkpoint_and_shows_pictures(photographs, tmp_path, monkeypatch):
+  # The best is the first: afterwards the weights are shaken.
+  rates = iter([0.0, 0.3, 0.3])
+  monkeypatch.setattr(loop, 'make_parallel_step', _with_rate(rates))
+  changes = {'steps': 3, 'validation.every': 1, 'validation.clean': (str(photographs), 'nowhere')}
+  config = _config(photographs, keep_checkpoints=1, **changes)
+  train(config, tmp_path / 'run', jax.devices()[:1])
+  lines = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
+  scores = {
+    line['step']: line[f'psnr/{photographs.name}'] for line in lines if f'psnr/{photographs.name}' in line
+  }
+  assert sorted(scores) == [1, 2, 3]
+  assert max(scores, key=scores.get) == 1
+  assert sorted(p.name for p in (tmp_path / 'run' / 'checkpoints').iterdir()) == ['1', '3']
+  events = event_accumulator.EventAccumulator(
+    str(tmp_path / 'run' / 'tensorboard'), size_guidance={'images': 0}
+  )
+  events.Reload()
+  pictures = events.Tags()['images']
+  assert pictures == [f'{photographs.name}/0', f'{photographs.name}/1']
+  (first, *_), image = events.Images(pictures[0]), read_image(photographs / '0.png', 3)
+  shown = np.asarray(Image.open(io.BytesIO(first.encoded_image_string)))
+  np.testing.assert_array_equal(shown[:, 2 * image.shape[1] :], image)
+
+
+def _with_rate(rates):
+  """`make_parallel_step`, but each step adds noise of the next of these sizes to the weights."""
+
+  def make(config, devices, images=None):
+    step = make_parallel_step(config, devices, images)
+
+    def disturbed(state, batch):
+      state, metrics = step(state, batch)
+      rate, rng = next(rates), np.random.default_rng(0)
+      moved = jax.tree.map(lambda p: jnp.asarray(p + rate * rng.normal(size=p.shape), p.dtype), state.params)
+      return state.replace(params=jax.device_put(moved, state.step.sharding)), metrics
+
+    return disturbed
+
+  return make
+
+
+def test_validation_measures_what_evaluation_does(photographs, tmp_path):
+  changes = {'steps': 1, 'validation.every': 1, 'validation.clean': (str(photographs),), 'ema_decay': 0.5}
+  config = _config(photographs, **changes)
+  state = train(config, tmp_path / 'run', jax.devices()[:1])
+  (line,) = (
+    json.loads(line)
+    for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
+    if 'psnr' in line
+  )
+  model = model_from_config(config.model)
+  _, params = checkpoints.restore_params(tmp_path / 'run', model, config.to_dict())
+  _assert_equal(params, state.ema)
+  assert not np.array_equal(params['out']['kernel'], state.params['out']['kernel'])
+  results = _evaluate(model, params, photographs, sigma_255=50.0, protocol=CLIPPED8)
+  expected = np.mean([r.psnr for r in results])
+  assert line[f'psnr/{photographs.name}'] == pytest.approx(expected, abs=1e-4)
+
+
+def test_other_images_than_the_run_was_started_on_are_refused(photographs, tmp_path):
+  folder = tmp_path / 'images'
+  shutil.copytree(photographs, folder)
+  train(_config(folder, steps=1), tmp_path / 'run', jax.devices()[:1])
+  Image.new('RGB', (40, 40)).save(folder / 'new.png')
+  with pytest.raises(
+    ValueError, match=r'a run on other training images: got 4 images, \w+, want 3 images, \w+; the order'
+  ):
+    train(_config(folder), tmp_path / 'run', jax.devices()[:1])
+  (folder / 'new.png').unlink()
+  # The same images elsewhere are the same.
+  folder.rename(tmp_path / 'moved')
+  assert int(train(_config(tmp_path / 'moved', steps=2), tmp_path / 'run', jax.devices()[:1]).step) == 2
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_takes_over(photographs, tmp_path):
+  devices = jax.devices()[:1]
+  whole = train(_config(photographs), tmp_path / 'whole', devices)
+  run = tmp_path / 'damaged'
+  train(_config(photographs, steps=4), run, devices)
+  for path in (run / 'checkpoints' / '4' / 'params').rglob('*'):
+    if path.is_file():
+      path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  with pytest.raises(
+    ValueError, match=r'checkpoints/4: got a checkpoint that cannot be read .*move that folder away'
+  ):
+    train(_config(photographs), run, devices)
+  (run / 'checkpoints' / '4').rename(run / 'set_aside')
+  _assert_equal(train(_config(photographs), run, devices).params, whole.params)
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(photographs, tmp_path):
+  (tmp_path / 'file').write_text('')
+  for folder in (tmp_path / 'file' / 'run', '/proc/run'):
+    with pytest.raises(
+      ValueError, match=r'run: got a folder that cannot be written to \(.*\), want one for the run'
+    ):
+      train(_config(photographs), folder, jax.devices()[:1])
+
+
+def test_non_finite_steps_are_skipped_and_counted_where_configured(photographs, tmp_path, monkeypatch):
+  poisoned = {2, 3, 5}
+  monkeypatch.setattr(loop, 'make_parallel_step', _with_poison(poisoned))
+  config = _config(photographs, on_nonfinite='skip')
+  state = train(config, tmp_path / 'run', jax.devices()[:1])
+  assert (int(state.step), int(state.skipped)) == (6, 3)
+  chex.assert_tree_all_finite((state.params, state.opt_state))
+  lines = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
+  assert [line['skipped_steps'] for line in lines] == [0, 1, 2, 2, 3, 3]
+  assert ['loss' in line for line in lines] == [True, False, False, True, False, True]
+  # The count is part of what is saved.
+  monkeypatch.undo()
+  assert (
+    int(
+      train(_config(photographs, on_nonfinite='skip', steps=7), tmp_path / 'run', jax.devices()[:1]).skipped
+    )
+    == 3
+  )
+  monkeypatch.setattr(loop, 'make_parallel_step', _with_poison(poisoned))
+  with pytest.raises(ValueError, match=r'^step 2: got (?=.*loss).*want a finite'):
+    train(_config(photographs), tmp_path / 'stopped', jax.devices()[:1])
+
+
+def test_too_many_skipped_steps_in_a_row_end_the_run(photographs, tmp_path, monkeypatch):
+  monkeypatch.setattr(loop, 'make_parallel_step', _with_poison({2, 3, 4, 5, 6}))
+  monkeypatch.setattr(loop, '_MOST_SKIPPED_IN_A_ROW', 3)
+  with pytest.raises(ValueError, match=r'^step 5: got '):
+    train(_config(photographs, on_nonfinite='skip'), tmp_path / 'run', jax.devices()[:1])
+
+
+def _with_poison(steps):
+  """`make_parallel_step`, but the weights of some steps are not finite while the gradient is computed."""
+
+  def make(config, devices, images=None):
+    step = make_parallel_step(config, devices, images)
+
+    def poisoned(state, batch):
+      if int(state.step) + 1 not in steps:
+        return step(state, batch)
+      kernel = state.params['out']['kernel']
+      kept = np.array(kernel)
+      state.params['out']['kernel'] = jax.device_put(np.full_like(kept, np.nan), kernel.sharding)
+      state, metrics = step(state, batch)
+      state.params['out']['kernel'] = jax.device_put(kept, state.params['out']['kernel'].sharding)
+      return state, metrics
+
+    return poisoned
+
+  return make
+
+
+@pytest.fixture(scope='module')
+def pairs(tmp_path_factory):
+  """Noisy and clean images of four scenes, large enough for tiles of 24 pixels."""
+  folder, rng = tmp_path_factory.mktemp('pairs'), np.random.default_rng(0)
+  for i in range(4):
+    clean = np.repeat(np.repeat(rng.integers(0, 256, (5, 6, 3)), 8, axis=0), 8, axis=1)
+    noisy = np.clip(clean + rng.normal(0, 20, clean.shape), 0, 255)
+    for role, pixels in (('clean', clean), ('noisy', noisy)):
+      Image.fromarray(pixels.astype(np.uint8)).save(folder / f'{i}_{role}.png')
+  return folder
+
+
+def _pairs_config(pairs, tmp_path, reader, **changes):
+  return _config(
+    '',
+    **{
+      'data.train.pairs': str(pairs),
+      'data.reader': reader,
+      'data.tiles_dir': str(tmp_path / 'tiles'),
+      'data.tile_px': 24,
+      'data.stride_px': 12,
+      'data.crops_per_image': 2,
+      'noise.sigma_255': 0.0,
+      'loss': 'l1',
+      'steps': 3,
+      **changes,
+    },
+  )
+
+
+@pytest.mark.parametrize('reader', ['files', 'tiles', 'memory'])
+def test_pairs_train_from_every_reader_and_held_out_scenes_are_validated(pairs, tmp_path, reader, capsys):
+  scene = layouts.find_examples('pairs', pairs).examples[1].scene
+  changes = {'data.held_out': (scene,), 'validation.every': 3}
+  config = _pairs_config(pairs, tmp_path, reader, **changes)
+  whole = train(config, tmp_path / 'whole', jax.devices()[:2])
+  output = capsys.readouterr().out
+  assert 'validation on held_out (1 images)' in output
+  assert ('27 tiles' if reader == 'tiles' else '3 images') + ', 1 images held out' in output
+  lines = [json.loads(line) for line in (tmp_path / 'whole' / 'metrics.jsonl').read_text().splitlines()]
+  assert lines[-1]['psnr/held_out'] > 10
+  # Stopped in the middle of a round of two steps an image.
+  first = _pairs_config(pairs, tmp_path, reader, **{**changes, 'steps': 1})
+  train(first, tmp_path / 'halves', jax.devices()[:2])
+  halves = train(config, tmp_path / 'halves', jax.devices()[:2])
+  _assert_equal((whole.params, whole.opt_state), (halves.params, halves.opt_state))
+
+
+def test_tiles_train_on_when_what_they_were_cut_from_is_gone(pairs, tmp_path):
+  folder = tmp_path / 'download'
+  shutil.copytree(pairs, folder)
+  config = _pairs_config(folder, tmp_path, 'tiles', steps=1)
+  train(config, tmp_path / 'run', jax.devices()[:1])
+  shutil.rmtree(folder)
+  assert int(train(_pairs_config(folder, tmp_path, 'tiles'), tmp_path / 'run', jax.devices()[:1]).step) == 3
+
+
+def test_damaged_files_are_left_out_and_counted_where_configured(photographs, tmp_path, capsys):
+  folder = tmp_path / 'images'
+  shutil.copytree(photographs, folder)
+  content = (folder / '0.png').read_bytes()
+  (folder / 'cut.png').write_bytes(content[: len(content) // 2])
+  Image.new('RGB', (8, 8)).save(folder / 'small.png')
+  config = _config(folder, **{'data.skip_bad': True, 'steps': 1})
+  train(config, tmp_path / 'run', jax.devices()[:1])
+  output = capsys.readouterr().out
+  assert 'cut.png: got a damaged image file' in output
+  assert 'small.png: got 8x8 pixels' in output
+  assert '3 images, 2 left out' in output
+
+
+def test_fine_tuning_starts_from_the_weights_of_a_run(photographs, tmp_path):
+  first = train(_config(photographs, steps=2), tmp_path / 'first', jax.devices()[:1])
+  changes = {'init_from': str(tmp_path / 'first'), 'optimizer.learning_rate': 0.0, 'steps': 1}
+  tuned = train(_config(photographs, **changes), tmp_path / 'tuned', jax.devices()[:1])
+  _assert_equal(tuned.params, first.params)
+  other = _config(photographs, **{'init_from': str(tmp_path / 'first'), 'model.width': 16})
+  with pytest.raises(ValueError, match=r'model.width: checkpoint 8, config 16'):
+    train(other, tmp_path / 'other', jax.devices()[:1])
+
+
+def test_sigterm_is_given_back_after_the_run(photographs, tmp_path):
+  before = signal.getsignal(signal.SIGTERM)
+  train(_config(photographs, steps=1), tmp_path / 'run', jax.devices()[:1])
+  assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_bad_validation_image_is_named_before_anything_is_trained(photographs, tmp_path):
+  folder = tmp_path / 'test'
+  folder.mkdir()
+  Image.new('L', (20, 20)).save(folder / 'grey.png')
+  config = _config(photographs, **{'validation.every': 2, 'validation.clean': (str(folder),)})
+  with pytest.raises(ValueError, match=r'grey.png: got a grey image, want colour'):
+    train(config, tmp_path / 'run', jax.devices()[:1])
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_step_is_saved_although_its_validation_fails(photographs, tmp_path, monkeypatch):
+  def fails(*arguments, **fields):
+    def validate(params, gives_up):
+      raise RuntimeError('out of memory')
+
+    return validate
+
+  monkeypatch.setattr(loop.validation, 'make_validator', fails)
+  config = _config(photographs, **{'validation.every': 3, 'validation.clean': (str(photographs),)})
+  with pytest.raises(RuntimeError, match='out of memory'):
+    train(config, tmp_path / 'run', jax.devices()[:1])
+  assert sorted(p.name for p in (tmp_path / 'run' / 'checkpoints').iterdir()) == ['2', '3']
+
+
+def test_equal_images_validate_to_infinity_without_harm(tmp_path, pairs):
+  folder = tmp_path / 'equal'
+  folder.mkdir()
+  for role in ('clean', 'noisy'):
+    shutil.copy(next(pairs.glob('*clean.png')), folder / f'1_{role}.png')
+  changes = {'validation.every': 1, 'validation.pairs': (str(folder),), 'steps': 1}
+  config = _pairs_config(pairs, tmp_path, 'memory', **changes, **{'optimizer.learning_rate': 0.0})
+  start = create_train_state(config)
+  # A network that changes nothing: its last layer is zero.
+  start.params['out'] = jax.tree.map(jnp.zeros_like, start.params['out'])
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loop, 'create_train_state', lambda config: start)
+    train(config, tmp_path / 'run', jax.devices()[:1])
+  assert 'psnr' not in (tmp_path / 'run' / 'metrics.jsonl').read_text()
+  assert (tmp_path / 'run' / 'checkpoints' / '1').is_dir()
+
+
+def test_a_fine_tuning_continues_when_what_it_started_from_is_gone(photographs, tmp_path):
+  train(_config(photographs, steps=1), tmp_path / 'first', jax.devices()[:1])
+  changes = {'init_from': str(tmp_path / 'first')}
+  train(_config(photographs, **changes, steps=2), tmp_path / 'tuned', jax.devices()[:1])
+  shutil.rmtree(tmp_path / 'first')
+  assert int(train(_config(photographs, **changes), tmp_path / 'tuned', jax.devices()[:1]).step) == 6
+
+
+def test_an_image_gone_bad_during_a_run_is_named(tmp_path, photographs, monkeypatch):
+  folder = tmp_path / 'images'
+  shutil.copytree(photographs, folder)
+  check = examples.check_examples
+
+  def check_and_damage(examples, channels, patch_px):
+    check(examples, channels, patch_px)
+    (folder / '1.png').write_bytes((folder / '1.png').read_bytes()[:100])
+
+  monkeypatch.setattr(pipeline, 'check_examples', check_and_damage)
+  with pytest.raises(ValueError, match=r'1.png: got a damaged image file'):
+    train(_config(folder), tmp_path / 'run', jax.devices()[:1])

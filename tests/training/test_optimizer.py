@@ -1,0 +1,119 @@
+"""Schedules at the steps that matter, and both optimisers."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from sadnet_jax.training.state import make_optimizer, make_schedule, step_halving
+
+
+def _schedule(**changes):
+  fields = {
+    'name': 'step_halving',
+    'learning_rate': 1e-4,
+    'halve_every': 300_000,
+    'warmup_steps': 0,
+    'total_steps': 900_000,
+  }
+  return make_schedule(**{**fields, **changes})
+
+
+def _optimizer(schedule, **changes):
+  fields = {'name': 'adam', 'b1': 0.9, 'b2': 0.999, 'eps': 1e-8, 'bias_rate': 0.4, 'clip_norm': 0.0}
+  return make_optimizer(schedule, **{**fields, **changes})
+
+
+@pytest.mark.parametrize(
+  ('step', 'rate'), [(0, 1e-4), (299_999, 1e-4), (300_000, 5e-5), (599_999, 5e-5), (600_000, 2.5e-5)]
+)
+def test_step_halving_at_its_corners(step, rate):
+  assert float(step_halving(1e-4, 300_000)(step)) == pytest.approx(rate, rel=1e-6)
+  assert float(_schedule()(step)) == pytest.approx(rate, rel=1e-6)
+
+
+def test_warmup_rises_linearly_and_the_schedule_starts_after_it():
+  schedule = _schedule(warmup_steps=10, halve_every=100)
+  assert [float(schedule(s)) for s in (0, 5, 10, 109, 110)] == pytest.approx([0, 5e-5, 1e-4, 1e-4, 5e-5])
+
+
+def test_cosine_ends_at_zero():
+  schedule = _schedule(name='cosine', warmup_steps=100, total_steps=1100)
+  assert [float(schedule(s)) for s in (100, 600, 1100)] == pytest.approx([1e-4, 5e-5, 0], abs=1e-10)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'name': 'linear'}, "schedule: got 'linear', want 'step_halving' or 'cosine'"),
+    ({'learning_rate': -1.0}, 'learning_rate: got -1.0, want at least 0'),
+    ({'halve_every': 0}, 'halve_every: got 0, want at least 1'),
+    ({'warmup_steps': 900_000}, 'warmup_steps: got 900000, want 0 to less than the 900000 steps'),
+  ],
+)
+def test_schedule_refuses(changes, message):
+  with pytest.raises(ValueError, match=message):
+    _schedule(**changes)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'name': 'sgd'}, "optimizer: got 'sgd', want 'adam' or 'muon'"),
+    ({'clip_norm': -1.0}, 'clip_norm: got -1.0, want a positive number, or 0'),
+  ],
+)
+def test_optimizer_refuses(changes, message):
+  with pytest.raises(ValueError, match=message):
+    _optimizer(1e-3, **changes)
+
+
+def test_first_adam_update_is_the_learning_rate():
+  params = {'w': jnp.array([1.0, -2.0])}
+  optimizer = _optimizer(lambda step: 1e-3)
+  updates, _ = optimizer.update({'w': jnp.array([0.3, -4.0])}, optimizer.init(params), params)
+  # Adam's first step is rate * g / (|g| + eps).
+  np.testing.assert_allclose(updates['w'], [-1e-3, 1e-3], rtol=1e-5)
+
+
+def test_clipping_bounds_the_gradient_adam_sees():
+  params = {'w': jnp.zeros(2)}
+  gradient = {'w': jnp.array([3.0, 4.0])}
+  optimizer = _optimizer(lambda step: 1e-3, clip_norm=0.5)
+  _, state = optimizer.update(gradient, optimizer.init(params), params)
+  mean = optax.tree_utils.tree_get(state, 'mu')['w']
+  np.testing.assert_allclose(mean, 0.1 * np.array([0.3, 0.4]), rtol=1e-5)
+
+
+def test_muon_orthogonalises_kernels_and_leaves_biases_to_adam():
+  params = {'kernel': jnp.ones((3, 3, 4, 8)), 'bias': jnp.ones(8)}
+  gradient = jax.tree.map(lambda p: jax.random.normal(jax.random.key(0), p.shape), params)
+  optimizer = _optimizer(lambda step: 1e-2, name='muon')
+  updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+  # An orthogonalised update has all its singular values near each other; the gradient's are not.
+  spread = np.linalg.svd(np.asarray(updates['kernel']).reshape(36, 8), compute_uv=False)
+  assert spread.min() / spread.max() > 0.6
+  raw = np.linalg.svd(np.asarray(gradient['kernel']).reshape(36, 8), compute_uv=False)
+  assert raw.min() / raw.max() < 0.6
+  # The bias: Adam with Nesterov's momentum, at 0.4 of the schedule's rate.
+  adam = optax.adam(0.4e-2, nesterov=True)
+  expected, _ = adam.update(gradient['bias'], adam.init(params['bias']), params['bias'])
+  np.testing.assert_allclose(updates['bias'], expected, rtol=1e-5)
+  chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
+
+
+def test_muon_takes_a_transposed_kernel_as_the_matrix_it_multiplies_by():
+  kernel = jax.random.normal(jax.random.key(1), (2, 2, 12, 5))
+  params = {'up1': {'kernel': jnp.ones_like(kernel)}, 'res1': {'conv': {'kernel': jnp.ones_like(kernel)}}}
+  gradient = {'up1': {'kernel': kernel}, 'res1': {'conv': {'kernel': kernel}}}
+  optimizer = _optimizer(lambda step: 1e-2, name='muon')
+  updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+  # Orthogonalised: the singular values of the layer's own matrix are near each other.
+  up = np.asarray(updates['up1']['kernel']).transpose(2, 0, 1, 3).reshape(12, 20)
+  spread = np.linalg.svd(up, compute_uv=False)
+  assert spread.min() / spread.max() > 0.6
+  res = np.asarray(updates['res1']['conv']['kernel']).reshape(48, 5)
+  spread = np.linalg.svd(res, compute_uv=False)
+  assert spread.min() / spread.max() > 0.6

@@ -1,0 +1,78 @@
+"""The metrics file and the progress line."""
+
+import json
+import time
+
+import pytest
+
+from sadnet_jax.training.run_folder import RunLog
+from sadnet_jax.training.validation import ValidationResult
+
+METRICS = {'loss': 0.25, 'learning_rate': 1e-3}
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  """A clock that the test sets; in seconds."""
+  now = [1000.0]
+  monkeypatch.setattr(time, 'monotonic', lambda: now[0])
+  return now
+
+
+def _lines(folder):
+  return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+
+
+def test_rate_and_time_left_are_over_the_steps_since_the_last_line(tmp_path, clock, capsys):
+  with RunLog(tmp_path, step=0, total_steps=7300, images_per_step=8) as log:
+    clock[0] += 60  # Compilation: not part of the rate.
+    log.start_clock(1)
+    log.wait(4.95)
+    clock[0] += 99 * 0.5
+    log.write(100, METRICS)
+    clock[0] += 200 * 2.0
+    log.write(300, METRICS)
+  first, second = capsys.readouterr().out.splitlines()
+  assert first.startswith('step 100/7300  loss 0.250000  learning rate 1.00e-03  ')
+  assert first.endswith('  16.0 images/s, 10% waiting for data  1:00:00 left')
+  assert second.endswith('  4.0 images/s, 0% waiting for data  3:53:20 left')
+  assert [line['images_per_second'] for line in _lines(tmp_path)] == [16, 4]
+  assert [line['waiting_for_data'] for line in _lines(tmp_path)] == pytest.approx([0.1, 0])
+
+
+def test_the_first_step_has_no_rate(tmp_path, clock, capsys):
+  with RunLog(tmp_path, step=4, total_steps=6, images_per_step=8) as log:
+    log.start_clock(5)
+    log.write(5, METRICS)
+  assert capsys.readouterr().out == 'step 5/6  loss 0.250000  learning rate 1.00e-03\n'
+  assert _lines(tmp_path) == [{'step': 5, **METRICS}]
+
+
+def test_lines_beyond_the_restored_step_and_half_lines_are_dropped(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n\0\0\n{"st')
+  with RunLog(tmp_path, step=2, total_steps=6, images_per_step=8):
+    assert _lines(tmp_path) == [{'step': 1}, {'step': 2}]
+
+
+def test_a_value_that_is_not_json_is_refused(tmp_path):
+  with (
+    RunLog(tmp_path, step=0, total_steps=6, images_per_step=8) as log,
+    pytest.raises(ValueError, match='not JSON compliant'),
+  ):
+    log.write(1, {**METRICS, 'loss': float('nan')})
+
+
+def test_a_line_that_cannot_be_written_is_a_warning_and_the_run_goes_on(tmp_path, caplog):
+  with RunLog(tmp_path, step=0, total_steps=6, images_per_step=8) as log:
+    # Stands in for a full disk.
+    (tmp_path / 'metrics.jsonl').mkdir()
+    log.write(1, METRICS)
+  assert 'metrics.jsonl: the line of step 1 could not be written (Is a directory)' in caplog.text
+
+
+def test_validation_is_logged_without_what_is_not_finite(tmp_path, capsys):
+  results = {name: ValidationResult(20.0, score, {}) for name, score in (('a', 25.5), ('b', float('inf')))}
+  with RunLog(tmp_path, step=0, total_steps=6, images_per_step=8) as log:
+    log.write_validation(2, results)
+  assert _lines(tmp_path) == [{'step': 2, 'psnr/a': 25.5}]
+  assert 'step 2/6  a: 20.000 -> 25.500 dB' in capsys.readouterr().out

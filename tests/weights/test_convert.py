@@ -1,0 +1,227 @@
+"""The command that converts weights."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from configs import default
+from sadnet_jax.nn.sadnet import SADNet
+from sadnet_jax.weights.checkpoints import restore_params
+from sadnet_jax.weights.convert import convert, main
+from sadnet_jax.weights.safetensors import load_with_model, save_weights
+from sadnet_jax.weights.torch_files import read_state_dict, write_state_dict
+from tests.support.command import ROOT, finish, start
+from tests.support.small_networks import SMALL, random_variables, to_nhwc
+
+MODEL = SADNet(**SMALL)
+FIELDS = {**default.get_config().model.to_dict(), **SMALL}
+
+
+@pytest.fixture
+def ours(tmp_path):
+  """A file of ours, of random weights."""
+  path = tmp_path / 'ours.safetensors'
+  save_weights(path, random_variables(MODEL)['params'], model=FIELDS, step=7, about={})
+  return path
+
+
+def _refused(capsys, *arguments):
+  """What the command says when it refuses."""
+  with pytest.raises(SystemExit) as end:
+    main([str(argument) for argument in arguments])
+  assert end.value.code == 1
+  output, errors = capsys.readouterr()
+  assert output == ''
+  assert errors.startswith('convert_weights: ')
+  assert errors.count('\n') == 1
+  return errors
+
+
+@pytest.mark.parametrize('name', ['sadnet_color_c8', 'sadnet_color_c8_dataparallel'])
+def test_weights_of_the_authors_denoise_as_their_network(golden, tmp_path, capsys, name):
+  source, target = golden / f'{name}.pth', tmp_path / 'a.safetensors'
+  main([str(source), str(target), '--about=For a test.'])
+  assert capsys.readouterr().out == (
+    f'{target}: 1.3 MB, float32; channels 3, width 8, offset width 8, dilations 1, 2, 3, 4\n'
+  )
+  model, params, metadata = load_with_model(target)
+  assert json.loads(metadata.pop('model')) == {**FIELDS, 'dilations': [1, 2, 3, 4]}
+  assert metadata == {
+    'sadnet_jax': '1',
+    'step': '0',
+    'source': f'{name}.pth',
+    'source_sha256': hashlib.sha256(source.read_bytes()).hexdigest(),
+    'about': 'For a test.',
+  }
+  with np.load(golden / 'sadnet_color_c8.npz') as arrays:
+    y = jax.jit(model.apply)({'params': params}, to_nhwc(arrays['x']))
+    np.testing.assert_allclose(y, to_nhwc(arrays['y']), rtol=0, atol=1e-5)
+
+
+def test_ours_come_back_bit_by_bit(ours, tmp_path):
+  convert(ours, tmp_path / 'a.pth')
+  convert(tmp_path / 'a.pth', tmp_path / 'b.safetensors', step=7)
+  convert(tmp_path / 'b.safetensors', tmp_path / 'b.pt')
+  (model, params, metadata), (_, wanted, _) = (
+    load_with_model(tmp_path / 'b.safetensors'),
+    load_with_model(ours),
+  )
+  jax.tree.map(np.testing.assert_array_equal, params, wanted)
+  assert model == load_with_model(ours)[0]
+  assert metadata['step'] == '7'
+  assert (tmp_path / 'a.pth').read_bytes() == (tmp_path / 'b.pt').read_bytes()
+
+
+def test_a_converted_file_is_taken_where_a_run_is(golden, tmp_path):
+  convert(golden / 'sadnet_color_c8.pth', tmp_path / 'a.safetensors')
+  config = default.get_config()
+  config.model.update(SMALL)
+  step, _ = restore_params(tmp_path / 'a.safetensors', MODEL, config.to_dict())
+  assert step == 0
+
+
+def test_rates_of_dilation_are_told(golden, tmp_path):
+  with np.load(golden / 'sadnet_gray_c8_dilation1248.npz') as arrays:
+    state_dict = {name[6:]: arrays[name] for name in arrays.files if name.startswith('param:')}
+    x, y = arrays['x'], arrays['y']
+  write_state_dict(tmp_path / 'a.pth', state_dict)
+  told = convert(tmp_path / 'a.pth', tmp_path / 'a.safetensors', dilations='1,2,4,8')
+  assert told.endswith('channels 1, width 8, offset width 8, dilations 1, 2, 4, 8')
+  model, params, _ = load_with_model(tmp_path / 'a.safetensors')
+  got = jax.jit(model.apply)({'params': params}, to_nhwc(x))
+  np.testing.assert_allclose(got, to_nhwc(y), rtol=0, atol=1e-5)
+  assert 'dilations 1, 2, 4, 8' in convert(tmp_path / 'a.safetensors', tmp_path / 'b.pth')
+
+
+def test_half_precision_both_ways(ours, tmp_path):
+  convert(ours, tmp_path / 'a.pth', dtype='float16')
+  state_dict = read_state_dict(tmp_path / 'a.pth')
+  assert {array.dtype for array in state_dict.values()} == {np.dtype('float16')}
+  convert(tmp_path / 'a.pth', tmp_path / 'a.safetensors', dtype='float16')
+  with safe_open(tmp_path / 'a.safetensors', 'numpy') as file:
+    assert file.get_tensor('out/kernel').dtype == np.float16
+  params, wanted = load_with_model(tmp_path / 'a.safetensors')[1], load_with_model(ours)[1]
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(np.float16)), params, wanted)
+
+
+def test_nothing_is_written_over_unless_told_to(ours, tmp_path, capsys):
+  target = tmp_path / 'a.pth'
+  target.write_text('kept')
+  assert _refused(capsys, ours, target) == (
+    f'convert_weights: {target}: got a file that is there, want another name, or pass --overwrite\n'
+  )
+  assert target.read_text() == 'kept'
+  main([str(ours), str(target), '--overwrite'])
+  assert len(read_state_dict(target)) == 96
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'match'),
+  [
+    (
+      ['a.pth', 'b.pth'],
+      r'the endings: got a.pth and b.pth, want .pth (or .pt) and .safetensors, in either order',
+    ),
+    (['a.safetensors', 'b.safetensors'], 'the endings: got a.safetensors and b.safetensors, want'),
+    (['a.npz', 'b.safetensors'], 'the endings: got a.npz and b.safetensors, want'),
+    (['a.pth', 'b'], 'the endings: got a.pth and b, want'),
+    (['a.pth', 'no/b.safetensors'], 'no/b.safetensors: got a folder that is not there, want one that is'),
+    (['a.pth', 'b.safetensors'], 'a.pth: got no file there, want one of torch.save'),
+    (['no.safetensors', 'b.pth'], 'no.safetensors: got no readable weights'),
+    (
+      ['ours.safetensors', 'b.pth', '--dilations=1,2'],
+      'got --dilations for b.pth, which has no place for that, want none',
+    ),
+    (['ours.safetensors', 'b.pth', '--step=1', '--about=x'], 'got --step, --about for b.pth, which has no'),
+    (['good.pth', 'b.safetensors', '--step=-1'], '--step: got -1, want at least 0'),
+    (
+      ['good.pth', 'b.safetensors', '--dilations=1,x'],
+      '--dilations: got 1,x, want whole numbers, such as 1,2,4,8',
+    ),
+    (
+      ['good.pth', 'b.safetensors', '--dilations=1,2'],
+      'good.pth: dilations: got 2 rates (1, 2), want one for each of the 4',
+    ),
+    (
+      ['good.pth', 'b.safetensors', '--dilations=1,2,3,0'],
+      'good.pth: SADNet.dilations: got (1, 2, 3, 0), want',
+    ),
+    # Such a file could not be read.
+    (
+      ['good.pth', 'b.safetensors', '--dilations=1,2,3,1048577'],
+      'good.pth: SADNet.dilations: got (1, 2, 3, 1048577), want one or more rates from 1 to 1048576',
+    ),
+    (['cut.pth', 'b.safetensors'], 'cut.pth: got a damaged file ('),
+    (['less.pth', 'b.safetensors'], 'less.pth: the state dict does not fit this SADNet'),
+    (
+      ['large.pth', 'b.safetensors', '--dtype=float16'],
+      'got weights that are not finite in float16, want numbers',
+    ),
+    (['large.pth', 'b.safetensors'], 'out/bias: got weights that are not finite in float32, want numbers'),
+  ],
+)
+def test_errors_are_one_line_and_nothing_is_written(ours, tmp_path, monkeypatch, capsys, arguments, match):
+  monkeypatch.chdir(tmp_path)
+  convert(ours, tmp_path / 'good.pth')
+  (tmp_path / 'cut.pth').write_bytes((tmp_path / 'good.pth').read_bytes()[:-100])
+  state_dict = read_state_dict(tmp_path / 'good.pth')
+  write_state_dict(tmp_path / 'large.pth', {**state_dict, 'out.bias': np.full(3, 1e300)})
+  del state_dict['up1.bias']
+  write_state_dict(tmp_path / 'less.pth', state_dict)
+  before = sorted(tmp_path.iterdir())
+  assert match in _refused(capsys, *arguments)
+  assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_way_back_refuses_what_the_authors_have_no_code_for(tmp_path, capsys):
+  model = SADNet(**SMALL, use_rsab=False)
+  source = tmp_path / 'a.safetensors'
+  fields = {**FIELDS, 'use_rsab': False}
+  save_weights(source, random_variables(model)['params'], model=fields, step=0, about={})
+  assert _refused(capsys, source, tmp_path / 'b.pth') == (
+    f"convert_weights: {source}: a network that the authors' code does not have: got use_rsab False, "
+    'want True\n'
+  )
+  assert not (tmp_path / 'b.pth').exists()
+
+
+def test_the_way_back_refuses_weights_that_half_precision_has_no_numbers_for(tmp_path, capsys):
+  params = random_variables(MODEL)['params']
+  params['out']['bias'] = np.full(3, 1e6, np.float32)
+  save_weights(tmp_path / 'a.safetensors', params, model=FIELDS, step=0, about={})
+  errors = _refused(capsys, tmp_path / 'a.safetensors', tmp_path / 'b.pth', '--dtype=float16')
+  assert 'out.bias: got weights that are not finite in float16, want numbers' in errors
+  assert not (tmp_path / 'b.pth').exists()
+
+
+def test_a_name_that_is_no_text_is_taken(golden, tmp_path, capsysbinary):
+  source = tmp_path / os.fsdecode(b'caf\xe9.pth')
+  source.write_bytes((golden / 'sadnet_color_c8.pth').read_bytes())
+  main([os.fspath(source), str(tmp_path / 'a.safetensors')])
+  assert load_with_model(tmp_path / 'a.safetensors')[2]['source'] == 'caf?.pth'
+
+
+def test_the_command_in_a_process_of_its_own(ours, tmp_path):
+  module = ['-m', 'sadnet_jax.weights.convert']
+  output, errors = finish(start(*module, ours, tmp_path / 'a.pth'))
+  assert output.startswith(f'{tmp_path}/a.pth: 1.3 MB, float32;')
+  assert errors == ''
+  _, errors = finish(start(*module, ours, tmp_path / 'a.pth'), succeeds=False)
+  assert errors.splitlines() == [
+    f'convert_weights: {tmp_path}/a.pth: got a file that is there, want another name, or pass --overwrite'
+  ]
+
+
+def test_nothing_heavy_is_imported():
+  code = (
+    'import sys, sadnet_jax.weights.convert; '
+    "assert not {'torch', 'tensorflow', 'ml_collections', 'orbax'} & set(sys.modules)"
+  )
+  subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)

@@ -1,0 +1,458 @@
+"""Published weights by name, and weights from files, runs and URLs."""
+
+import contextlib
+import hashlib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import io
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from configs import default
+from sadnet_jax import weights
+from sadnet_jax.nn.sadnet import SADNet
+from sadnet_jax.training.state import TrainState
+from sadnet_jax.weights import authors, checkpoints, download, index, loading, torch_files
+from sadnet_jax.weights.safetensors import save_weights
+from tests.support.command import ROOT
+from tests.support.small_networks import SMALL, apply, image, random_variables
+
+MODEL = SADNet(**SMALL)
+PARAMS = random_variables(MODEL)['params']
+
+
+def _config():
+  config = default.get_config()
+  config.model.update(SMALL)
+  return config.to_dict()
+
+
+def _assert_equal(ours, theirs):
+  jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+@pytest.fixture(scope='module')
+def small_file(tmp_path_factory):
+  path = tmp_path_factory.mktemp('weights') / 'small.safetensors'
+  save_weights(path, PARAMS, model=_config()['model'], step=7, about={'about': 'For a test.'})
+  return path
+
+
+@pytest.fixture
+def small_package(small_file, tmp_path, monkeypatch):
+  """A package that ships the small weights; its folder."""
+  folder = tmp_path / 'package'
+  folder.mkdir()
+  shutil.copy(small_file, folder / 'small.safetensors')
+  entry = weights.Entry(
+    name='small',
+    file='small.safetensors',
+    sha256=_sha256(small_file),
+    bytes=small_file.stat().st_size,
+    summary='For a test.',
+    channels=3,
+    noise=weights.Noise('gaussian', (0.0, 75.0), clipped=True),
+    measured='A set, sigma 50: PSNR from 14.16 to 20.00 dB',
+  )
+  index.write_index(folder, {'small': entry})
+  monkeypatch.setattr(index, 'FOLDER', folder)
+  assert weights.available() == {'small': entry}
+  return folder
+
+
+def _sha256(path):
+  return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# Names.
+
+
+def test_an_entry_is_one_line():
+  entry = weights.available()['color_50']
+  assert str(entry).startswith('color_50: colour, Gaussian noise of sigma 50, not clipped; 8.5 MB')
+  assert str(entry).endswith(f' {entry.summary} {entry.measured}.')
+  assert (
+    str(weights.Noise('gaussian', (0.0, 75.0), clipped=True)) == 'Gaussian noise of sigma 0 to 75, clipped'
+  )
+  assert str(weights.Noise('real')) == 'real noise'
+  with pytest.raises(AttributeError):
+    entry.name = 'other'
+
+
+def test_a_name_is_loaded_with_its_network():
+  model, params, about = weights.load('color_50')
+  assert (model.width, tuple(model.dilations), about['config']) == (
+    32,
+    (1, 2, 3, 4),
+    'configs/color_fast.py:50',
+  )
+  assert about['sha256'] == weights.available()['color_50'].sha256
+  assert params['res1']['conv0']['kernel'].dtype == np.float32
+  assert weights.locate('color_50').name == 'color_50.safetensors'
+
+
+def test_a_damaged_file_of_the_package_is_refused(small_package):
+  assert weights.locate('small') == small_package / 'small.safetensors'
+  content = bytearray((small_package / 'small.safetensors').read_bytes())
+  content[-1] ^= 1
+  (small_package / 'small.safetensors').write_bytes(content)
+  with pytest.raises(ValueError, match=r'small: got a damaged file .*want [0-9a-f]{64}: install the package'):
+    weights.locate('small')
+  (small_package / 'small.safetensors').unlink()
+  with pytest.raises(ValueError, match=r'small: got no file .*small\.safetensors, want it as published'):
+    weights.locate('small')
+
+
+@pytest.mark.parametrize('text', ['{', '[]', '{"small": {}}', '{"small": {"noise": {}, "default_for": []}}'])
+def test_a_damaged_index_is_refused(small_package, text):
+  (small_package / 'index.json').write_text(text)
+  with pytest.raises(ValueError, match=r'index\.json: got a damaged index .*want that of the package'):
+    weights.available()
+
+
+def test_a_misspelt_name_is_told_what_is_like_it(small_package):
+  for source in ('smal', 'Small'):
+    with pytest.raises(ValueError, match=rf'{source}: got neither a name .*\(did you mean small\?\)'):
+      weights.locate(source)
+  for source in ('', 'something else', 'x' * 5000, 'a\0b'):
+    with pytest.raises(
+      ValueError, match=r'got neither a name .*want one of small, .*a URL$|got no usable path'
+    ):
+      weights.locate(source)
+
+
+# Files and runs.
+
+
+def test_a_file_is_loaded_with_its_network(small_file):
+  for source in (small_file, str(small_file), small_file.as_uri()):
+    model, params, about = weights.load(source)
+    _assert_equal(params, PARAMS)
+    assert (about['sha256'], about['path']) == (_sha256(small_file), str(small_file))
+    assert about['about'] == 'For a test.'
+  noisy = image()
+  np.testing.assert_array_equal(
+    apply(model, {'params': params}, noisy), apply(MODEL, {'params': PARAMS}, noisy)
+  )
+  assert weights.load(small_file, dilations=[1, 2, 3, 4])[2] == about
+  with pytest.raises(
+    ValueError, match=r'dilations: got \(1, 2, 4, 8\), want \(1, 2, 3, 4\), those of .*small'
+  ):
+    weights.load(small_file, dilations=[1, 2, 4, 8])
+
+
+def test_what_is_no_file_of_weights_is_refused(tmp_path):
+  (tmp_path / 'a.npz').touch()
+  for name, match in {
+    'a.npz': r"a\.npz: got the ending '\.npz', want \.safetensors or \.pth",
+    'b.pth': r'b\.pth: got no such file',
+    'b.safetensors': r'b\.safetensors: got no such file',
+  }.items():
+    with pytest.raises(ValueError, match=match):
+      weights.load(tmp_path / name)
+
+
+def test_the_authors_files_are_loaded(golden, tmp_path):
+  with np.load(golden / 'sadnet_color_c8.npz') as data:
+    state_dict = {key.removeprefix('param:'): data[key] for key in data.files if key.startswith('param:')}
+  torch_files.write_state_dict(tmp_path / 'a.pth', state_dict)
+  model, params, about = weights.load(tmp_path / 'a.pth')
+  np.testing.assert_array_equal(params['out']['bias'], state_dict['out.bias'])
+  assert (model.width, tuple(model.dilations)) == (8, (1, 2, 3, 4))
+  assert about == {'path': str(tmp_path / 'a.pth'), 'sha256': _sha256(tmp_path / 'a.pth')}
+  assert tuple(weights.load(tmp_path / 'a.pth', dilations=[1, 2, 4, 8])[0].dilations) == (1, 2, 4, 8)
+  del state_dict['out.bias']
+  torch_files.write_state_dict(tmp_path / 'a.pth', state_dict)
+  with pytest.raises(ValueError, match=r'a\.pth: .*missing .*out'):
+    weights.load(tmp_path / 'a.pth')
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+  broken = jax.tree.map(np.copy, PARAMS)
+  broken['out']['bias'][0] = np.nan
+  torch_files.write_state_dict(tmp_path / 'a.pth', authors.state_dict_from_params(broken))
+  with pytest.raises(ValueError, match=r'a\.pth: got weights that are not finite \(out/bias\), want numbers'):
+    weights.load(tmp_path / 'a.pth')
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """A run with checkpoints of steps 1 and 2, whose average is kept."""
+  folder = tmp_path_factory.mktemp('run')
+  config = {**_config(), 'ema_decay': 0.5}
+  with checkpoints.open_for_training(folder, keep=2) as manager:
+    for step in (1, 2):
+      params = jax.tree.map(lambda leaf, step=step: leaf * step, PARAMS)
+      state = TrainState.create(
+        apply_fn=MODEL.apply, params=PARAMS, tx=optax.scale_by_adam(), ema=params, skipped=np.int32(0)
+      )
+      checkpoints.save(manager, state.replace(step=step), config, 'images')
+  return folder
+
+
+def test_a_run_is_loaded_with_its_network(run):
+  assert loading.CHECKPOINTS == checkpoints.FOLDER
+  model, params, about = weights.load(run)
+  assert (model.width, about['step'], about['path']) == (8, '2', str(run))
+  _assert_equal(params, jax.tree.map(lambda leaf: leaf * 2, PARAMS))
+  _, params, about = weights.load(str(run / 'checkpoints' / '1'))
+  assert about['step'] == '1'
+  _assert_equal(params, PARAMS)
+  with pytest.raises(ValueError, match=r"got no folder 'checkpoints' in it, want .* or one of color_50"):
+    weights.load(run.parent)
+  with pytest.raises(ValueError, match=r'got checkpoints of steps \[1, 2\], want 3'):
+    checkpoints.load_run(run / 'checkpoints' / '3')
+
+
+def test_a_run_without_orbax_is_told_what_to_install(run, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'orbax.checkpoint', None)
+  monkeypatch.delitem(sys.modules, 'sadnet_jax.weights.checkpoints')
+  monkeypatch.delattr('sadnet_jax.weights.checkpoints')
+  with pytest.raises(ValueError, match=r"without what reads it .*pip install 'sadnet-jax\[evaluate\]'"):
+    weights.load(run)
+
+
+def test_restore_params_takes_names_and_urls(small_package, small_file, run, tmp_path, monkeypatch):
+  for source in ('small', small_file.as_uri()):
+    step, params = checkpoints.restore_params(source, MODEL, _config())
+    assert step == 7
+    _assert_equal(params, PARAMS)
+  other = _config()
+  other['model']['dilations'] = [1, 2, 4, 8]
+  with pytest.raises(ValueError, match=r'another config: model\.dilations'):
+    checkpoints.restore_params('small', MODEL, other)
+  # A folder of that name wins if it is that of a run.
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'small').mkdir()
+  assert checkpoints.restore_params('small', MODEL, _config())[0] == 7
+  shutil.copytree(run / 'checkpoints', tmp_path / 'small' / 'checkpoints')
+  assert checkpoints.restore_params('small', MODEL, {**_config(), 'ema_decay': 0.5})[0] == 2
+  assert weights.load('small')[2]['step'] == '2'
+
+
+# URLs.
+
+
+class _Handler(BaseHTTPRequestHandler):
+  """Serves what the server's `pages` say: path -> (status, headers, body)."""
+
+  def do_GET(self):
+    self.server.asked.append(self.path)
+    status, headers, body = self.server.pages[self.path]
+    self.send_response(status)
+    for name, value in headers.items():
+      self.send_header(name, value)
+    self.end_headers()
+    with contextlib.suppress(ConnectionError):
+      self.wfile.write(body)
+    # A server that says no more.
+    self.server.release.wait(timeout=float(headers.get('X-Wait', 0)))
+
+  def log_message(self, *arguments):
+    pass
+
+
+@pytest.fixture
+def server(small_file, tmp_path, monkeypatch):
+  """A server with the small weights as /a.safetensors; the cache is tmp_path / 'cache'."""
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  monkeypatch.setenv('no_proxy', '*')
+  with ThreadingHTTPServer(('127.0.0.1', 0), _Handler) as server:
+    server.url = f'http://127.0.0.1:{server.server_port}'
+    server.asked, server.release = [], threading.Event()
+    body = small_file.read_bytes()
+    server.pages = {'/a.safetensors': (200, {'Content-Length': str(len(body))}, body)}
+    thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.01})
+    thread.start()
+    yield server
+    server.release.set()
+    server.shutdown()
+    thread.join()
+
+
+def _kept(tmp_path):
+  return [path for path in (tmp_path / 'cache').rglob('*') if path.is_file()]
+
+
+def test_a_url_is_downloaded_once(server, small_file, tmp_path):
+  told = []
+  url = f'{server.url}/a.safetensors'
+  path = weights.locate(url, progress=lambda done, total: told.append((done, total)))
+  assert path.parent == tmp_path / 'cache' / 'sadnet-jax' / 'weights'
+  assert path.name.endswith('-a.safetensors')
+  assert path.read_bytes() == small_file.read_bytes()
+  size = small_file.stat().st_size
+  assert told[-1] == (size, size)
+  assert len(told) > 1
+  # Afterwards there need not be a server.
+  del server.pages['/a.safetensors']
+  _, params, about = weights.load(url)
+  _assert_equal(params, PARAMS)
+  assert (about['sha256'], about['path']) == (_sha256(small_file), str(path))
+  assert weights.locate(f'{url}#sha256={_sha256(small_file)}') == path
+  assert server.asked == ['/a.safetensors']
+
+
+def test_each_url_has_a_file_of_its_own(server):
+  page = server.pages['/a.safetensors']
+  server.pages |= {'/b/a.safetensors': page, '/a.safetensors?v=2': page, '/%C3%A4%20%2F.safetensors': page}
+  paths = [weights.locate(server.url + path) for path in server.pages]
+  assert len(set(paths)) == 4
+  assert paths[-1].name.endswith('-.safetensors')
+
+
+def test_hashes_are_checked(server, small_file, tmp_path):
+  url, right, wrong = f'{server.url}/a.safetensors', _sha256(small_file), '0' * 64
+  with pytest.raises(ValueError, match=rf'a\.safetensors: got a file of SHA-256 {right}, want {wrong}'):
+    weights.locate(f'{url}#sha256={wrong}')
+  assert _kept(tmp_path) == []
+  path = weights.locate(f'{url}#sha256={right.upper()}')
+  # What is kept and damaged is downloaded again.
+  path.write_bytes(b'damaged')
+  assert weights.locate(f'{url}#sha256={right}').read_bytes() == small_file.read_bytes()
+  assert len(server.asked) == 3
+  # What is kept stays where nothing better comes.
+  with pytest.raises(ValueError, match='got a file of SHA-256'):
+    weights.locate(f'{url}#sha256={wrong}')
+  assert path.read_bytes() == small_file.read_bytes()
+  for bad in ('sha256=12', 'md5=' + right, 'x'):
+    with pytest.raises(ValueError, match=rf"got '{bad}' after the #, want sha256= and 64 hexadecimal digits"):
+      weights.locate(f'{url}#{bad}')
+  with pytest.raises(ValueError, match=rf'got a file of SHA-256 {right}, want {wrong}'):
+    weights.locate(f'{small_file.as_uri()}#sha256={wrong}')
+  assert weights.locate(f'{small_file.as_uri()}#sha256={right}') == small_file
+
+
+def _pages(body):
+  half, length = body[: len(body) // 2], {'Content-Length': str(len(body))}
+  return {
+    'gone': (404, {}, b'', r'got HTTP status 404 \(Not Found\), want a file: check the address'),
+    'broken': (503, {}, b'', r'got HTTP status 503'),
+    'cut': (200, length, half, rf'got {len(half)} of {len(body)} bytes, want all of them: try again'),
+    'short': (200, {}, half, r'want complete weights \(\.safetensors\)'),
+    'empty': (200, {}, b'', r"begins with b'', want complete weights"),
+    'page': (200, {}, b'\n<!DOCTYPE html><html>', r'got a page of HTML or XML, want a file of weights'),
+    'pointer': (200, {}, b'version https://git-lfs', r"begins with b'version https://'"),
+    'to_file': (
+      302,
+      {'Location': 'file:///etc/hostname'},
+      b'',
+      r'got HTTP status 302 .*file:///.* is not allowed',
+    ),
+    'to_ftp': (301, {'Location': 'ftp://127.0.0.1/a'}, b'', r'a redirect to ftp://127\.0\.0\.1/a, want one'),
+    'round': (302, {'Location': '/round.safetensors'}, b'', r'got HTTP status 302 \(.*infinite loop'),
+    'huge': (
+      200,
+      {'Content-Length': '9' * 12},
+      b'',
+      r'got a file of 9{12} bytes or more, want weights, of at',
+    ),
+    'nonsense': (200, {'Content-Length': '9' * 5000}, half, r'want complete weights'),
+  }
+
+
+@pytest.mark.parametrize('name', _pages(b''))
+def test_what_a_server_may_do_wrong(server, small_file, tmp_path, name):
+  status, headers, body, match = _pages(small_file.read_bytes())[name]
+  server.pages[f'/{name}.safetensors'] = (status, headers, body)
+  with pytest.raises(ValueError, match=rf'^http://127.*/{name}\.safetensors: .*{match}') as caught:
+    weights.load(f'{server.url}/{name}.safetensors')
+  assert '\n' not in str(caught.value)
+  assert _kept(tmp_path) == []
+
+
+def test_a_redirect_is_followed(server, small_file):
+  server.pages['/b.safetensors'] = (302, {'Location': '/a.safetensors'}, b'')
+  assert weights.locate(f'{server.url}/b.safetensors').read_bytes() == small_file.read_bytes()
+
+
+def test_from_https_no_redirect_leads_to_http():
+  request = download.urllib.request.Request('https://host/a.pth')
+  response = io.BytesIO()
+  with pytest.raises(OSError, match=r'a redirect to http://host/b\.pth, want one to https'):
+    download._Redirects().redirect_request(request, response, 302, 'Found', {}, 'http://host/b.pth')
+  assert response.closed
+
+
+def test_size_and_time_have_limits(server, small_file, tmp_path):
+  size = small_file.stat().st_size
+  url = f'{server.url}/b.safetensors'
+  # A server that does not say how much comes.
+  server.pages['/b.safetensors'] = (200, {}, small_file.read_bytes())
+  with pytest.raises(
+    ValueError, match=rf'got a file of \d+ bytes or more, want weights, of at most {size - 1}'
+  ):
+    download.fetch(url, tmp_path / 'cache', max_bytes=size - 1)
+  server.pages['/b.safetensors'] = (200, {'Content-Length': str(size), 'X-Wait': '60'}, b'')
+  with pytest.raises(ValueError, match=r'b\.safetensors: got no file \(timed out\), want one: check the'):
+    download.fetch(url, tmp_path / 'cache', timeout_seconds=0.2)
+  assert _kept(tmp_path) == []
+
+
+def test_without_a_server_there_is_no_file(tmp_path, monkeypatch):
+  monkeypatch.setenv('no_proxy', '*')
+  with socket.create_server(('127.0.0.1', 0)) as free:
+    port = free.getsockname()[1]
+  with pytest.raises(
+    ValueError, match=r'got no file \(.*refused\), want one: check the address and the network'
+  ):
+    download.fetch(f'http://127.0.0.1:{port}/a.safetensors', tmp_path)
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+  ('source', 'match'),
+  [
+    ('ftp://host/a.pth', r"got the scheme 'ftp', want http, https or file"),
+    ('https://host/a.zip', r'got a URL of another ending, want \.safetensors or \.pth'),
+    ('https://host/', 'got a URL of another ending'),
+    ('https://[host/a.pth', r'got no URL \(Invalid IPv6 URL\)'),
+    ('https://host:port/a.pth', 'got no file .*port'),
+    ('https:///a.pth', 'got no file .*no host given'),
+    ('http://host/a b\n.pth', 'got no file .*control characters'),
+    ('file://host/a.pth', r"got the host 'host', want a file of this machine: file:///PATH"),
+    ('file:///nowhere/a.pth', r'/nowhere/a\.pth: got no such file'),
+  ],
+)
+def test_what_is_no_url_of_weights_is_refused(source, match, tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  with pytest.raises(ValueError, match=match):
+    weights.locate(source)
+
+
+def test_a_cache_that_cannot_be_written_to_is_told(server, tmp_path):
+  (tmp_path / 'cache').write_text('A file where the folder would be.')
+  with pytest.raises(
+    ValueError, match=r'got a cache folder that cannot be written to .*set XDG_CACHE_HOME, or'
+  ):
+    weights.locate(f'{server.url}/a.safetensors')
+  assert server.asked == []
+
+
+def test_a_pth_from_a_url(server, tmp_path):
+  torch_files.write_state_dict(tmp_path / 'a.pth', {'a': np.zeros(3, np.float32)})
+  server.pages['/a.pth'] = (200, {}, (tmp_path / 'a.pth').read_bytes())
+  server.pages['/b.pth'] = (200, {}, (tmp_path / 'a.pth').read_bytes()[:-30])
+  assert weights.locate(f'{server.url}/a.pth').read_bytes() == (tmp_path / 'a.pth').read_bytes()
+  with pytest.raises(ValueError, match=r'want complete weights \(\.pth\)'):
+    weights.locate(f'{server.url}/b.pth')
+
+
+def test_importing_and_loading_a_name_need_little():
+  code = """if True:
+    import sys
+    from sadnet_jax import pretrained
+    pretrained.available()
+    pretrained.load('color_50')
+    heavy = {'tensorflow', 'torch', 'orbax', 'ml_collections', 'optax', 'platformdirs', 'urllib.request'}
+    print(*heavy & set(sys.modules))
+  """
+  done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
+  assert done.stdout.split() == []

@@ -1,0 +1,121 @@
+"""The weights that ship denoise as well as when they were measured; index, cards and results are theirs."""
+
+import json
+from pathlib import Path
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from sadnet_jax import weights
+from sadnet_jax.evaluation.metrics import psnr
+from sadnet_jax.evaluation.protocols import CLIPPED8, of_training
+from sadnet_jax.images.arrays import read_image
+from sadnet_jax.weights.index import FOLDER
+from sadnet_jax.weights.safetensors import params_hash
+from tests.support.command import ROOT
+from tools import curves, model_card
+from tools.publish_weights import DEFAULTS
+
+# 128x160, from row 80 and column 120 of scikit-image's photographs of these names, both CC0.
+CROPS = Path(__file__).parent / 'crops'
+ENTRIES = weights.available()
+# By weights, crop and sigma: PSNR in dB, as measured.
+MEASURED = {
+  ('color_50', 'chelsea', 50): 28.041,
+  ('color_50', 'coffee', 50): 31.541,
+  ('color_blind', 'chelsea', 15): 32.681,
+  ('color_blind', 'coffee', 50): 31.506,
+  ('color_real', 'chelsea', 5): 33.716,
+  ('color_real', 'coffee', 15): 34.699,
+}
+
+
+@pytest.mark.parametrize(('weights', 'crop', 'sigma_255'), MEASURED)
+def test_psnr_on_photographs_they_were_not_trained_on(weights, crop, sigma_255):
+  model, params, _ = weights.load(weights)
+  entry = ENTRIES[weights]
+  # There are no pairs to commit: weights of real noise get Gaussian noise, clipped and rounded as a camera's.
+  protocol = CLIPPED8 if entry.noise.kind == 'real' else of_training(entry.noise.clipped)
+  image = read_image(CROPS / f'{crop}.png', entry.channels)
+  noisy, clean = protocol.prepare(None, image, sigma_255)
+  denoised = protocol.finish(np.asarray(jax.jit(model.apply)({'params': params}, noisy[None])[0]))
+  assert psnr(denoised, clean) == pytest.approx(MEASURED[weights, crop, sigma_255], abs=0.05)
+
+
+def _results(weights):
+  return json.loads((ROOT / 'benchmarks' / 'results' / 'evaluation' / f'{weights}.json').read_text())
+
+
+@pytest.mark.parametrize('weights', ENTRIES)
+def test_results_are_of_these_weights(weights):
+  _, params, _ = weights.load(weights)
+  methods = [result['method'] for result in _results(weights)['results']]
+  # Wherever the file was when it was evaluated: by its hash it is this one.
+  got = [(Path(m['checkpoint']).stem, m['sha256']) for m in methods]
+  assert got == [(weights, params_hash(params))] * len(methods)
+
+
+@pytest.mark.parametrize('weights', ENTRIES)
+def test_the_index_is_of_these_files(weights):
+  entry = ENTRIES[weights]
+  path = weights.locate(weights)
+  assert path == FOLDER / f'{weights}.safetensors'
+  model, _, about = weights.load(weights)
+  assert (entry.sha256, entry.bytes, entry.channels) == (about['sha256'], path.stat().st_size, model.channels)
+  assert entry.summary == model_card.read_facts(path.with_suffix('.toml'))['summary']
+
+
+@pytest.mark.parametrize('weights', ENTRIES)
+def test_the_card_is_what_files_and_results_give(weights):
+  path = FOLDER / f'{weights}.md'
+  facts, told = (
+    model_card.read_facts(path.with_suffix('.toml')),
+    model_card.stored(path.with_suffix('.safetensors')),
+  )
+  curves.check_kept(FOLDER, weights, told.params_sha256)
+  picture = curves.link(FOLDER, weights)
+  assert model_card.card(ENTRIES[weights], told, facts, _results(weights), picture) == path.read_text(), (
+    'run python -m tools.publish_weights'
+  )
+
+
+def test_every_file_is_published_and_measured():
+  names = {name for name, *_ in MEASURED}
+  assert names == set(ENTRIES)
+  assert all(len({crop for of, crop, _ in MEASURED if of == name}) >= 2 for name in names)
+  for suffix in ('safetensors', 'md', 'toml'):
+    assert {path.stem for path in FOLDER.glob(f'*.{suffix}')} == names
+  assert {path.stem for path in (ROOT / 'docs' / 'curves').glob('*')} <= names
+
+
+def test_a_task_has_one_default():
+  defaults = [task for entry in ENTRIES.values() for task in entry.default_for]
+  assert len(set(defaults)) == len(defaults)
+  assert set(defaults) <= set(DEFAULTS)
+
+
+# An absolute path of two or more parts; '/tmp/...' is where anyone may write.
+ABSOLUTE = re.compile(r'(?<![\w.)\]~-])/(?!tmp/)[\w.-]+/[\w.-]+')
+
+
+@pytest.mark.parametrize(
+  ('text', 'absolute'),
+  [
+    ('/data/real/PolyU: no images', True),
+    ('python evaluate.py --data=/data-of/mine', True),
+    ('got /data/a b/c.png, want', True),
+    ('real/PolyU: no images', False),
+    ('--json /tmp/a/b.json', False),
+    ('images/s, 3 / 4, dB', False),
+  ],
+)
+def test_absolute_paths_are_told_apart(text, absolute):
+  assert bool(ABSOLUTE.search(text)) == absolute
+
+
+def test_no_results_name_folders_of_the_machine_they_were_measured_on():
+  files = sorted((ROOT / 'benchmarks' / 'results').rglob('*.json')) + sorted(ROOT.glob('docs/**/*.json'))
+  assert len(files) > len(ENTRIES)
+  assert [path.name for path in files if ABSOLUTE.search(path.read_text())] == []

@@ -1,0 +1,110 @@
+"""Training images with colours that photographs of nature hardly have.
+
+  python -m tools.make_vivid BSD432 BSD432_vivid
+
+A network that has seen none of them puts patterns of its own on plain red, green, blue and black. The new
+folder has the images as they are, every third of them once more with strong colours and its channels
+in another order, and pictures of plain shapes.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+import shutil
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageEnhance
+
+from sadnet_jax.images.arrays import find_images
+
+# Of the enhancement of Pillow, where 1 leaves the colours as they are.
+_SATURATION = (2.0, 6.0)
+_CONTRAST = (1.0, 1.8)
+_SHAPES_SIZE = (481, 321)
+_SHAPES_EACH = 40
+
+
+def make_vivid(folder: str | Path, output: str | Path, *, shapes: int = 96, seed: int = 0) -> int:
+  """Writes the new folder.
+
+  Args:
+    folder: Clean images, 8-bit RGB.
+    output: Is made, and must not be there.
+    shapes: Pictures of plain shapes.
+    seed: Of all choices.
+
+  Returns:
+    How many images the new folder has.
+
+  Raises:
+    ValueError: There are no images, one is not RGB, or the output is there.
+  """
+  paths, output = find_images(folder), Path(output)
+  if output.exists():
+    raise ValueError(f'{output}: got a folder that is there, want a new name')
+  output.mkdir(parents=True)
+  rng = np.random.default_rng(seed)
+  for number, path in enumerate(paths):
+    shutil.copyfile(path, output / path.name)
+    if number % 3 == 0:
+      _vivid(path, rng).save(output / f'vivid_{path.stem}.png')
+  for number in range(shapes):
+    _shapes(rng).save(output / f'shapes_{number:03}.png')
+  return len(find_images(output))
+
+
+def _vivid(path, rng):
+  with Image.open(path) as image:
+    if image.mode != 'RGB':
+      raise ValueError(f'{path}: got an image of mode {image.mode}, want 8-bit RGB')
+    saturated = ImageEnhance.Color(image).enhance(rng.uniform(*_SATURATION))
+  contrasting = ImageEnhance.Contrast(saturated).enhance(rng.uniform(*_CONTRAST))
+  return Image.fromarray(np.asarray(contrasting)[:, :, rng.permutation(3)])
+
+
+def _shapes(rng):
+  width, height = _SHAPES_SIZE[:: rng.choice((1, -1))]
+  # A slope from one colour to another, with shapes on it.
+  slope = np.linspace(0, 1, width)[None, :, None]
+  ground = np.broadcast_to(_colour(rng) * (1 - slope) + _colour(rng) * slope, (height, width, 3))
+  image = Image.fromarray(np.round(ground).astype(np.uint8))
+  draw = ImageDraw.Draw(image)
+  for _ in range(_SHAPES_EACH):
+    x, y = rng.integers(-40, width), rng.integers(-40, height)
+    right, bottom = x + rng.integers(4, 160), y + rng.integers(4, 160)
+    colour = tuple(int(value) for value in _colour(rng))
+    kind = rng.integers(3)
+    if kind == 0:
+      draw.rectangle((x, y, right, bottom), fill=colour)
+    elif kind == 1:
+      draw.ellipse((x, y, right, bottom), fill=colour)
+    else:
+      draw.line((x, y, right, bottom), fill=colour, width=int(rng.integers(1, 12)))
+  return image
+
+
+def _colour(rng):
+  """A corner of the cube of colours in two of three cases, else anywhere in it."""
+  return rng.integers(0, 2, 3) * 255.0 if rng.random() < 2 / 3 else rng.uniform(0, 255, 3)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+  """The command of this module."""
+  parser = argparse.ArgumentParser(
+    prog='python -m tools.make_vivid',
+    description='Adds images of strong and plain colours to a folder of clean images, in a new folder.',
+  )
+  parser.add_argument('folder', metavar='FOLDER', help='clean images')
+  parser.add_argument('output', metavar='OUTPUT', help='the new folder')
+  parser.add_argument('--shapes', type=int, default=96, help='pictures of plain shapes (%(default)s)')
+  parser.add_argument('--seed', type=int, default=0, help='of all choices (%(default)s)')
+  given = parser.parse_args(arguments)
+  try:
+    count = make_vivid(given.folder, given.output, shapes=given.shapes, seed=given.seed)
+  except (ValueError, OSError) as error:
+    raise SystemExit(f'vivid: {error}') from error
+  print(f'{given.output}: {count} images')
+
+
+if __name__ == '__main__':
+  main()

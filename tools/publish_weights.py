@@ -1,0 +1,336 @@
+"""Publishes weights: writes the file, its model card and its entry of the index.
+
+  python -m tools.export_weights --config=configs/color_fast.py:50 --checkpoint=RUN \\
+    --output=color_50.safetensors --dtype=float16
+  python evaluate.py --config=configs/color_fast.py:50 --checkpoint=color_50.safetensors \\
+    --datasets=cbsd68,kodak24 --output=results
+  python -m tools.publish_weights --config=configs/color_fast.py:50 --checkpoint=RUN \\
+    --name=color_50 --dtype=float16 --images=FOLDER --facts=sadnet_jax/weights/pretrained/color_50.toml --overwrite \\
+    --results=results/results.json
+
+From a folder of the repository. The results must be of the weights as they are published: in their
+dtype. What float16 costs is measured here: on clean images, with the noise of the config, or for real noise
+on pairs.
+``--curve=RUN``, or the runs of all stages, ``--curve=FIRST,SECOND``, draws the training curve
+(`training_curve`) and keeps its numbers, for the package's own weights in docs/curves; the facts may
+then tell the seeds of all stages, where otherwise the run tells its own; of an average
+(`export_weights`) the last of these runs is the last of those averaged. Once published,
+weights can be given a new card from new results or facts: ``--checkpoint=color_50 --overwrite``
+leaves their file and their curve as they are.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+from pathlib import Path
+import re
+import shutil
+from typing import Any
+
+from sadnet_jax.data.layouts import find_examples
+from sadnet_jax.evaluation.protocols import ROUNDED, of_training
+from sadnet_jax.files import replacing, write_text
+from sadnet_jax.nn.sadnet import SADNet, model_from_fields
+from sadnet_jax.weights import checkpoints, safetensors
+from sadnet_jax.weights.checkpoints import check_same
+from sadnet_jax.weights.index import FOLDER, Entry, Noise, file_sha256, read_index, write_index
+from sadnet_jax.weights.loading import locate
+from sadnet_jax.weights.safetensors import params_hash
+from tools import curves, model_card
+from tools.model_card import float16_cost
+
+# What weights can be the default of, and the channels that takes.
+DEFAULTS = {'color': 3, 'gray': 1, 'real': 3}
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """What is to be published; see the flags.
+
+  Attributes:
+    name: Of the weights.
+    checkpoint: A run, a file of weights, or a name.
+    config: The experiment's, as a dict.
+    config_name: 'configs/color_fast.py:50'.
+    dtype: 'float32' or 'float16'.
+    facts: Path of the card's texts.
+    results: Path of a results.json.
+    images: Folder to measure float16 on, of clean images, or of pairs for real noise; or None.
+    sigmas_255: Of the noise to measure it with, on the scale of 8-bit images.
+    curve: Runs to draw the training curve of, in their order; none leaves the one that is there.
+    default_for: Some of DEFAULTS that are for as many channels, or None for those of the entry of that
+      name, if there is one.
+    overwrite: Whether an entry or a file of that name may be there.
+    folder: With the index.
+  """
+
+  name: str
+  checkpoint: str
+  config: Mapping[str, Any]
+  config_name: str
+  dtype: str
+  facts: Path
+  results: Path
+  images: Path | None = None
+  sigmas_255: Sequence[float] = ()
+  curve: Sequence[str] = ()
+  default_for: Sequence[str] | None = None
+  overwrite: bool = False
+  folder: Path = FOLDER
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+  """Weights before they are published; ``file`` is None for a run, ``told`` what they tell of themselves."""
+
+  model: SADNet
+  params: dict[str, Any]
+  dtype: str
+  file: Path | None
+  told: Mapping[str, str]
+
+
+def publish(request: Request) -> Entry:
+  """Writes file, card and index; what is refused is refused before anything is written.
+
+  Raises:
+    ValueError: A name that is taken or none; weights of another config; results or a training curve
+      that are not theirs; facts that are missing or that the weights tell otherwise.
+  """
+  entries = read_index(request.folder)
+  _check_request(request, entries)
+  facts, content = model_card.read_facts(request.facts), _read_json(request.results)
+  source = _open(request)
+  rounded = safetensors.rounded(source.params, request.dtype)
+  params_sha256 = params_hash(rounded)
+  model_card.check_results(request.results, content, params_sha256)
+  told = {**source.told, **_precision(request, source, rounded)}
+  if len(request.curve) > 1 and 'seed' in facts:
+    told.pop('seed', None)  # Of the last stage alone.
+  if twice := sorted(set(told) & set(facts)):
+    raise ValueError(f'{request.facts}: got {", ".join(twice)}, which the weights tell: leave that out')
+
+  path = request.folder / f'{request.name}{safetensors.SUFFIX}'
+  published = _is_published(path, request, source)
+  files = list(curves.paths(request.folder, request.name)) if request.curve else []
+  files += [] if published else [path]
+  if not request.overwrite and (taken := [file for file in files if file.exists()]):
+    raise ValueError(
+      f'--name: got {request.name}, of which {taken[0]} is there, want another, or --overwrite'
+    )
+  curve = _curve(request, params_sha256, {**facts, **told})
+  if not published:
+    _write_file(path, request, source, {**told, 'about': facts['summary']})
+  if curve is not None:
+    curves.write(request.folder, request.name, curve)
+  entry = _entry(request, entries, path, source, facts, content)
+  picture = curves.link(request.folder, request.name)
+  write_text(
+    path.with_suffix('.md'), model_card.card(entry, model_card.stored(path), facts, content, picture)
+  )
+  # A task has one default.
+  others = {
+    name: dataclasses.replace(e, default_for=tuple(d for d in e.default_for if d not in entry.default_for))
+    for name, e in entries.items()
+  }
+  write_index(request.folder, {**others, request.name: entry})
+  return entry
+
+
+def _check_request(request, entries):
+  if not re.fullmatch('[a-z0-9_]+', request.name):
+    raise ValueError(f'--name: got {request.name!r}, want lower-case letters, digits and _')
+  if request.name in entries and not request.overwrite:
+    raise ValueError(f'--name: got {request.name}, which is published, want another, or pass --overwrite')
+  if unknown := [d for d in request.default_for or () if d not in DEFAULTS]:
+    raise ValueError(f'--default_for: got {", ".join(unknown)}, want some of {", ".join(DEFAULTS)}')
+  channels = request.config['model']['channels']
+  if unfit := [d for d in request.default_for or () if DEFAULTS[d] != channels]:
+    raise ValueError(
+      f'--default_for: got {", ".join(unfit)} for weights of {channels} channel(s), want what they can do'
+    )
+
+
+def _read_json(path):
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise ValueError(
+      f'{path}: got no readable JSON ({error}), want the results.json of evaluate.py'
+    ) from error
+
+
+def _open(request):
+  """The weights; ValueError unless they are of the config."""
+  config, path = request.config, locate(request.checkpoint)
+  if (dtype := config['model']['dtype']) != 'float32':
+    raise ValueError(
+      f'--config.model.dtype: got {dtype}, want float32, which published networks compute in, whatever they '
+      'were trained in'
+    )
+  if path.is_dir():
+    params, step, saved = checkpoints.load_run_of(path, config)
+    told = {'step': str(step), 'seed': str(saved['seed'])}
+    source = _Source(model_from_fields(config['model']), params, 'float32', None, told)
+  else:
+    model, params, told = safetensors.load_with_model(path)
+    check_same({'model': safetensors.model_fields(path, told)}, {'model': config['model']}, set())
+    source = _Source(model, params, safetensors.stored_dtype(path), path, told)
+  if source.told.get('config', request.config_name) != request.config_name:
+    raise ValueError(f'--config: got {request.config_name}, want {source.told["config"]}, as {path} says')
+  if (source.dtype, request.dtype) == ('float16', 'float32'):
+    raise ValueError(
+      f'--dtype: got float32 for {path}, which has float16: want float16, or the weights as trained'
+    )
+  return source
+
+
+def _precision(request, source, rounded):
+  """What the rounding costs, where it is done here."""
+  if source.dtype == request.dtype:
+    if request.images is not None:
+      raise ValueError(
+        f'--images: got {request.images} for weights of that dtype: want none, nothing is rounded'
+      )
+    return {}
+  real = _noise(request.config).kind == 'real'
+  if real and (request.images is None or request.sigmas_255):
+    raise ValueError(
+      '--images, --sigmas: got no images or some sigma, want a folder of pairs alone to measure float16 on'
+    )
+  if not real and (request.images is None or not request.sigmas_255):
+    raise ValueError(
+      '--images, --sigmas: got none, want a folder of clean images and the noise to measure float16 with'
+    )
+  return {
+    'precision': float16_cost(
+      source.model,
+      source.params,
+      rounded,
+      examples=find_examples('pairs' if real else 'clean', request.images).examples,
+      sigmas_255=[None] if real else request.sigmas_255,
+      protocol=ROUNDED if real else of_training(request.config['noise']['clip']),
+      source=request.images.name,
+    )
+  }
+
+
+def _curve(request, params_sha256, known):
+  """What to write of the training curve; None of no new one, where one that is there is of these weights."""
+  if not request.curve:
+    curves.check_kept(request.folder, request.name, params_sha256)
+    return None
+  return curves.make(
+    request.curve,
+    request.name,
+    dtype=request.dtype,
+    step=int(known['step']),
+    params_sha256=params_sha256,
+    average_of=known.get(safetensors.AVERAGE_OF, ''),
+    about={'config': request.config_name, 'commit': known.get('commit', model_card.UNKNOWN)},
+  )
+
+
+def _is_published(path, request, source):
+  """Whether the weights are in that file already, as they are to be."""
+  unchanged = source.file is not None and source.dtype == request.dtype
+  return unchanged and path.exists() and path.samefile(source.file)
+
+
+def _write_file(path, request, source, about):
+  if source.file is None or source.dtype != request.dtype:
+    # Taken by `save_weights` itself.
+    about = {name: text for name, text in about.items() if name not in ('sadnet_jax', 'model', 'step')}
+    safetensors.save_weights(
+      path,
+      source.params,
+      model=request.config['model'],
+      step=int(source.told['step']),
+      about={**about, 'config': request.config_name},
+      dtype=request.dtype,
+    )
+  else:
+    with replacing(path) as temporary:
+      shutil.copyfile(source.file, temporary)
+
+
+def _entry(request, entries, path, source, facts, content):
+  if request.default_for is not None:
+    default_for = tuple(request.default_for)
+  else:
+    default_for = entries[request.name].default_for if request.name in entries else ()
+  return Entry(
+    name=request.name,
+    file=path.name,
+    sha256=file_sha256(path),
+    bytes=path.stat().st_size,
+    summary=facts['summary'],
+    channels=source.model.channels,
+    noise=_noise(request.config),
+    measured=model_card.measured(content),
+    default_for=default_for,
+  )
+
+
+def _noise(config):
+  fields = config['noise']
+  sigmas = tuple(fields['sigma_255_range']) or (fields['sigma_255'],) * 2
+  return Noise('gaussian', sigmas, fields['clip']) if any(sigmas) else Noise('real')
+
+
+def main() -> None:
+  """Defines the flags and runs."""
+  from absl import flags
+  from ml_collections import config_flags
+
+  from sadnet_jax import command_line
+
+  config = config_flags.DEFINE_config_file('config', None, 'The experiment, such as configs/color.py:50.')
+  name = flags.DEFINE_string('name', None, 'To publish the weights by.', required=True)
+  checkpoint = flags.DEFINE_string(
+    'checkpoint', None, 'Folder of the run, a .safetensors file, or a published name.', required=True
+  )
+  dtype = flags.DEFINE_enum('dtype', 'float16', ['float32', 'float16'], 'Of the weights in the file.')
+  facts = flags.DEFINE_string('facts', None, 'TOML file of the texts of the card.', required=True)
+  results = flags.DEFINE_string('results', None, 'The results.json of these weights.', required=True)
+  images = flags.DEFINE_string(
+    'images', None, 'Folder to measure float16 on: clean images, or pairs for real noise.'
+  )
+  sigmas = flags.DEFINE_list('sigmas', None, "Noise to measure float16 with; by default the config's.")
+  curve = flags.DEFINE_list('curve', [], 'Runs to draw the training curve of: RUN, or FIRST,SECOND.')
+  default_for = flags.DEFINE_list(
+    'default_for',
+    None,
+    f'What to take them for: some of {", ".join(DEFAULTS)}; by default what they were for.',
+  )
+  overwrite = flags.DEFINE_bool('overwrite', False, 'Write over weights of that name.')
+  folder = flags.DEFINE_string('folder', str(FOLDER), 'The folder with the index.')
+  flags.mark_flag_as_required('config')
+
+  def command() -> None:
+    fields = config.value.to_dict()
+    own = [fields['noise']['sigma_255']] if fields['noise']['sigma_255'] else []
+    entry = publish(
+      Request(
+        name=name.value,
+        checkpoint=checkpoint.value,
+        config=fields,
+        config_name=command_line.config_argument(),
+        dtype=dtype.value,
+        facts=Path(facts.value),
+        results=Path(results.value),
+        images=None if images.value is None else Path(images.value),
+        sigmas_255=own if sigmas.value is None else command_line.numbers('sigmas', sigmas.value),
+        curve=curve.value,
+        default_for=default_for.value,
+        overwrite=overwrite.value,
+        folder=Path(folder.value),
+      )
+    )
+    print(entry)
+
+  command_line.run(command)
+
+
+if __name__ == '__main__':
+  main()
