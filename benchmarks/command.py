@@ -30,7 +30,7 @@ from sadnet_jax.denoise.denoiser import OVERLAP_PX, Denoiser
 from sadnet_jax.denoise.tiling import RAMP_PX, Axis, TilePlan, blend_tiles
 from sadnet_jax.images.arrays import find_images
 
-COMMAND = Path(__file__).resolve().parent.parent / 'denoise.py'
+COMMAND = Path(__file__).resolve().parent.parent / 'sadnet_jax' / '__main__.py'
 # Of the image that is denoised in two times two tiles.
 SEAM_IMAGE_PX = 896
 OVERLAPS_PX = (0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176)

@@ -5,7 +5,8 @@
   python evaluate.py --config=configs/color_fast.py:50 --checkpoint=color_50.safetensors \\
     --datasets=cbsd68,kodak24 --output=results
   python -m tools.publish_weights --config=configs/color_fast.py:50 --checkpoint=RUN \\
-    --name=color_50 --dtype=float16 --images=FOLDER --facts=sadnet_jax/weights/pretrained/color_50.toml --overwrite \\
+    --name=color_50 --dtype=float16 --images=FOLDER --overwrite \\
+    --facts=sadnet_jax/weights/pretrained/color_50.toml \\
     --results=results/results.json
 
 From a folder of the repository. The results must be of the weights as they are published: in their
@@ -36,7 +37,7 @@ from sadnet_jax.weights.checkpoints import check_same
 from sadnet_jax.weights.index import FOLDER, Entry, Noise, file_sha256, read_index, write_index
 from sadnet_jax.weights.loading import locate
 from sadnet_jax.weights.safetensors import params_hash
-from tools import curves, model_card
+from tools import model_card, plot_training
 from tools.model_card import float16_cost
 
 # What weights can be the default of, and the channels that takes.
@@ -112,7 +113,7 @@ def publish(request: Request) -> Entry:
 
   path = request.folder / f'{request.name}{safetensors.SUFFIX}'
   published = _is_published(path, request, source)
-  files = list(curves.paths(request.folder, request.name)) if request.curve else []
+  files = list(plot_training.paths(request.folder, request.name)) if request.curve else []
   files += [] if published else [path]
   if not request.overwrite and (taken := [file for file in files if file.exists()]):
     raise ValueError(
@@ -122,9 +123,9 @@ def publish(request: Request) -> Entry:
   if not published:
     _write_file(path, request, source, {**told, 'about': facts['summary']})
   if curve is not None:
-    curves.write(request.folder, request.name, curve)
+    plot_training.write(request.folder, request.name, curve)
   entry = _entry(request, entries, path, source, facts, content)
-  picture = curves.link(request.folder, request.name)
+  picture = plot_training.link(request.folder, request.name)
   write_text(
     path.with_suffix('.md'), model_card.card(entry, model_card.stored(path), facts, content, picture)
   )
@@ -218,9 +219,9 @@ def _precision(request, source, rounded):
 def _curve(request, params_sha256, known):
   """What to write of the training curve; None of no new one, where one that is there is of these weights."""
   if not request.curve:
-    curves.check_kept(request.folder, request.name, params_sha256)
+    plot_training.check_kept(request.folder, request.name, params_sha256)
     return None
-  return curves.make(
+  return plot_training.make(
     request.curve,
     request.name,
     dtype=request.dtype,

@@ -50,7 +50,7 @@ from typing import Any
 import jax
 import torch
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
+sys.path.append(str(Path(__file__).resolve().parent.parent.parent))
 
 from benchmarks import common
 from benchmarks.limits import Limits, copy_rate, matrix_rate

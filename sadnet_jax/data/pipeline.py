@@ -25,6 +25,8 @@ import tensorflow as tf
 from sadnet_jax.data.examples import Example
 from sadnet_jax.images.arrays import LUMA
 
+Images = dict[str, Any]
+
 
 class ImageSource(Protocol):
   """Images by their number.
@@ -301,4 +303,3 @@ if TYPE_CHECKING:
   from sadnet_jax.data.tiles import TileSet
 # What TensorFlow decodes; Pillow, which reads for the others, knows more.
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp')
-Images = dict[str, Any]

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sadnet_jax import weights
 from sadnet_jax.denoise import tile_memory
 from sadnet_jax.denoise.tiling import RAMP_PX, TilePlan, blend_tiles, plan_tiles, plan_tiles_of_area
 from sadnet_jax.nn.sadnet import STRIDE, SADNet
 from sadnet_jax.ops.platform import blocks_for
+from sadnet_jax.weights import loading
 
 # Where tiles and the whole image differ by less than 1/255 with the published weights, as
 # tests/test_denoiser_with_weights.py has it; benchmarks/denoiser.py measures it.
@@ -92,7 +92,7 @@ class Denoiser:
     Raises:
       ValueError: There are no such weights, or they are damaged.
     """
-    model, params, about = weights.load(name)
+    model, params, about = loading.load(name)
     return cls(model, params, about=about, **options)
 
   @classmethod
@@ -111,7 +111,7 @@ class Denoiser:
     Raises:
       ValueError: There are no readable weights of a SADNet.
     """
-    model, params, about = weights.load(Path(path), dilations=dilations)
+    model, params, about = loading.load(Path(path), dilations=dilations)
     return cls(model, params, about=about, **options)
 
   def __call__(self, image: Image, *, progress: Progress | None = None) -> Image:

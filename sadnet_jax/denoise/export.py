@@ -26,10 +26,10 @@ import jax
 from jax import export, lax
 import jax.numpy as jnp
 
-from sadnet_jax import weights
 from sadnet_jax.files import replacing
 from sadnet_jax.nn.sadnet import SCALES, STRIDE, SADNet, pad_to_multiple
 from sadnet_jax.ops.platform import blocks_for
+from sadnet_jax.weights import loading
 
 SUFFIX = '.stablehlo'
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
@@ -229,7 +229,7 @@ def _run(given):
   if given.size is not None and not sides:
     raise ValueError(f'--size: got {given.size!r}, want HEIGHTxWIDTH in pixels, such as 480x320')
   size = (int(sides[1]), int(sides[2])) if sides else None
-  model, params, _ = weights.load(given.weights)
+  model, params, _ = loading.load(given.weights)
   exported = export_denoiser(model, params, size=size, platforms=given.platforms.split(','))
   save_denoiser(given.output, exported)
   images = f'of {given.size}' if size else 'of any size'

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from sadnet_jax import weights
 from sadnet_jax.denoise import interruption
 from sadnet_jax.denoise.denoiser import Denoiser
 from sadnet_jax.denoise.report import Report, one_line
@@ -19,6 +18,7 @@ from sadnet_jax.images import Metadata, Photograph, check_output, read_photograp
 from sadnet_jax.images.arrays import side_by_side
 from sadnet_jax.images.reading import shown_path
 from sadnet_jax.images.writing import to_8_bits
+from sadnet_jax.weights import index, loading
 
 # Of each half of a comparison: what is larger shows its middle, for smaller copies would hide the noise.
 COMPARED_PX = 4096
@@ -54,7 +54,7 @@ class Networks:
   def _name(self, channels):
     if self._model is not None:
       return self._model
-    entries = weights.available()
+    entries = index.available()
     for kind in _DEFAULTS[channels]:
       for name, entry in entries.items():
         if kind in entry.default_for:
@@ -63,7 +63,7 @@ class Networks:
 
   def _load(self, name):
     if name not in self._loaded:
-      model, params, about = weights.load(
+      model, params, about = loading.load(
         name, dilations=self._dilations, progress=lambda done, total: interruption.check()
       )
       self._loaded[name] = Denoiser(model, params, about=about, **self._options)

@@ -9,7 +9,7 @@ from typing import Any
 
 from sadnet_jax.files import write_text
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent / 'pretrained'
 INDEX_FILE = 'index.json'
 
 

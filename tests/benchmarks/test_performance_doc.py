@@ -7,7 +7,7 @@ import pytest
 from benchmarks import performance_tables, report
 from benchmarks.pytorch.rows import ROWS
 from benchmarks.report import SECTIONS
-from sadnet_jax import weights
+from sadnet_jax import pretrained
 from sadnet_jax.denoise.denoiser import OVERLAP_PX
 from tests.support.command import ROOT, finish, start
 
@@ -78,7 +78,7 @@ def test_the_page_is_what_the_files_give():
 def test_tiles_were_measured_with_the_overlap_that_is_the_default():
   content = json.loads((ROOT / 'benchmarks' / 'results' / 'denoiser_cpu.json').read_text())
   assert content['default_overlap_px'] == OVERLAP_PX
-  assert content['model'] in weights.available()
+  assert content['model'] in pretrained.available()
   measured = max(row['overlap_px'] for row in content['seams'] if row['overlap_px'] <= OVERLAP_PX)
   largest = {row['sigma_255']: row['largest'] for row in content['seams'] if row['overlap_px'] == measured}
   assert measured > OVERLAP_PX - 16

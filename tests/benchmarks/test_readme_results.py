@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import readme_results, readme_speed, report
-from sadnet_jax import weights
+from sadnet_jax import pretrained
 from tests.support.command import ROOT, finish, start
 
 
@@ -92,7 +92,7 @@ def test_figures_of_the_same_images_and_protocol_are_subtracted():
 
 def test_weights_are_named_with_their_data():
   table = readme_results.weights().splitlines()
-  assert len(table) == 2 + len(weights.available())
+  assert len(table) == 2 + len(pretrained.available())
   (default,) = (line for line in table if ' (default for color) | ' in line)
   name, task, data = default.split(' | ')[:3]
   assert name == '| [`color_blind`](sadnet_jax/weights/pretrained/color_blind.md) (default for color)'

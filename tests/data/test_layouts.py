@@ -352,7 +352,7 @@ def test_the_fingerprint_is_of_the_files_not_of_their_place(tmp_path):
 
 def test_importing_the_layouts_imports_no_tensorflow():
   code = 'import sys, sadnet_jax.data.layouts; print([m for m in sys.modules if m.startswith("tensorflow")])'
-  root = Path(__file__).resolve().parent.parent
+  root = Path(__file__).resolve().parent.parent.parent
   result = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True, check=True)
   assert result.stdout.strip() == '[]'
 

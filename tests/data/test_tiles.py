@@ -23,7 +23,7 @@ from sadnet_jax.data import layouts, tile_builder, tiles
 from tests.support import dataset_files
 
 DATA = os.environ.get('SADNET_DATA')
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 SMALL = {'tile_px': 16, 'stride_px': 8}
 
 

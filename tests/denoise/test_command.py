@@ -13,8 +13,8 @@ from sadnet_jax.denoise import compilation_cache, job
 from sadnet_jax.denoise.command import choose_device, main
 from sadnet_jax.denoise.denoiser import OVERLAP_PX, Denoiser
 from sadnet_jax.images import Metadata, Photograph
-from sadnet_jax.weights import Entry, Noise, available
-from tests.support.command import ROOT, finish, start
+from sadnet_jax.weights.index import Entry, Noise, available
+from tests.support.command import finish, start
 from tests.support.denoise_command import all_files, picture, pixels_of, run, write_weights
 
 
@@ -331,7 +331,7 @@ def test_devices_are_named_by_kind_and_number():
 
 def test_a_device_that_jax_fails_at_is_told(folder, weights):
   picture(folder / 'a.png')
-  command = [ROOT / 'denoise.py', 'a.png', '-o', 'b.png', '--model', weights]
+  command = ['-m', 'sadnet_jax', 'a.png', '-o', 'b.png', '--model', weights]
   _, errors = finish(start(*command, cwd=folder, JAX_PLATFORMS='nonsense'), succeeds=False)
   assert errors.startswith('sadnet-denoise: --device: got none, which JAX fails at (')
   assert errors.count('\n') == 1

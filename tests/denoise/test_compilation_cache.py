@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from sadnet_jax.denoise import compilation_cache
-from tests.support.command import ROOT, finish, start
+from tests.support.command import finish, start
 from tests.support.denoise_command import picture, write_weights
 
 
@@ -63,7 +63,8 @@ def test_the_second_run_reads_what_the_first_compiled_and_damage_does_not_show(t
   weights = write_weights(tmp_path / 'tiny.safetensors')
   picture(tmp_path / 'a.png')
   command = [
-    ROOT / 'denoise.py',
+    '-m',
+    'sadnet_jax',
     tmp_path / 'a.png',
     '--model',
     weights,

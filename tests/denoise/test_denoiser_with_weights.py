@@ -7,10 +7,10 @@ from PIL import Image
 import pytest
 import skimage
 
-from sadnet_jax import Denoiser, weights
+from sadnet_jax import Denoiser, pretrained
 
 PHOTOGRAPH = Path(skimage.__file__).parent / 'data' / 'coffee.png'
-DEFAULT = next(name for name, entry in weights.available().items() if 'color' in entry.default_for)
+DEFAULT = next(name for name, entry in pretrained.available().items() if 'color' in entry.default_for)
 LEVEL = 1 / 255
 
 

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from sadnet_jax.denoise import interruption
-from tests.support.command import ROOT, finish, start
+from tests.support.command import finish, start
 from tests.support.denoise_command import all_files, picture, pixels_of
 
 
@@ -14,7 +14,7 @@ from tests.support.denoise_command import all_files, picture, pixels_of
 def test_a_command_that_is_stopped_leaves_whole_files_only(folder, weights, number, status):
   for i in range(50):
     picture(folder / f'in/{i:02}.png', size=(64, 64))
-  process = start(ROOT / 'denoise.py', 'in', '-o', 'out', '--model', weights, cwd=folder)
+  process = start('-m', 'sadnet_jax', 'in', '-o', 'out', '--model', weights, cwd=folder)
   first = process.stderr.readline()
   process.send_signal(number)
   _, rest = finish(process, succeeds=False)
@@ -53,12 +53,12 @@ def test_a_signal_waits_and_the_next_does_not():
 def test_a_reader_that_goes_ends_it_quietly(folder, weights):
   for i in range(3):
     picture(folder / f'in/{i}.png')
-  process = start(ROOT / 'denoise.py', 'in', '-o', 'out', '--model', weights, cwd=folder)
+  process = start('-m', 'sadnet_jax', 'in', '-o', 'out', '--model', weights, cwd=folder)
   process.stderr.close()
   process.stdout.close()
   assert process.wait(timeout=100) == 1
   assert all(len(path) == 5 for path in all_files(folder / 'out'))
-  process = start(ROOT / 'denoise.py', '--list-models')
+  process = start('-m', 'sadnet_jax', '--list-models')
   process.stdout.close()
   with process.stderr:
     assert process.stderr.read() == ''

@@ -27,7 +27,7 @@ from tests.support.deform_conv_oracle import deform_conv2d_loops
 
 CASES = {
   case['name']: case
-  for case in json.loads((Path(__file__).parent / 'golden' / 'deform_conv2d_float64.json').read_text())
+  for case in json.loads((Path(__file__).parent.parent / 'golden' / 'deform_conv2d_float64.json').read_text())
 }
 
 

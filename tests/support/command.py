@@ -5,7 +5,7 @@ from pathlib import Path
 import subprocess
 import sys
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 # Compiling is most of what short commands do; this halves their time. The numbers of optimised
 # programs are tested where they are compared with the references.
 _QUICK_TO_COMPILE = (

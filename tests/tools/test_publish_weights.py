@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from sadnet_jax import weights
+from sadnet_jax import pretrained
 from sadnet_jax.data.examples import Example
 from sadnet_jax.evaluation.protocols import UNCLIPPED
 from sadnet_jax.nn.sadnet import SADNet
@@ -27,7 +27,7 @@ from sadnet_jax.weights.safetensors import (
 from tests.support.command import ROOT, finish, start
 from tests.support.logged_runs import losses, save_checkpoint, small_config, write_log
 from tests.support.small_networks import SMALL, random_variables
-from tools import curves, precision
+from tools import model_card, plot_training
 from tools.plot_training import curve_of_runs, draw, png, read_curve
 from tools.publish_weights import Request, publish
 
@@ -114,7 +114,7 @@ def test_file_card_and_index_are_written(request_):
   assert index.read_index(request_.folder) == {'small': entry}
   path = request_.folder / 'small.safetensors'
   assert (entry.sha256, entry.bytes) == (index.file_sha256(path), path.stat().st_size)
-  assert (entry.channels, entry.noise) == (3, weights.Noise('gaussian', (25.0, 25.0), clipped=True))
+  assert (entry.channels, entry.noise) == (3, pretrained.Noise('gaussian', (25.0, 25.0), clipped=True))
   model, params, metadata = load_with_model(path)
   assert (model.width, stored_dtype(path), metadata['step']) == (8, 'float16', '7')
   assert (metadata['config'], metadata['about']) == ('configs/color.py:25', 'Of a test.')
@@ -266,11 +266,11 @@ def test_the_curve_is_drawn_kept_and_shown_by_the_card(request_, stages):
 def test_curves_of_the_package_are_outside_of_it(tmp_path, monkeypatch):
   folder = tmp_path / 'sadnet_jax' / 'pretrained'
   folder.mkdir(parents=True)
-  monkeypatch.setattr(curves, 'FOLDER', folder)
-  assert curves.link(folder, 'small') is None
-  curves.write(folder, 'small', (b'1', b'2'))
+  monkeypatch.setattr(plot_training, 'FOLDER', folder)
+  assert plot_training.link(folder, 'small') is None
+  plot_training.write(folder, 'small', (b'1', b'2'))
   assert _published(tmp_path / 'docs' / 'curves') == {'small.json': b'1', 'small.png': b'2'}
-  assert curves.link(folder, 'small') == '../../docs/curves/small.png'
+  assert plot_training.link(folder, 'small') == '../../docs/curves/small.png'
 
 
 def test_weights_are_not_published_with_the_curve_of_others(request_, stages, tmp_path):
@@ -372,7 +372,7 @@ def test_real_noise_has_no_sigma_and_is_measured_on_pairs(request_):
   entry = publish(asked)
   card = (request_.folder / 'small.md').read_text()
   assert 'over 1 images (photographs), real noise, rounded |' in card
-  assert entry.noise == weights.Noise('real')
+  assert entry.noise == pretrained.Noise('real')
   (entry,) = json.loads((request_.folder / 'index.json').read_text()).values()
   assert entry['noise'] == {'kind': 'real'}
 
@@ -489,7 +489,7 @@ def test_evaluated_and_published_by_the_commands(tmp_path):
   publish = ['-m', 'tools.publish_weights', '--config=configs/color_fast.py:50', '--name=again']
   publish += ['--checkpoint=color_50', f'--results={results}', f'--folder={tmp_path}/published']
   output, _ = finish(start(*publish, f'--facts={ROOT}/sadnet_jax/weights/pretrained/color_50.toml'))
-  published = weights.available()['color_50']
+  published = pretrained.available()['color_50']
   assert output.startswith(
     f'again: colour, Gaussian noise of sigma 50, not clipped; 8.5 MB. {published.summary}'
   )
@@ -500,9 +500,9 @@ def test_evaluated_and_published_by_the_commands(tmp_path):
 def test_a_mean_difference_that_rounds_to_nothing_has_no_minus(monkeypatch, tmp_path):
   Image.new('RGB', (16, 16)).save(tmp_path / 'a.png')
   figures = iter((30.0, 29.99999))
-  monkeypatch.setattr(precision, 'psnr', lambda denoised, clean: next(figures))
+  monkeypatch.setattr(model_card, 'psnr', lambda denoised, clean: next(figures))
   params, examples = random_variables(MODEL)['params'], [Example('a', 'a', (tmp_path / 'a.png',), None)]
-  text = precision.float16_cost(
+  text = model_card.float16_cost(
     MODEL, params, params, examples=examples, sigmas_255=[25], protocol=UNCLIPPED, source='one'
   )
   assert 'by 0.0000 dB at most, +0.0000 dB on average' in text

@@ -16,7 +16,7 @@ import optax
 import pytest
 
 from configs import default
-from sadnet_jax import weights
+from sadnet_jax import pretrained
 from sadnet_jax.nn.sadnet import SADNet
 from sadnet_jax.training.state import TrainState
 from sadnet_jax.weights import authors, checkpoints, download, index, loading, torch_files
@@ -51,19 +51,19 @@ def small_package(small_file, tmp_path, monkeypatch):
   folder = tmp_path / 'package'
   folder.mkdir()
   shutil.copy(small_file, folder / 'small.safetensors')
-  entry = weights.Entry(
+  entry = pretrained.Entry(
     name='small',
     file='small.safetensors',
     sha256=_sha256(small_file),
     bytes=small_file.stat().st_size,
     summary='For a test.',
     channels=3,
-    noise=weights.Noise('gaussian', (0.0, 75.0), clipped=True),
+    noise=pretrained.Noise('gaussian', (0.0, 75.0), clipped=True),
     measured='A set, sigma 50: PSNR from 14.16 to 20.00 dB',
   )
   index.write_index(folder, {'small': entry})
   monkeypatch.setattr(index, 'FOLDER', folder)
-  assert weights.available() == {'small': entry}
+  assert pretrained.available() == {'small': entry}
   return folder
 
 
@@ -75,57 +75,57 @@ def _sha256(path):
 
 
 def test_an_entry_is_one_line():
-  entry = weights.available()['color_50']
+  entry = pretrained.available()['color_50']
   assert str(entry).startswith('color_50: colour, Gaussian noise of sigma 50, not clipped; 8.5 MB')
   assert str(entry).endswith(f' {entry.summary} {entry.measured}.')
   assert (
-    str(weights.Noise('gaussian', (0.0, 75.0), clipped=True)) == 'Gaussian noise of sigma 0 to 75, clipped'
+    str(pretrained.Noise('gaussian', (0.0, 75.0), clipped=True)) == 'Gaussian noise of sigma 0 to 75, clipped'
   )
-  assert str(weights.Noise('real')) == 'real noise'
+  assert str(pretrained.Noise('real')) == 'real noise'
   with pytest.raises(AttributeError):
     entry.name = 'other'
 
 
 def test_a_name_is_loaded_with_its_network():
-  model, params, about = weights.load('color_50')
+  model, params, about = pretrained.load('color_50')
   assert (model.width, tuple(model.dilations), about['config']) == (
     32,
     (1, 2, 3, 4),
     'configs/color_fast.py:50',
   )
-  assert about['sha256'] == weights.available()['color_50'].sha256
+  assert about['sha256'] == pretrained.available()['color_50'].sha256
   assert params['res1']['conv0']['kernel'].dtype == np.float32
-  assert weights.locate('color_50').name == 'color_50.safetensors'
+  assert pretrained.locate('color_50').name == 'color_50.safetensors'
 
 
 def test_a_damaged_file_of_the_package_is_refused(small_package):
-  assert weights.locate('small') == small_package / 'small.safetensors'
+  assert pretrained.locate('small') == small_package / 'small.safetensors'
   content = bytearray((small_package / 'small.safetensors').read_bytes())
   content[-1] ^= 1
   (small_package / 'small.safetensors').write_bytes(content)
   with pytest.raises(ValueError, match=r'small: got a damaged file .*want [0-9a-f]{64}: install the package'):
-    weights.locate('small')
+    pretrained.locate('small')
   (small_package / 'small.safetensors').unlink()
   with pytest.raises(ValueError, match=r'small: got no file .*small\.safetensors, want it as published'):
-    weights.locate('small')
+    pretrained.locate('small')
 
 
 @pytest.mark.parametrize('text', ['{', '[]', '{"small": {}}', '{"small": {"noise": {}, "default_for": []}}'])
 def test_a_damaged_index_is_refused(small_package, text):
   (small_package / 'index.json').write_text(text)
   with pytest.raises(ValueError, match=r'index\.json: got a damaged index .*want that of the package'):
-    weights.available()
+    pretrained.available()
 
 
 def test_a_misspelt_name_is_told_what_is_like_it(small_package):
   for source in ('smal', 'Small'):
     with pytest.raises(ValueError, match=rf'{source}: got neither a name .*\(did you mean small\?\)'):
-      weights.locate(source)
+      pretrained.locate(source)
   for source in ('', 'something else', 'x' * 5000, 'a\0b'):
     with pytest.raises(
       ValueError, match=r'got neither a name .*want one of small, .*a URL$|got no usable path'
     ):
-      weights.locate(source)
+      pretrained.locate(source)
 
 
 # Files and runs.
@@ -133,7 +133,7 @@ def test_a_misspelt_name_is_told_what_is_like_it(small_package):
 
 def test_a_file_is_loaded_with_its_network(small_file):
   for source in (small_file, str(small_file), small_file.as_uri()):
-    model, params, about = weights.load(source)
+    model, params, about = pretrained.load(source)
     _assert_equal(params, PARAMS)
     assert (about['sha256'], about['path']) == (_sha256(small_file), str(small_file))
     assert about['about'] == 'For a test.'
@@ -141,11 +141,11 @@ def test_a_file_is_loaded_with_its_network(small_file):
   np.testing.assert_array_equal(
     apply(model, {'params': params}, noisy), apply(MODEL, {'params': PARAMS}, noisy)
   )
-  assert weights.load(small_file, dilations=[1, 2, 3, 4])[2] == about
+  assert pretrained.load(small_file, dilations=[1, 2, 3, 4])[2] == about
   with pytest.raises(
     ValueError, match=r'dilations: got \(1, 2, 4, 8\), want \(1, 2, 3, 4\), those of .*small'
   ):
-    weights.load(small_file, dilations=[1, 2, 4, 8])
+    pretrained.load(small_file, dilations=[1, 2, 4, 8])
 
 
 def test_what_is_no_file_of_weights_is_refused(tmp_path):
@@ -156,22 +156,22 @@ def test_what_is_no_file_of_weights_is_refused(tmp_path):
     'b.safetensors': r'b\.safetensors: got no such file',
   }.items():
     with pytest.raises(ValueError, match=match):
-      weights.load(tmp_path / name)
+      pretrained.load(tmp_path / name)
 
 
 def test_the_authors_files_are_loaded(golden, tmp_path):
   with np.load(golden / 'sadnet_color_c8.npz') as data:
     state_dict = {key.removeprefix('param:'): data[key] for key in data.files if key.startswith('param:')}
   torch_files.write_state_dict(tmp_path / 'a.pth', state_dict)
-  model, params, about = weights.load(tmp_path / 'a.pth')
+  model, params, about = pretrained.load(tmp_path / 'a.pth')
   np.testing.assert_array_equal(params['out']['bias'], state_dict['out.bias'])
   assert (model.width, tuple(model.dilations)) == (8, (1, 2, 3, 4))
   assert about == {'path': str(tmp_path / 'a.pth'), 'sha256': _sha256(tmp_path / 'a.pth')}
-  assert tuple(weights.load(tmp_path / 'a.pth', dilations=[1, 2, 4, 8])[0].dilations) == (1, 2, 4, 8)
+  assert tuple(pretrained.load(tmp_path / 'a.pth', dilations=[1, 2, 4, 8])[0].dilations) == (1, 2, 4, 8)
   del state_dict['out.bias']
   torch_files.write_state_dict(tmp_path / 'a.pth', state_dict)
   with pytest.raises(ValueError, match=r'a\.pth: .*missing .*out'):
-    weights.load(tmp_path / 'a.pth')
+    pretrained.load(tmp_path / 'a.pth')
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path):
@@ -179,7 +179,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
   broken['out']['bias'][0] = np.nan
   torch_files.write_state_dict(tmp_path / 'a.pth', authors.state_dict_from_params(broken))
   with pytest.raises(ValueError, match=r'a\.pth: got weights that are not finite \(out/bias\), want numbers'):
-    weights.load(tmp_path / 'a.pth')
+    pretrained.load(tmp_path / 'a.pth')
 
 
 @pytest.fixture(scope='module')
@@ -199,14 +199,14 @@ def run(tmp_path_factory):
 
 def test_a_run_is_loaded_with_its_network(run):
   assert loading.CHECKPOINTS == checkpoints.FOLDER
-  model, params, about = weights.load(run)
+  model, params, about = pretrained.load(run)
   assert (model.width, about['step'], about['path']) == (8, '2', str(run))
   _assert_equal(params, jax.tree.map(lambda leaf: leaf * 2, PARAMS))
-  _, params, about = weights.load(str(run / 'checkpoints' / '1'))
+  _, params, about = pretrained.load(str(run / 'checkpoints' / '1'))
   assert about['step'] == '1'
   _assert_equal(params, PARAMS)
   with pytest.raises(ValueError, match=r"got no folder 'checkpoints' in it, want .* or one of color_50"):
-    weights.load(run.parent)
+    pretrained.load(run.parent)
   with pytest.raises(ValueError, match=r'got checkpoints of steps \[1, 2\], want 3'):
     checkpoints.load_run(run / 'checkpoints' / '3')
 
@@ -216,7 +216,7 @@ def test_a_run_without_orbax_is_told_what_to_install(run, monkeypatch):
   monkeypatch.delitem(sys.modules, 'sadnet_jax.weights.checkpoints')
   monkeypatch.delattr('sadnet_jax.weights.checkpoints')
   with pytest.raises(ValueError, match=r"without what reads it .*pip install 'sadnet-jax\[evaluate\]'"):
-    weights.load(run)
+    pretrained.load(run)
 
 
 def test_restore_params_takes_names_and_urls(small_package, small_file, run, tmp_path, monkeypatch):
@@ -234,7 +234,7 @@ def test_restore_params_takes_names_and_urls(small_package, small_file, run, tmp
   assert checkpoints.restore_params('small', MODEL, _config())[0] == 7
   shutil.copytree(run / 'checkpoints', tmp_path / 'small' / 'checkpoints')
   assert checkpoints.restore_params('small', MODEL, {**_config(), 'ema_decay': 0.5})[0] == 2
-  assert weights.load('small')[2]['step'] == '2'
+  assert pretrained.load('small')[2]['step'] == '2'
 
 
 # URLs.
@@ -284,7 +284,7 @@ def _kept(tmp_path):
 def test_a_url_is_downloaded_once(server, small_file, tmp_path):
   told = []
   url = f'{server.url}/a.safetensors'
-  path = weights.locate(url, progress=lambda done, total: told.append((done, total)))
+  path = pretrained.locate(url, progress=lambda done, total: told.append((done, total)))
   assert path.parent == tmp_path / 'cache' / 'sadnet-jax' / 'weights'
   assert path.name.endswith('-a.safetensors')
   assert path.read_bytes() == small_file.read_bytes()
@@ -293,17 +293,17 @@ def test_a_url_is_downloaded_once(server, small_file, tmp_path):
   assert len(told) > 1
   # Afterwards there need not be a server.
   del server.pages['/a.safetensors']
-  _, params, about = weights.load(url)
+  _, params, about = pretrained.load(url)
   _assert_equal(params, PARAMS)
   assert (about['sha256'], about['path']) == (_sha256(small_file), str(path))
-  assert weights.locate(f'{url}#sha256={_sha256(small_file)}') == path
+  assert pretrained.locate(f'{url}#sha256={_sha256(small_file)}') == path
   assert server.asked == ['/a.safetensors']
 
 
 def test_each_url_has_a_file_of_its_own(server):
   page = server.pages['/a.safetensors']
   server.pages |= {'/b/a.safetensors': page, '/a.safetensors?v=2': page, '/%C3%A4%20%2F.safetensors': page}
-  paths = [weights.locate(server.url + path) for path in server.pages]
+  paths = [pretrained.locate(server.url + path) for path in server.pages]
   assert len(set(paths)) == 4
   assert paths[-1].name.endswith('-.safetensors')
 
@@ -311,23 +311,23 @@ def test_each_url_has_a_file_of_its_own(server):
 def test_hashes_are_checked(server, small_file, tmp_path):
   url, right, wrong = f'{server.url}/a.safetensors', _sha256(small_file), '0' * 64
   with pytest.raises(ValueError, match=rf'a\.safetensors: got a file of SHA-256 {right}, want {wrong}'):
-    weights.locate(f'{url}#sha256={wrong}')
+    pretrained.locate(f'{url}#sha256={wrong}')
   assert _kept(tmp_path) == []
-  path = weights.locate(f'{url}#sha256={right.upper()}')
+  path = pretrained.locate(f'{url}#sha256={right.upper()}')
   # What is kept and damaged is downloaded again.
   path.write_bytes(b'damaged')
-  assert weights.locate(f'{url}#sha256={right}').read_bytes() == small_file.read_bytes()
+  assert pretrained.locate(f'{url}#sha256={right}').read_bytes() == small_file.read_bytes()
   assert len(server.asked) == 3
   # What is kept stays where nothing better comes.
   with pytest.raises(ValueError, match='got a file of SHA-256'):
-    weights.locate(f'{url}#sha256={wrong}')
+    pretrained.locate(f'{url}#sha256={wrong}')
   assert path.read_bytes() == small_file.read_bytes()
   for bad in ('sha256=12', 'md5=' + right, 'x'):
     with pytest.raises(ValueError, match=rf"got '{bad}' after the #, want sha256= and 64 hexadecimal digits"):
-      weights.locate(f'{url}#{bad}')
+      pretrained.locate(f'{url}#{bad}')
   with pytest.raises(ValueError, match=rf'got a file of SHA-256 {right}, want {wrong}'):
-    weights.locate(f'{small_file.as_uri()}#sha256={wrong}')
-  assert weights.locate(f'{small_file.as_uri()}#sha256={right}') == small_file
+    pretrained.locate(f'{small_file.as_uri()}#sha256={wrong}')
+  assert pretrained.locate(f'{small_file.as_uri()}#sha256={right}') == small_file
 
 
 def _pages(body):
@@ -363,14 +363,14 @@ def test_what_a_server_may_do_wrong(server, small_file, tmp_path, name):
   status, headers, body, match = _pages(small_file.read_bytes())[name]
   server.pages[f'/{name}.safetensors'] = (status, headers, body)
   with pytest.raises(ValueError, match=rf'^http://127.*/{name}\.safetensors: .*{match}') as caught:
-    weights.load(f'{server.url}/{name}.safetensors')
+    pretrained.load(f'{server.url}/{name}.safetensors')
   assert '\n' not in str(caught.value)
   assert _kept(tmp_path) == []
 
 
 def test_a_redirect_is_followed(server, small_file):
   server.pages['/b.safetensors'] = (302, {'Location': '/a.safetensors'}, b'')
-  assert weights.locate(f'{server.url}/b.safetensors').read_bytes() == small_file.read_bytes()
+  assert pretrained.locate(f'{server.url}/b.safetensors').read_bytes() == small_file.read_bytes()
 
 
 def test_from_https_no_redirect_leads_to_http():
@@ -424,7 +424,7 @@ def test_without_a_server_there_is_no_file(tmp_path, monkeypatch):
 def test_what_is_no_url_of_weights_is_refused(source, match, tmp_path, monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
   with pytest.raises(ValueError, match=match):
-    weights.locate(source)
+    pretrained.locate(source)
 
 
 def test_a_cache_that_cannot_be_written_to_is_told(server, tmp_path):
@@ -432,7 +432,7 @@ def test_a_cache_that_cannot_be_written_to_is_told(server, tmp_path):
   with pytest.raises(
     ValueError, match=r'got a cache folder that cannot be written to .*set XDG_CACHE_HOME, or'
   ):
-    weights.locate(f'{server.url}/a.safetensors')
+    pretrained.locate(f'{server.url}/a.safetensors')
   assert server.asked == []
 
 
@@ -440,9 +440,9 @@ def test_a_pth_from_a_url(server, tmp_path):
   torch_files.write_state_dict(tmp_path / 'a.pth', {'a': np.zeros(3, np.float32)})
   server.pages['/a.pth'] = (200, {}, (tmp_path / 'a.pth').read_bytes())
   server.pages['/b.pth'] = (200, {}, (tmp_path / 'a.pth').read_bytes()[:-30])
-  assert weights.locate(f'{server.url}/a.pth').read_bytes() == (tmp_path / 'a.pth').read_bytes()
+  assert pretrained.locate(f'{server.url}/a.pth').read_bytes() == (tmp_path / 'a.pth').read_bytes()
   with pytest.raises(ValueError, match=r'want complete weights \(\.pth\)'):
-    weights.locate(f'{server.url}/b.pth')
+    pretrained.locate(f'{server.url}/b.pth')
 
 
 def test_importing_and_loading_a_name_need_little():

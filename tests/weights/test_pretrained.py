@@ -8,19 +8,19 @@ import jax
 import numpy as np
 import pytest
 
-from sadnet_jax import weights
+from sadnet_jax import pretrained
 from sadnet_jax.evaluation.metrics import psnr
 from sadnet_jax.evaluation.protocols import CLIPPED8, of_training
 from sadnet_jax.images.arrays import read_image
 from sadnet_jax.weights.index import FOLDER
 from sadnet_jax.weights.safetensors import params_hash
 from tests.support.command import ROOT
-from tools import curves, model_card
+from tools import model_card, plot_training
 from tools.publish_weights import DEFAULTS
 
 # 128x160, from row 80 and column 120 of scikit-image's photographs of these names, both CC0.
-CROPS = Path(__file__).parent / 'crops'
-ENTRIES = weights.available()
+CROPS = Path(__file__).parent.parent / 'crops'
+ENTRIES = pretrained.available()
 # By weights, crop and sigma: PSNR in dB, as measured.
 MEASURED = {
   ('color_50', 'chelsea', 50): 28.041,
@@ -34,7 +34,7 @@ MEASURED = {
 
 @pytest.mark.parametrize(('weights', 'crop', 'sigma_255'), MEASURED)
 def test_psnr_on_photographs_they_were_not_trained_on(weights, crop, sigma_255):
-  model, params, _ = weights.load(weights)
+  model, params, _ = pretrained.load(weights)
   entry = ENTRIES[weights]
   # There are no pairs to commit: weights of real noise get Gaussian noise, clipped and rounded as a camera's.
   protocol = CLIPPED8 if entry.noise.kind == 'real' else of_training(entry.noise.clipped)
@@ -50,7 +50,7 @@ def _results(weights):
 
 @pytest.mark.parametrize('weights', ENTRIES)
 def test_results_are_of_these_weights(weights):
-  _, params, _ = weights.load(weights)
+  _, params, _ = pretrained.load(weights)
   methods = [result['method'] for result in _results(weights)['results']]
   # Wherever the file was when it was evaluated: by its hash it is this one.
   got = [(Path(m['checkpoint']).stem, m['sha256']) for m in methods]
@@ -60,9 +60,9 @@ def test_results_are_of_these_weights(weights):
 @pytest.mark.parametrize('weights', ENTRIES)
 def test_the_index_is_of_these_files(weights):
   entry = ENTRIES[weights]
-  path = weights.locate(weights)
+  path = pretrained.locate(weights)
   assert path == FOLDER / f'{weights}.safetensors'
-  model, _, about = weights.load(weights)
+  model, _, about = pretrained.load(weights)
   assert (entry.sha256, entry.bytes, entry.channels) == (about['sha256'], path.stat().st_size, model.channels)
   assert entry.summary == model_card.read_facts(path.with_suffix('.toml'))['summary']
 
@@ -74,8 +74,8 @@ def test_the_card_is_what_files_and_results_give(weights):
     model_card.read_facts(path.with_suffix('.toml')),
     model_card.stored(path.with_suffix('.safetensors')),
   )
-  curves.check_kept(FOLDER, weights, told.params_sha256)
-  picture = curves.link(FOLDER, weights)
+  plot_training.check_kept(FOLDER, weights, told.params_sha256)
+  picture = plot_training.link(FOLDER, weights)
   assert model_card.card(ENTRIES[weights], told, facts, _results(weights), picture) == path.read_text(), (
     'run python -m tools.publish_weights'
   )
