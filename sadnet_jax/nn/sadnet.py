@@ -191,7 +191,7 @@ def param_shapes(model: SADNet) -> dict:
   return jax.eval_shape(model.init, jax.random.key(0), image)['params']
 
 
-def pad_to_multiple(x: jax.Array, multiple: int) -> jax.Array:
+def pad_to_multiple(x: jax.Array | np.ndarray, multiple: int) -> jax.Array | np.ndarray:
   """Extends height and width at the bottom and right to a multiple.
 
   The extension is the image's reflection without repeating the border pixel.
@@ -199,11 +199,11 @@ def pad_to_multiple(x: jax.Array, multiple: int) -> jax.Array:
   and a side of one pixel is repeated.
 
   Args:
-    x: [N, H, W, C], H and W at least 1.
+    x: [N, H, W, C], H and W at least 1. NumPy arrays are padded on the host, without compiling anything.
     multiple: What the sides become a multiple of.
 
   Returns:
-    [N, H', W', C]; ``x`` itself if nothing has to be added.
+    [N, H', W', C], of NumPy if ``x`` is; ``x`` itself if nothing has to be added.
   """
   for axis in (1, 2):
     size = x.shape[axis]
@@ -213,7 +213,8 @@ def pad_to_multiple(x: jax.Array, multiple: int) -> jax.Array:
       x = jnp.take(x, jnp.minimum(position, 2 * size - 2 - position), axis=axis)
     elif extra := -size % multiple:
       source = np.pad(np.arange(size), (0, extra), mode='reflect')
-      x = jnp.concatenate([x, jnp.take(x, source[size:], axis=axis)], axis=axis)
+      xp = np if isinstance(x, np.ndarray) else jnp
+      x = xp.concatenate([x, xp.take(x, source[size:], axis=axis)], axis=axis)
   return x
 
 

@@ -31,6 +31,9 @@ def test_padding_equals_numpy_reflection(size):
   x = image(1, batch=2, size=size)
   extra = [(0, 0), (0, -size[0] % 8), (0, -size[1] % 8), (0, 0)]
   np.testing.assert_array_equal(pad_to_multiple(jnp.asarray(x), 8), np.pad(x, extra, mode='reflect'))
+  on_host = pad_to_multiple(x, 8)
+  assert type(on_host) is np.ndarray
+  np.testing.assert_array_equal(on_host, np.pad(x, extra, mode='reflect'))
 
 
 def test_padding_returns_a_multiple_itself():
