@@ -1,0 +1,152 @@
+"""The statistics of synthesised camera noise."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sadnet_jax.data import camera_noise
+from sadnet_jax.data.camera_noise import PRESETS, CameraNoise, add_camera_noise
+from tests.support.fast_jit import fast_jit
+
+# One level of noise, no colours of a camera, no mosaic: what is left is shot and read noise.
+PLAIN = CameraNoise(shot=(1e-3, 1e-3), read_line=(0.0, math.log(1e-5), 0.0), gains=False, mosaic=0.0)
+
+
+def _noisy(noise, clean, seed=0):
+  return np.asarray(fast_jit(lambda k, c: add_camera_noise(k, c, noise))(jax.random.key(seed), clean))
+
+
+def _flat(level, size=96):
+  return jnp.full((size, size, 3), round(level * 255) / 255, jnp.float32)
+
+
+def _correlation(residual, axis=1):
+  """Of neighbours, a channel at a time."""
+  centred = residual - residual.mean(axis=(0, 1))
+  a, b = np.split(centred, [1], axis=axis)[1], np.split(centred, [centred.shape[axis] - 1], axis=axis)[0]
+  return (a * b).mean(axis=(0, 1)) / centred.var(axis=(0, 1))
+
+
+@pytest.mark.parametrize('name', PRESETS)
+def test_zero_noise_gives_the_picture_back(name):
+  none = dataclasses.replace(
+    PRESETS[name], shot=(0.0, 0.0), relative=(0.0, 0.0), constant=(0.0, 0.0), jpeg=0.0
+  )
+  clean = jnp.round(jax.random.uniform(jax.random.key(1), (24, 17, 3)) * 255) / 255
+  np.testing.assert_allclose(_noisy(none, clean), clean, atol=1e-6)
+
+
+@pytest.mark.parametrize('level', [0.3, 0.5, 0.7])
+def test_variance_follows_the_signal(level):
+  clean = _flat(level)
+  camera = camera_noise.draw_camera(jax.random.key(0), has_gains=False)
+  raw = camera_noise.unprocess(clean[:1, :1], camera)
+  slope = jax.grad(lambda x: camera_noise.process(x, camera)[0, 0, 0])(raw)[0, 0, 0]
+  expected = float(slope) * math.sqrt(1e-3 * float(raw[0, 0, 0]) + 1e-5)
+  residual = _noisy(PLAIN, clean) - np.asarray(clean)
+  # 27,648 samples have a standard error of 0.4%; the curve bends by some percent within the noise.
+  assert residual.std() == pytest.approx(expected, rel=0.06)
+  assert abs(residual.mean()) < 0.1 * expected
+
+
+def test_noise_without_a_mosaic_is_white_and_a_mosaic_correlates_it():
+  clean = _flat(0.5)
+  white = _correlation(_noisy(PLAIN, clean) - np.asarray(clean))
+  assert np.abs(white).max() < 0.03
+  mosaic = dataclasses.replace(PLAIN, mosaic=1.0)
+  for axis in (0, 1):
+    red, green, blue = _correlation(_noisy(mosaic, clean) - np.asarray(clean), axis)
+    # Bilinear filling-in: pairs of red neighbours share one or two of the measured pixels.
+    assert 0.5 < red < 0.75
+    assert 0.5 < blue < 0.75
+    assert 0.2 < green < 0.5
+
+
+def test_grain_correlates_noise_and_keeps_its_energy():
+  clean = _flat(0.5)
+  plain = _noisy(PLAIN, clean) - np.asarray(clean)
+  grain = dataclasses.replace(PLAIN, grain=1.0, grain_px=(1.5, 1.5 + 1e-6))
+  grainy = _noisy(grain, clean) - np.asarray(clean)
+  # A Gaussian blur of sigma s leaves a correlation of exp(-1 / (4 s^2)) at one pixel: 0.895.
+  assert _correlation(grainy) == pytest.approx([0.895] * 3, abs=0.03)
+  assert grainy.std() == pytest.approx(plain.std(), rel=0.03)
+
+
+def test_chroma_of_grain_is_scaled_and_luma_is_not():
+  clean = _flat(0.5)
+  one = dataclasses.replace(PLAIN, grain=1.0, grain_px=(0.5, 0.5 + 1e-6))
+  two = dataclasses.replace(one, grain_chroma=(2.0, 2.0))
+  luma = np.array([0.299, 0.587, 0.114])
+  a, b = (_noisy(noise, clean) - np.asarray(clean) for noise in (one, two))
+  assert np.corrcoef((a @ luma).ravel(), (b @ luma).ravel())[0, 1] > 0.99
+  assert (b @ luma).std() == pytest.approx((a @ luma).std(), rel=0.02)
+  assert (b[..., 0] - b[..., 1]).std() == pytest.approx(2 * (a[..., 0] - a[..., 1]).std(), rel=0.02)
+
+
+def test_white_balance_makes_red_and_blue_noisier_than_green():
+  noise = dataclasses.replace(PRESETS['brooks'], shot=(1e-3, 1e-3), read_line=(0.0, math.log(1e-6), 0.0))
+  clean = _flat(0.5)
+  deviations = np.mean([(_noisy(noise, clean, s) - np.asarray(clean)).std(axis=(0, 1)) for s in range(6)], 0)
+  assert 1.2 < deviations[0] / deviations[1] < 2.5
+  assert 1.1 < deviations[2] / deviations[1] < 2.5
+
+
+@pytest.mark.parametrize('name', ['brooks', 'cycleisp_sidd', 'photo'])
+def test_shot_noise_is_log_uniform_and_read_noise_follows_its_line(name):
+  noise, count = PRESETS[name], 4000
+  levels = jax.vmap(lambda k: camera_noise.draw_levels(k, noise))(jax.random.split(jax.random.key(0), count))
+  log_shot = np.sort(np.log(np.asarray(levels.shot, np.float64)))
+  low, high = np.log(noise.shot)
+  quantiles = (log_shot - low) / (high - low)
+  # Kolmogorov and Smirnov: uniform draws are further off in one of 1,000 cases.
+  assert np.abs(quantiles - (np.arange(count) + 0.5) / count).max() < 1.95 / np.sqrt(count)
+  slope, intercept, deviation = noise.read_line
+  off = np.log(np.asarray(levels.read, np.float64)) - slope * np.log(np.asarray(levels.shot)) - intercept
+  assert off.std() == pytest.approx(deviation, rel=0.05)
+  assert abs(off.mean()) < 0.1 * deviation
+
+
+def test_published_constants_give_published_noise():
+  # Brooks et al., figure of shot against read noise: at a shot noise of 0.01, read noise is 1.45e-4.
+  slope, intercept, _ = PRESETS['brooks'].read_line
+  assert math.exp(slope * math.log(0.01) + intercept) == pytest.approx(1.449e-4, rel=1e-3)
+  # CycleISP: log10(read) = 1.85 log10(shot) + 0.30, so 3.98e-4 at 0.01.
+  slope, intercept, _ = PRESETS['cycleisp_sidd'].read_line
+  assert math.exp(slope * math.log(0.01) + intercept) == pytest.approx(10 ** (1.85 * -2 + 0.30), rel=1e-6)
+
+
+@pytest.mark.parametrize('shape', [(40, 33, 3), (16, 16, 3)])
+def test_output_is_on_8_bit_levels_with_and_without_jpeg(shape):
+  clean = jnp.round(jax.random.uniform(jax.random.key(2), shape) * 255) / 255
+  for jpeg in (0.0, 1.0):
+    noisy = _noisy(dataclasses.replace(PRESETS['photo'], jpeg=jpeg), clean)
+    assert noisy.shape == shape
+    assert noisy.min() >= 0
+    assert noisy.max() <= 1
+    np.testing.assert_allclose(noisy * 255, np.round(noisy * 255), atol=1e-4)
+
+
+def test_the_grid_of_jpeg_begins_anywhere():
+  """On a smooth ramp at low quality, steps between pixels are largest at the borders of blocks."""
+  ramp = np.linspace(0.2, 0.8, 64, dtype=np.float32)
+  clean = jnp.asarray(np.broadcast_to(ramp[None, :, None], (64, 64, 3)))
+  noise = CameraNoise(shot=(0.0, 0.0), jpeg=1.0, jpeg_quality=(12, 12))
+  phases = set()
+  for seed in range(8):
+    steps = np.abs(np.diff(_noisy(noise, clean, seed).mean(axis=(0, 2))))
+    phases.add(int(np.argmax([steps[phase::8].mean() for phase in range(8)])))
+  assert len(phases) >= 3
+
+
+def test_a_picture_depends_on_its_key_alone():
+  clean = jax.random.uniform(jax.random.key(3), (3, 16, 24, 3))
+  keys = jax.random.split(jax.random.key(4), 3)
+  mapped = fast_jit(jax.vmap(lambda k, c: add_camera_noise(k, c, PRESETS['photo'])))
+  together = np.asarray(mapped(keys, clean))
+  alone = np.asarray(mapped(keys[1:2], clean[1:2]))
+  np.testing.assert_allclose(together[1:2], alone, atol=1.01 / 255)
+  assert not np.array_equal(together, np.asarray(mapped(keys[::-1], clean)))
