@@ -42,7 +42,6 @@ _RGB_TO_XYZ = np.array(
 _GAMMA = 2.2
 # BT.601, for grain that differs between luma and chroma.
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-_BLUR_RADIUS_PX = 5
 # JPEG's grid starts at a random place of up to so many pixels; its chroma blocks are 16 pixels wide.
 _JPEG_GRID_PX = 16
 
@@ -262,24 +261,23 @@ def blur_noise(noise: jax.Array, sigma_px: jax.Array | float) -> jax.Array:
 
   Args:
     noise: [H, W, C], of mean zero.
-    sigma_px: Standard deviation of the blur in pixels, up to about 2.5.
+    sigma_px: Standard deviation of the blur in pixels.
 
   Returns:
     [H, W, C].
   """
   energy = jnp.mean(noise**2)
-  distance = jnp.arange(-_BLUR_RADIUS_PX, _BLUR_RADIUS_PX + 1)
-  kernel = jnp.exp(-0.5 * (distance / sigma_px) ** 2)
-  kernel /= jnp.sum(kernel)
-  for axis in (0, 1):
-    size = noise.shape[axis]
-    pad = [(0, 0)] * noise.ndim
-    pad[axis] = (_BLUR_RADIUS_PX, _BLUR_RADIUS_PX)
-    padded = jnp.pad(noise, pad, mode='wrap')
-    noise = sum(
-      kernel[i] * jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(kernel.shape[0])
-    )
-  return noise * jnp.sqrt(energy / jnp.maximum(jnp.mean(noise**2), 1e-20))
+  # Products with circulant matrices: opposite borders are neighbours, so that the noise stays even.
+  rows, columns = (_circulant_blur(size, sigma_px) for size in noise.shape[:2])
+  blurred = jnp.einsum('hi,wj,ijc->hwc', rows, columns, noise)
+  return blurred * jnp.sqrt(energy / jnp.maximum(jnp.mean(blurred**2), 1e-20))
+
+
+def _circulant_blur(size, sigma_px):
+  distance = jnp.abs(jnp.arange(size)[:, None] - jnp.arange(size))
+  distance = jnp.minimum(distance, size - distance)
+  weights = jnp.exp(-0.5 * (distance / sigma_px) ** 2)
+  return weights / weights.sum(axis=1, keepdims=True)
 
 
 def _maybe_jpeg(key, image, noise):
