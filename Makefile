@@ -1,8 +1,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Material announces here which generator comes after MkDocs.
+export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint site clean
 .NOTPARALLEL:
 
 # Trains a small SADNet on photographs, evaluates it on others, writes pictures.
@@ -17,9 +19,14 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mkdocs build --strict --quiet
+
+# The documentation as a web site, in site/.
+site: $(VENV)/.test
+	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) demo_output
+	rm -rf $(VENV) demo_output site
 
 # One virtual environment; a stamp for each set of extras that is installed in it.
 $(VENV)/.demo: EXTRAS := train,demo

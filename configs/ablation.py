@@ -6,7 +6,7 @@ The argument is a row of ROWS: colour, sigma 50, the recipe and data of color.py
 stands in for every RSAB that is left out.
 
 Paper, Kodak24: PAPER_PSNR. Ours, all rows trained alike at half the width for 1,000 steps by
-benchmarks/ablation.py: docs/ABLATION.md. At the paper's scale: not measured.
+benchmarks/ablation.py: docs/ablation.md. At the paper's scale: not measured.
 """
 
 import ml_collections

@@ -57,7 +57,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.train.sidd = ''
   config.data.train.renoir = ''
   config.data.train.polyu = ''
-  # Any other folder of pairs; README.md says how they are found.
+  # Any other folder of pairs; docs/data.md says how they are found.
   config.data.train.pairs = ''
   # 'files': the image files as they are, by tf.data. 'tiles': tiles of them, cut once
   # and kept as TFDS shards, by tf.data. 'memory': all images in the device's memory.

@@ -4,7 +4,7 @@
 
 Half the paper's width with the recipe of color_fast.py, for a few hundred steps.
 Data: photographs that ship with scikit-image, which examples/demo.py puts in
-place. README.md has the result.
+place. docs/train.md has the result.
 """
 
 import ml_collections

@@ -2,7 +2,7 @@
 
   python train.py --config=configs/pairs.py --config.data.train.pairs=FOLDER
 
-Data: pairs, told by the names of their files or folders as README.md says; without a folder given,
+Data: pairs, told by the names of their files or folders as docs/data.md says; without a folder given,
 ``train/pairs`` under SADNET_DATA. Pairs of many megapixels are better cut into tiles first
 (``--config.data.reader=tiles``). To begin from published weights: ``--config.init_from=color_real`` for
 JPEG images of cameras, color_blind for others, with a lower rate and fewer steps.

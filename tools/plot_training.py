@@ -224,7 +224,7 @@ def paths(folder: str | Path, name: str) -> tuple[Path, Path]:
   Of the package's own, that is outside of it: who denoises does not need them.
   """
   folder = Path(folder).resolve()
-  curves = folder.parents[1] / 'docs' / 'curves' if folder == FOLDER.resolve() else folder / 'curves'
+  curves = folder.parents[2] / 'docs' / 'curves' if folder == FOLDER.resolve() else folder / 'curves'
   return curves / f'{name}.json', curves / f'{name}.png'
 
 

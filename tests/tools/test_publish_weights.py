@@ -264,13 +264,13 @@ def test_the_curve_is_drawn_kept_and_shown_by_the_card(request_, stages):
 
 
 def test_curves_of_the_package_are_outside_of_it(tmp_path, monkeypatch):
-  folder = tmp_path / 'sadnet_jax' / 'pretrained'
+  folder = tmp_path / 'sadnet_jax' / 'weights' / 'pretrained'
   folder.mkdir(parents=True)
   monkeypatch.setattr(plot_training, 'FOLDER', folder)
   assert plot_training.link(folder, 'small') is None
   plot_training.write(folder, 'small', (b'1', b'2'))
   assert _published(tmp_path / 'docs' / 'curves') == {'small.json': b'1', 'small.png': b'2'}
-  assert plot_training.link(folder, 'small') == '../../docs/curves/small.png'
+  assert plot_training.link(folder, 'small') == '../../../docs/curves/small.png'
 
 
 def test_weights_are_not_published_with_the_curve_of_others(request_, stages, tmp_path):

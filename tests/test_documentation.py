@@ -1,0 +1,113 @@
+"""README, docs/ and the cards name what exists: files, commands, options, configs and public names."""
+
+import ast
+import functools
+import importlib
+import re
+
+import pytest
+
+import sadnet_jax
+from tests.support.command import ROOT
+
+PAGES = sorted(
+  [*ROOT.glob('*.md'), *(ROOT / 'docs').glob('*.md'), *(ROOT / 'sadnet_jax/weights/pretrained').glob('*.md')]
+)
+IDS = [str(page.relative_to(ROOT)) for page in PAGES]
+EVERY_PAGE = pytest.mark.parametrize('page', PAGES, ids=IDS)
+COMMAND = re.compile(r'\bpython (-m [\w.]+|[\w/]+\.py)((?: [^\n`|]*)?)')
+DENOISE = 'sadnet_jax/denoise/command.py'
+
+
+def _text(page):
+  """The page with continued command lines joined, without lines that name the commit of their command."""
+  text = page.read_text().replace('\\\n', ' ')
+  return '\n'.join(line for line in text.splitlines() if not re.search(r'; commit [0-9a-f]{7}\b', line))
+
+
+@functools.cache
+def _options(file):
+  """Options of a script, by argparse or absl, as they are written on a command line."""
+  found = {'--help', '-h'}
+  for node in ast.walk(ast.parse((ROOT / file).read_text())):
+    if not isinstance(node, ast.Call):
+      continue
+    names = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+    found |= {name for name in names if re.fullmatch('--?[a-z][a-z0-9_-]*', name)}
+    if ast.unparse(node.func).rpartition('.')[2].startswith('DEFINE_') and names:
+      found |= {f'--{names[0]}', f'--no{names[0]}'}
+  return found
+
+
+def _script(name):
+  """The file of ``-m MODULE`` or ``FILE.py``."""
+  if not name.startswith('-m '):
+    return name
+  path = name[3:].replace('.', '/')
+  return next((f for f in (f'{path}.py', f'{path}/__main__.py') if (ROOT / f).is_file()), f'{path}.py')
+
+
+def _commands(text):
+  """(script, rest of the line) of every command of this project."""
+  for name, rest in COMMAND.findall(text):
+    if name != '-m pip':
+      yield _script(name), rest
+  for rest in re.findall(r'\bsadnet-denoise((?: [^\n`|]*)?)', text):
+    yield DENOISE, rest
+
+
+def test_readme_is_short():
+  assert len((ROOT / 'README.md').read_text().splitlines()) <= 150
+
+
+@EVERY_PAGE
+def test_links_lead_to_files(page):
+  targets = re.findall(r'\]\(([^)\s]+)\)', page.read_text())
+  files = [t.partition('#')[0] for t in targets if not re.match(r'[a-z]+:|#', t)]
+  missing = [f for f in files if not (page.parent / f).exists()]
+  assert not missing
+
+
+@EVERY_PAGE
+def test_commands_and_their_options_exist(page):
+  wrong = []
+  for script, rest in _commands(_text(page)):
+    if not (ROOT / script).is_file():
+      wrong.append(script)
+      continue
+    # The benchmarks share options.
+    options = _options(DENOISE if script == 'sadnet_jax/__main__.py' else script).union(
+      *(
+        _options(str(file)) for file in (ROOT / 'benchmarks').glob('*.py') if script.startswith('benchmarks/')
+      )
+    )
+    named = re.findall(r'(?<=\s)--?[a-z][\w-]*(?=[\s=]|$)', rest.partition('#')[0])
+    wrong += [f'{script}: {option}' for option in named if option not in options]
+  assert not wrong
+
+
+@EVERY_PAGE
+def test_configs_and_their_fields_exist(page):
+  text = _text(page)
+  for name, argument in re.findall(r'--config=configs/(\w+)\.py(?::([\w-]+))?', text):
+    get_config = importlib.import_module(f'configs.{name}').get_config
+    assert get_config(*[argument] if argument else [])
+  default = importlib.import_module('configs.default').get_config()
+  for field in re.findall(r'--config\.([a-z][\w.]*\w)', text):
+    assert functools.reduce(getattr, field.split('.'), default) is not None
+
+
+@EVERY_PAGE
+def test_python_examples_import_public_names(page):
+  for block in re.findall(r'^```python\n(.*?)^```', page.read_text(), re.MULTILINE | re.DOTALL):
+    for node in ast.walk(ast.parse(block)):
+      if isinstance(node, ast.ImportFrom) and node.module == 'sadnet_jax':
+        names = {alias.name for alias in node.names}
+        assert names <= {*sadnet_jax.__all__, 'pretrained'}
+
+
+def test_options_of_the_command_are_documented():
+  text = (ROOT / 'docs' / 'denoise.md').read_text()
+  named = set(re.findall(r'`(--[a-z-]+)', text))
+  assert _options(DENOISE) - named - {'-h', '-o', '-r', '-q', '--help', '--version'} == set()
+  assert named - _options(DENOISE) == set()
