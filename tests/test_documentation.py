@@ -9,6 +9,7 @@ import pytest
 
 import sadnet_jax
 from tests.support.command import ROOT
+from tests.test_architecture import MAY_IMPORT
 
 PAGES = sorted(
   [*ROOT.glob('*.md'), *(ROOT / 'docs').glob('*.md'), *(ROOT / 'sadnet_jax/weights/pretrained').glob('*.md')]
@@ -111,3 +112,10 @@ def test_options_of_the_command_are_documented():
   named = set(re.findall(r'`(--[a-z-]+)', text))
   assert _options(DENOISE) - named - {'-h', '-o', '-r', '-q', '--help', '--version'} == set()
   assert named - _options(DENOISE) == set()
+
+
+def test_the_table_of_rooms_is_the_rule():
+  rows = re.findall(
+    r'^\| `(\w+)` \| .* \| (.*) \|$', (ROOT / 'docs/architecture.md').read_text(), re.MULTILINE
+  )
+  assert {room: set(re.findall('`([^`]+)`', allowed)) for room, allowed in rows} == MAY_IMPORT
