@@ -1,42 +1,109 @@
-"""Files that are whole or not there."""
+"""Writes files atomically: an output is complete or absent, and a failed write leaves the old file alone."""
 
 from collections.abc import Iterator
 import contextlib
+import errno
 import os
 from pathlib import Path
-import tempfile
+import secrets
+import stat
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-  """Gives a path to write to; the file takes its name, and the place of one there, at the end.
+def replacing(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
+  """Yields a temporary file to write to, and renames it to `path` when the block ends.
 
-  The path is in the same folder and has the same ending. After an error it is gone, and
-  what was there before is as it was.
+  The temporary file is in the folder of `path`, hidden, and has the same extension. After an exception it
+  is deleted and `path` is unchanged. A replaced file keeps its permissions, a new one gets the system's
+  default ones. If `path` is a symbolic link, the file it points to is replaced and the link stays.
 
   Args:
-    path: The file, in a folder that exists.
+    path: The file to write, in an existing folder.
+    overwrite: Whether `path` may exist.
+
+  Raises:
+    FileExistsError: `path` exists, possibly since the call began, and `overwrite` is false.
+    OSError: The file cannot be written, or `path` is a device, a pipe or a folder.
   """
   path = Path(path)
-  handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.stem}-', suffix=path.suffix)
-  os.close(handle)
-  temporary = Path(name)
+  if not overwrite and os.path.lexists(path):
+    raise _file_exists(path)
+  target = Path(os.path.realpath(path)) if path.is_symlink() else path
+  mode = _mode_of_file(target)
+  temporary = _create_beside(target)
   try:
     yield temporary
-    # Temporary files are for their owner alone; this one is as any other.
-    temporary.chmod(0o666 & ~_umask())
-    temporary.replace(path)
+    if mode is not None:
+      # Some file systems have no permissions, and some no fsync; the content is written all the same.
+      with contextlib.suppress(OSError):
+        temporary.chmod(mode)
+    _flush_to_disk(temporary)
+    if overwrite:
+      temporary.replace(target)
+    else:
+      _rename_to_new(temporary, target)
+    _flush_to_disk(target.parent)
   finally:
     temporary.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
-  """Writes a text file, whole or not at all."""
+  """Writes a UTF-8 text file with `replacing`."""
   with replacing(path) as temporary:
-    temporary.write_text(text)
+    temporary.write_text(text, encoding='utf-8')
 
 
-def _umask() -> int:
-  mask = os.umask(0)
-  os.umask(mask)
-  return mask
+def one_line(error: BaseException) -> str:
+  """Returns an exception's message as one printable line, or the name of its type if it has no message."""
+  text = ''.join(c if c.isprintable() else ' ' for c in str(error))
+  return ' '.join(text.split()) or type(error).__name__
+
+
+def _mode_of_file(path: Path) -> int | None:
+  """The permissions of a file; None if there is none."""
+  try:
+    mode = path.stat().st_mode
+  except FileNotFoundError:
+    return None
+  if not stat.S_ISREG(mode):
+    raise OSError(errno.EINVAL, 'Not a regular file', str(path))
+  return stat.S_IMODE(mode)
+
+
+def _create_beside(path: Path) -> Path:
+  """Creates an empty file; unlike `tempfile`'s, it has the permissions that the umask gives new files."""
+  while True:
+    # A short name, because that of `path` may be as long as the file system allows.
+    temporary = path.with_name(f'.{secrets.token_hex(6)}{path.suffix}')
+    try:
+      os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except FileExistsError:
+      continue
+    return temporary
+
+
+def _flush_to_disk(path: Path) -> None:
+  """Makes a file or a folder's list of names survive a power failure, where the system can."""
+  with contextlib.suppress(OSError):
+    handle = os.open(path, os.O_RDONLY)
+    try:
+      os.fsync(handle)
+    finally:
+      os.close(handle)
+
+
+def _rename_to_new(temporary: Path, path: Path) -> None:
+  try:
+    # Unlike renaming, this fails if the file exists, even if it appeared just now.
+    os.link(temporary, path)
+  except FileExistsError:
+    raise
+  except OSError as error:
+    # This file system has no hard links.
+    if os.path.lexists(path):
+      raise _file_exists(path) from error
+    temporary.rename(path)
+
+
+def _file_exists(path: Path) -> FileExistsError:
+  return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
