@@ -29,7 +29,7 @@ import shutil
 from typing import Any
 
 from sadnet_jax.data.layouts import find_examples
-from sadnet_jax.evaluation.protocols import ROUNDED, of_training
+from sadnet_jax.evaluation.protocols import ROUNDED, protocol_for_training
 from sadnet_jax.files import replacing, write_text
 from sadnet_jax.nn.sadnet import SADNet, model_from_fields
 from sadnet_jax.weights import checkpoints, safetensors
@@ -210,7 +210,7 @@ def _precision(request, source, rounded):
       rounded,
       examples=find_examples('pairs' if real else 'clean', request.images).examples,
       sigmas_255=[None] if real else request.sigmas_255,
-      protocol=ROUNDED if real else of_training(request.config['noise']['clip']),
+      protocol=ROUNDED if real else protocol_for_training(request.config['noise']['clip']),
       source=request.images.name,
     )
   }

@@ -1,1 +1,1 @@
-"""Evaluation by published protocols: sets, methods, figures, submissions, a page to look at."""
+"""Evaluation by published protocols: image sets, methods, metrics, submissions, and a page of results."""

@@ -31,7 +31,7 @@ if typing.TYPE_CHECKING:
 
 
 class EvaluationImage(typing.Protocol):
-  """An image that is read when it is its turn."""
+  """An image, or a pair of images, that is read on demand."""
 
   @property
   def name(self) -> str:
@@ -39,67 +39,25 @@ class EvaluationImage(typing.Protocol):
     ...
 
   def shape(self) -> tuple[int, int, int]:
-    """Height, width, channels (1 or 3), without decoding; ValueError if it cannot be read."""
+    """Returns height, width, channels (1 or 3) without decoding; ValueError if it cannot be read."""
 
   def read(self, channels: int) -> tuple[np.ndarray | None, np.ndarray]:
-    """Noisy (None for clean images) and clean, uint8 [H, W, channels]; ValueError likewise."""
-
-
-@dataclasses.dataclass(frozen=True)
-class FileImage:
-  """An image, or a pair of images, in files."""
-
-  example: Example
-
-  @property
-  def name(self) -> str:
-    """That of the example, which is unique in its set."""
-    return self.example.name
-
-  def shape(self) -> tuple[int, int, int]:
-    """Height, width and channels, from the heads of the files."""
-    return example_shape(self.example)
-
-  def read(self, channels: int) -> tuple[np.ndarray | None, np.ndarray]:
-    """Decodes the files."""
-    return read_example(self.example, channels)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class BlockImage:
-  """One of the blocks of SIDD's validation files."""
-
-  name: str
-  blocks: SiddBlocks
-  number: int
-
-  def shape(self) -> tuple[int, int, int]:
-    """Height, width and channels."""
-    height, width, channels = self.blocks.noisy.shape[2:]
-    return height, width, channels
-
-  def read(self, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Copies the blocks out; ValueError if grey is wanted."""
-    if channels != 3:
-      raise ValueError(f'{self.name}: got a block in colour, want a network for it, with model.channels = 3')
-    block = self.blocks[self.number]
-    assert block.clean is not None
-    return block.noisy, block.clean
+    """Returns noisy (None for clean images) and clean, uint8 [H, W, channels]; ValueError likewise."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
-  """What is evaluated together.
+  """Images that are evaluated together.
 
   Attributes:
-    name: Of a known set, or 'folder:' and the folder's.
-    title: For people.
-    version: What tells this copy of the set from others: how many images of what size.
+    name: Name of a known set, or 'folder:' and the name of a folder.
+    title: Name to display.
+    version: Identifies this copy of the set: number and sizes of the images.
     channels: 1 if the images are grey, else 3.
-    protocol: Of real noise; None where noise is added.
-    images: In the order of their names.
-    problems: A sentence for each file that is no part of it and should be.
-    notes: What a person should know of this copy; its folder is named as `known_sets.below_root` does.
+    protocol: Protocol for the real noise of the set; None if noise is added.
+    images: Sorted by name.
+    problems: A sentence for each file that belongs to the set but cannot be used.
+    notes: Remarks on this copy for readers of the results; its folder is given relative to the root.
   """
 
   name: str
@@ -118,17 +76,17 @@ class ImageSet:
 
 
 def open_set(name: str, root: str | Path | None) -> ImageSet:
-  """Finds a set of images with ground truth; opens no image beyond its head.
+  """Finds a set of images with ground truth; reads only the headers of its files.
 
   Args:
-    name: One of `known_sets.SCORED`, a folder, or a folder after ``clean:`` or ``pairs:``. A folder
-      without one holds pairs where files are told apart by words as in `datasets.pairs`,
-      and clean images where none has such a word. A relative one may be below the root.
-    root: Where sets with names are; None for the folder that SADNET_DATA names.
+    name: One of `data.test_sets.SCORED`, a folder, or a folder after ``clean:`` or ``pairs:``. A folder
+      without such a prefix holds pairs if words in its file names say so, as described in `data.pairs`, and
+      clean images if no name has such a word. A relative folder may be below the root.
+    root: Folder of the sets known by name; None for the environment variable SADNET_DATA.
 
   Raises:
-    ValueError: It is not there (what to download and where to put it), or there is no
-      image in it, or it cannot be told whether the folder holds pairs.
+    ValueError: The set is missing (with what to download and where to put it), it contains no image, or it
+      is not clear whether the folder holds pairs.
   """
   if name == 'sidd_val':
     return _open_sidd(find_folder(name, root), root)
@@ -138,29 +96,50 @@ def open_set(name: str, root: str | Path | None) -> ImageSet:
   kind, _, path = name.partition(':')
   if kind not in ('clean', 'pairs'):
     kind, path = '', name
-  # No path at all, as after a comma too many, would be the working folder.
+  # An empty path, as after a comma too many, would be the working folder.
   folder = look_for_data_dir(path, root) if path else None
   if folder is None:
-    what = 'a file' if Path(path).is_file() else 'neither a data set nor a folder'
+    what = 'a file' if Path(path).is_file() else 'neither a known data set nor an existing folder'
     raise ValueError(
-      f'--datasets: got {name!r}, which is {what}, want some of {", ".join((*SCORED, *UNSCORED))}, '
-      'or a folder of images (to say what it holds: clean:FOLDER, pairs:FOLDER)'
+      f'--datasets: {name!r} is {what}; give any of {", ".join((*SCORED, *UNSCORED))}, or a folder of images '
+      '(clean:FOLDER or pairs:FOLDER to say what it holds)'
     )
   title = folder.resolve().name
-  # Never the name of a known set: there are no published figures of a user's images.
-  return _open_files(f'folder:{title}', title, kind or _kind(folder), folder, root, None)
+  # Never the name of a known set: there are no published results for a user's images.
+  return _open_files(f'folder:{title}', title, kind or _folder_kind(folder), folder, root, None)
 
 
-def _kind(folder):
-  """Whether a folder holds clean images or pairs, by the words of its files."""
+@dataclasses.dataclass(frozen=True)
+class FileImage:
+  """An image, or a pair of images, in files."""
+
+  example: Example
+
+  @property
+  def name(self) -> str:
+    """Name of the example, which is unique in its set."""
+    return self.example.name
+
+  def shape(self) -> tuple[int, int, int]:
+    """Returns height, width and channels from the headers of the files."""
+    return example_shape(self.example)
+
+  def read(self, channels: int) -> tuple[np.ndarray | None, np.ndarray]:
+    """Decodes the files."""
+    return read_example(self.example, channels)
+
+
+def _folder_kind(folder):
+  """Returns 'clean' or 'pairs', by the words in the names of the files."""
   found = roles(find_images(folder), folder)
   if not found:
     return 'clean'
   if found == {'noisy', 'clean'}:
     return 'pairs'
+  word = ' and '.join(found)
   raise ValueError(
-    f'{folder}: got images with words for {" and ".join(found)} in their names and no partner, want '
-    f'clean:{folder} if they are clean images (noise is added to them), or pairs of noisy and clean ones'
+    f'{folder}: file names contain a word for {word} images, but none has a partner; pass clean:{folder} to '
+    'add noise to these images, or name both files of every pair'
   )
 
 
@@ -171,43 +150,61 @@ def _open_files(
   scenes = known.scenes if known else None
   images = [FileImage(example) for example in found.examples if scenes is None or example.scene in scenes]
   if scenes is not None and not images:
-    raise ValueError(f'{name}: got no image of {", ".join(sorted(scenes))} in {folder}, want those scenes')
+    raise ValueError(f'{name}: {folder} has no image of its scenes ({", ".join(sorted(scenes))})')
   sizes, channels = _sizes(images)
-  version = _sizes_text(sizes)
+  version = _describe_sizes(sizes)
   notes = []
   if known:
-    turned = frozenset((min(size), max(size)) for size in sizes)
-    special = known.versions.get((len(images), turned))
+    sides = frozenset((min(size), max(size)) for size in sizes)
+    special = known.versions.get((len(images), sides))
     version = f'{special}, {version}' if special else version
     channels = known.channels
     if len(images) != known.count:
-      notes.append(f'got {len(images)} images, not the {known.count} of {title}')
-  there = [p for p in sorted(folder.rglob('*')) if not is_hidden(p, folder)]
-  notes += _note(
-    folder,
-    'files that are no images to it',
-    [p for p in there if p.is_file() and p.suffix.lower() not in SUFFIXES],
-  )
-  notes += _note(
-    folder,
-    'links to folders or to nothing, which are not followed',
-    [p for p in there if p.is_symlink() and not p.is_file()],
-  )
+      notes.append(f'{len(images)} images instead of the {known.count} of {title}')
+  paths = [p for p in sorted(folder.rglob('*')) if not is_hidden(p, folder)]
+  others = [p for p in paths if p.is_file() and p.suffix.lower() not in SUFFIXES]
+  links = [p for p in paths if p.is_symlink() and not p.is_file()]
+  notes += _note_ignored('files of other types', others, folder)
+  notes += _note_ignored('links to folders or missing files', links, folder)
   notes = [f'{below_root(folder, root)}: {note}' for note in notes]
   protocol = None if layout == 'clean' else ROUNDED
   return ImageSet(name, title, version, channels, protocol, images, found.problems, notes)
 
 
-def _note(folder, what, paths):
+def _note_ignored(what, paths, folder):
   if not paths:
     return []
   more = f', {len(paths) - 5} more' if len(paths) > 5 else ''
-  return [f'{what}: {", ".join(str(p.relative_to(folder)) for p in paths[:5])}{more}']
+  return [f'ignored {what}: {", ".join(str(p.relative_to(folder)) for p in paths[:5])}{more}']
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BlockImage:
+  """One block of SIDD's validation files."""
+
+  name: str
+  blocks: SiddBlocks
+  number: int
+
+  def shape(self) -> tuple[int, int, int]:
+    """Returns height, width and channels."""
+    height, width, channels = self.blocks.noisy.shape[2:]
+    return height, width, channels
+
+  def read(self, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Copies the blocks; ValueError unless 3 channels are asked for."""
+    if channels != 3:
+      raise ValueError(
+        f'{self.name}: the blocks of SIDD are in colour; use a network with model.channels = 3'
+      )
+    block = self.blocks[self.number]
+    assert block.clean is not None
+    return block.noisy, block.clean
 
 
 def sidd_blocks(folder: str | Path) -> list[BlockImage]:
-  """The blocks of SIDD's validation files in a folder; see `sidd.read_sidd` for errors."""
-  # SciPy and h5py are needed for this set only.
+  """Returns the blocks of SIDD's validation files in a folder; raises as `submissions.sidd.read_sidd`."""
+  # Imported here because SciPy and h5py are needed for this set only.
   from sadnet_jax.evaluation.submissions import sidd
 
   blocks = sidd.read_sidd(folder, 'validation')
@@ -217,13 +214,14 @@ def sidd_blocks(folder: str | Path) -> list[BlockImage]:
 
 def _open_sidd(folder: Path, root: str | Path | None) -> ImageSet:
   images = sidd_blocks(folder)
-  whole = len(images) == SIDD_BLOCKS
-  notes = [] if whole else [f'{below_root(folder, root)}: got {images[0].blocks.label}']
-  return ImageSet('sidd_val', 'SIDD validation', _sizes_text(_sizes(images)[0]), 3, FLOAT, images, (), notes)
+  complete = len(images) == SIDD_BLOCKS
+  notes = [] if complete else [f'{below_root(folder, root)}: {images[0].blocks.label}']
+  version = _describe_sizes(_sizes(images)[0])
+  return ImageSet('sidd_val', 'SIDD validation', version, 3, FLOAT, images, (), notes)
 
 
 def _sizes(images: Sequence[EvaluationImage]) -> tuple[dict[tuple[int, int], int], int]:
-  """How many images there are of each (height, width), and channels; what cannot be read is left out."""
+  """Returns the number of images per (height, width), and channels; skips unreadable images."""
   sizes: dict[tuple[int, int], int] = collections.Counter()
   channels = {3: 0, 1: 0}
   for image in images:
@@ -236,8 +234,8 @@ def _sizes(images: Sequence[EvaluationImage]) -> tuple[dict[tuple[int, int], int
   return sizes, 3 if channels[3] or not channels[1] else 1
 
 
-def _sizes_text(sizes: dict[tuple[int, int], int]) -> str:
-  """'68 images, 53 of 481x321, 15 of 321x481'."""
+def _describe_sizes(sizes: dict[tuple[int, int], int]) -> str:
+  """Returns for example '68 images, 53 of 481x321, 15 of 321x481'."""
   total = sum(sizes.values())
   common = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))
   if not sizes:

@@ -1,8 +1,8 @@
-"""Published figures to put beside ours, each with the protocol and the images it is of.
+"""Published results to compare with, each with its protocol and version of the images.
 
-PSNR in dB, averaged over images. Sources: Tables 2, 3, 5 and 6 of SADNet (Chang et al., ECCV
-2020); for the protocol `unclipped`, the tables of DnCNN, FFDNet, DRUNet and Restormer. 'SADNet,
-replication' is an independent training in PyTorch.
+PSNR in dB, averaged over images. Sources: Tables 2, 3, 5 and 6 of SADNet (Chang et al., ECCV 2020); for the
+protocol `unclipped`, the tables of DnCNN, FFDNet, DRUNet and Restormer. 'SADNet, replication' is an
+independent training in PyTorch.
 """
 
 import dataclasses
@@ -14,14 +14,14 @@ PAPER = 'SADNet (paper)'
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-  """A published figure.
+  """A published result.
 
   Attributes:
-    method: Whose.
+    method: Name of the method.
     psnr: dB.
-    ssim: Or None.
-    protocols: As in `protocols`: the one it is of, or those it may be of.
-    version: Of the images, where several are in use; else ''.
+    ssim: As published, or None.
+    protocols: Names of the protocols it may have been measured by; see `protocols`.
+    version: Version of the images, where several are in use; else ''.
   """
 
   method: str
@@ -31,10 +31,29 @@ class Published:
   version: str = ''
 
 
-# The paper does not say whether its figures are of its test script or of files.
+def published(dataset: str, channels: int, sigma_255: float | None) -> list[Published]:
+  """Returns all published results for a set, the paper's first; empty if there are none.
+
+  Args:
+    dataset: Name as in `data.test_sets`; grey CBSD68 is BSD68.
+    channels: 3 or 1.
+    sigma_255: Standard deviation of the added noise, on the scale of 8-bit images; None for real noise.
+  """
+  if sigma_255 is None:
+    return _REAL.get(dataset, []) if channels == 3 else []
+  dataset = 'bsd68' if (dataset, channels) == ('cbsd68', 1) else dataset
+  rows = _GAUSSIAN.get((dataset, channels), [])
+  return [
+    Published(method, figures[sigma_255], None, protocols, version)  # type: ignore[index]
+    for method, protocols, version, figures in rows
+    if sigma_255 in figures
+  ]
+
+
+# The paper does not say whether it measured the output of its test script or saved files.
 _CLIPPED = ('clipped8', 'authors')
 _UNCLIPPED, _ROUNDED, _FLOAT = ('unclipped',), ('rounded',), ('float',)
-# (set, channels): method, protocols, version, PSNR by sigma on the scale of 8-bit images.
+# (set, channels): [(method, protocols, version, PSNR by sigma on the scale of 8-bit images)].
 _GAUSSIAN: dict[tuple[str, int], list[tuple[str, tuple[str, ...], str, dict[int, float]]]] = {
   ('cbsd68', 3): [
     (PAPER, _CLIPPED, '', {30: 30.64, 50: 28.32, 70: 26.93}),
@@ -83,22 +102,3 @@ _REAL = {
     Published('RIDNet', 41.04, 0.9814, _ROUNDED, NAM_PATCHES),
   ],
 }
-
-
-def published(dataset: str, channels: int, sigma_255: float | None) -> list[Published]:
-  """All figures for a set, the paper's first; empty where there are none.
-
-  Args:
-    dataset: As in `known_sets`; grey CBSD68 is BSD68.
-    channels: 3 or 1.
-    sigma_255: Of the noise added, on the scale of 8-bit images; None for real noise.
-  """
-  if sigma_255 is None:
-    return _REAL.get(dataset, []) if channels == 3 else []
-  dataset = 'bsd68' if (dataset, channels) == ('cbsd68', 1) else dataset
-  rows = _GAUSSIAN.get((dataset, channels), [])
-  return [
-    Published(method, figures[sigma_255], None, protocols, version)  # type: ignore[index]
-    for method, protocols, version, figures in rows
-    if sigma_255 in figures
-  ]

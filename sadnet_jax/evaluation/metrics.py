@@ -1,6 +1,6 @@
-"""Image quality. Contract: arrays [..., H, W, C] in [0, 1], one number an image.
+"""PSNR and SSIM. Arrays are [..., H, W, C] in [0, 1]; each image gives one number.
 
-SSIM has two conventions, `ssim_wang` and `ssim_matlab`; a value of one says nothing beside one of the other.
+Two conventions of SSIM are in use, `ssim_wang` and `ssim_matlab`. Their values cannot be compared.
 """
 
 import functools
@@ -10,27 +10,20 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-# Side of the windows of both.
+# Side of the window of both SSIM conventions.
 SSIM_WINDOW_PX = 11
-_REACH_PX = SSIM_WINDOW_PX // 2
-_GAUSSIAN = np.exp(-(np.arange(-_REACH_PX, _REACH_PX + 1) ** 2) / (2 * 1.5**2))
-_WEIGHTS = (_GAUSSIAN / _GAUSSIAN.sum()).astype(np.float32)
-# Sides of what is compiled are multiples of this.
-_COMPILED_PX = 32
-# (K1 * peak)**2 and (K2 * peak)**2.
-_C1, _C2 = 0.01**2, 0.03**2
 
 
 def round_to_8_bits(image: np.ndarray) -> np.ndarray:
   """Clips to [0, 1] and rounds to the nearest of 256 levels, as saving a PNG does.
 
-  Never floored: truncation costs a noticeable part of a decibel at high PSNR.
+  Values are rounded, never floored: flooring costs a noticeable part of a decibel at high PSNR.
   """
   return np.round(np.clip(image, 0, 1) * 255) / 255
 
 
 def psnr(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
-  """Peak signal-to-noise ratio over all pixels and channels, peak 1.
+  """Peak signal-to-noise ratio over all pixels and channels, with peak 1.
 
   10 * log10(1 / mean((image - reference)**2)), computed in float64.
 
@@ -46,24 +39,21 @@ def psnr(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
   """
   image, reference = np.asarray(image, np.float64), np.asarray(reference, np.float64)
   if image.shape != reference.shape:
-    raise ValueError(
-      f'image and reference: got shapes {image.shape} and {reference.shape}, want equal shapes'
-    )
+    raise ValueError(f'image and reference must have the same shape, got {image.shape} and {reference.shape}')
   mean_square = np.mean((image - reference) ** 2, axis=(-3, -2, -1))
   with np.errstate(divide='ignore'):
     return -10 * np.log10(mean_square)
 
 
 def ssim_wang(image: np.ndarray | jax.Array, reference: np.ndarray | jax.Array) -> jax.Array:
-  """Structural similarity as Wang et al. (2004) define it, peak 1.
+  """Structural similarity as defined by Wang et al. (2004), with peak 1.
 
-  The mean, over channels and over all windows that lie inside the image, of
-  (2 mx my + C1) (2 vxy + C2) / ((mx^2 + my^2 + C1) (vx + vy + C2)). A window is 11x11
-  pixels of one channel under a Gaussian of sigma 1.5, which weights its means m,
-  variances v and covariance vxy; C1 = 0.01^2, C2 = 0.03^2.
+  The mean of (2 mx my + C1) (2 vxy + C2) / ((mx^2 + my^2 + C1) (vx + vy + C2)) over all channels and
+  all windows that lie inside the image. A window is 11x11 pixels of one channel. Its means m, variances v
+  and covariance vxy are weighted by a Gaussian of sigma 1.5; C1 = 0.01^2, C2 = 0.03^2.
 
-  Computed on the device in float32, in a form without cancellation. Sides are extended
-  to multiples of 32 pixels, which are not counted, so that few sizes compile.
+  Computed on the device in float32, in a form without cancellation. Sides are padded to multiples of
+  32 pixels to avoid recompiling for every image size; the padding is not counted.
 
   Args:
     image: [..., H, W, C], floating point; H and W at least 11.
@@ -73,32 +63,31 @@ def ssim_wang(image: np.ndarray | jax.Array, reference: np.ndarray | jax.Array) 
     float32 [...]: 1 where the images are equal, less elsewhere.
 
   Raises:
-    ValueError: Shapes that differ or are no [..., H, W, C]; integers; images smaller
-      than a window.
+    ValueError: The shapes differ or are not [..., H, W, C], the dtype is an integer, or the images are
+      smaller than a window.
 
   Source:
-    "Image Quality Assessment: From Error Visibility to Structural Similarity", 2004.
-    The authors' later program scales large images down first; this does not.
+    "Image Quality Assessment: From Error Visibility to Structural Similarity", 2004. The authors' later
+    program first downscales large images; this function does not.
   """
   _check_ssim_pair(image, reference)
   height, width = image.shape[-3:-1]
   if min(height, width) < SSIM_WINDOW_PX:
     raise ValueError(
-      f'image: got {height}x{width} pixels, want at least {SSIM_WINDOW_PX}x{SSIM_WINDOW_PX}, the window of '
-      'ssim_wang (ssim_matlab takes any size)'
+      f'ssim_wang needs images of at least {SSIM_WINDOW_PX}x{SSIM_WINDOW_PX} pixels, the size of its window; '
+      f'got {width}x{height} (ssim_matlab accepts any size)'
     )
   return _mean_ssim(image, reference, volume=False)
 
 
 def ssim_matlab(image: np.ndarray | jax.Array, reference: np.ndarray | jax.Array) -> jax.Array:
-  """Structural similarity as MATLAB's ``ssim`` gives it for a colour image: a volume.
+  """Structural similarity as MATLAB's ``ssim`` computes it for a colour image, taken as a volume.
 
-  As `ssim_wang`, but a window is 11x11x11, across rows, columns and channels; it lies
-  around each pixel of each channel, and beyond the borders of any of the three axes
-  the image goes on as it is there (replicate padding).
+  Like `ssim_wang`, but a window is 11x11x11, across rows, columns and channels. There is a window
+  around every pixel of every channel; edge values are repeated beyond the borders of all three axes.
 
-  A grey image is to MATLAB a plane with windows of 11x11. One channel here gives the
-  same: a Gaussian over copies of one channel changes nothing.
+  MATLAB takes a grey image as a plane with windows of 11x11. A single channel gives the same here,
+  since a Gaussian average of identical copies changes nothing.
 
   Args:
     image: [..., H, W, C] of any size, floating point.
@@ -108,100 +97,121 @@ def ssim_matlab(image: np.ndarray | jax.Array, reference: np.ndarray | jax.Array
     float32 [...]: 1 where the images are equal, less elsewhere.
 
   Raises:
-    ValueError: Shapes that differ or are no [..., H, W, C]; integers.
+    ValueError: The shapes differ or are not [..., H, W, C], or the dtype is an integer.
   """
   _check_ssim_pair(image, reference)
   return _mean_ssim(image, reference, volume=True)
 
 
+_REACH_PX = SSIM_WINDOW_PX // 2
+_GAUSSIAN = np.exp(-(np.arange(-_REACH_PX, _REACH_PX + 1) ** 2) / (2 * 1.5**2))
+_WEIGHTS = (_GAUSSIAN / _GAUSSIAN.sum()).astype(np.float32)
+# (K1 * peak)**2 and (K2 * peak)**2.
+_C1, _C2 = 0.01**2, 0.03**2
+# Programs are compiled for sides that are multiples of this.
+_COMPILED_PX = 32
+
+
 def _check_ssim_pair(image, reference):
   if image.shape != reference.shape or image.ndim < 3:
     raise ValueError(
-      f'image and reference: got shapes {image.shape} and {reference.shape}, want equal shapes [..., H, W, C]'
+      f'image and reference must have the same shape [..., H, W, C], got {image.shape} and {reference.shape}'
     )
-  # On the scale of 8-bit images the constants would vanish: a plausible number, and wrong.
+  # On the scale of 8-bit images the constants would vanish: the result would look plausible and be wrong.
   if not all(jnp.issubdtype(x.dtype, jnp.floating) for x in (image, reference)):
     raise ValueError(
-      f'image and reference: got {image.dtype} and {reference.dtype}, want floating point in [0, 1] '
+      f'image and reference must be floating point in [0, 1], got {image.dtype} and {reference.dtype} '
       '(divide 8-bit images by 255)'
     )
 
 
 def _mean_ssim(image, reference, volume):
   height, width = image.shape[-3:-1]
-  image, reference = (_extend(x, _REACH_PX if volume else 0) for x in (image, reference))
-  # A program for each axis: XLA merges the passes of a single one, several times as slow on a CPU.
-  mean, variance = _pixels(image, reference, volume)
+  image, reference = (_repeat_edges(x, _REACH_PX if volume else 0) for x in (image, reference))
+  # The Gaussian window is separable: it is applied to one axis after another. Each axis is a program
+  # of its own, because XLA merges the passes of a single one, which is several times slower on a CPU.
+  mean, variance = _channel_moments(image, reference, volume)
   for axis in (-2, -1):
-    mean, variance = _pool_axis(mean, variance, axis)
-  inside = 0 if volume else 2 * _REACH_PX
-  return _ssim_of_moments(mean, variance, height - inside, width - inside)
+    mean, variance = _window_moments(mean, variance, axis)
+  lost_at_borders = 0 if volume else 2 * _REACH_PX
+  return _ssim_of_moments(mean, variance, height - lost_at_borders, width - lost_at_borders)
 
 
-def _extend(image, before_px):
-  """Goes on beyond the borders of an image as it is there, up to the next size that is compiled for."""
-  sides = [side + 2 * before_px for side in image.shape[-3:-1]]
-  after = [before_px + -side % _COMPILED_PX for side in sides]
-  pad = [(0, 0)] * (image.ndim - 3) + [(before_px, px) for px in after] + [(0, 0)]
+def _repeat_edges(image, border_px):
+  """Repeats the edges over a border on all sides, and at the end up to the next size compiled for."""
+  sides = [side + 2 * border_px for side in image.shape[-3:-1]]
+  after = [border_px + -side % _COMPILED_PX for side in sides]
+  pad = [(0, 0)] * (image.ndim - 3) + [(border_px, px) for px in after] + [(0, 0)]
   pad_with = np.pad if isinstance(image, np.ndarray) else jnp.pad
   return jnp.asarray(pad_with(image, pad, mode='edge'), jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnames='volume')
-def _pixels(image, reference, volume):
-  """Means and variances of image, reference and difference, [3, ..., C, H, W], before pooling over H, W."""
+def _channel_moments(image, reference, volume):
+  """Means and variances, [3, ..., C, H, W], of image, reference and difference over windows of channels.
+
+  Without ``volume`` a window has one channel; the variance is then 0 and returned as None.
+  """
   mean = jnp.moveaxis(jnp.stack([image, reference, image - reference]), -1, -3)
   if not volume:
     return mean, None
-  # weights[i, j]: of channel i in the window around channel j.
+  # weights[i, j]: weight of channel i in the window around channel j.
   channels = mean.shape[-3]
   padded = np.pad(np.eye(channels, dtype=np.float32), ((0, 0), (_REACH_PX, _REACH_PX)), mode='edge')
   weights = np.lib.stride_tricks.sliding_window_view(padded, SSIM_WINDOW_PX, axis=1) @ _WEIGHTS
-  return _pool(mean, [(weights[i, :, None, None], mean[..., i : i + 1, :, :], None) for i in range(channels)])
+  parts = [(weights[i, :, None, None], mean[..., i : i + 1, :, :], None) for i in range(channels)]
+  return _mixture_moments(mean, parts)
 
 
 @functools.partial(jax.jit, static_argnames='axis')
-def _pool_axis(mean, variance, axis):
-  """Pools over the windows inside one axis, which gets shorter by 10."""
+def _window_moments(mean, variance, axis):
+  """Means and variances over the windows that lie inside one axis, which becomes 10 shorter."""
   count = mean.shape[axis] - 2 * _REACH_PX
 
   def shifted(x, start):
     return None if x is None else lax.slice_in_dim(x, start, start + count, axis=x.ndim + axis)
 
   parts = [(weight, shifted(mean, k), shifted(variance, k)) for k, weight in enumerate(_WEIGHTS)]
-  return _pool(shifted(mean, _REACH_PX), parts)
+  return _mixture_moments(shifted(mean, _REACH_PX), parts)
 
 
-def _pool(centre, parts):
-  """Mean and variance of a mixture of parts, each a weight, a mean, and a variance or None for 0.
+def _mixture_moments(centre, parts):
+  """Mean and variance of a mixture, by the law of total variance.
 
-  The variance is the mean of the parts' variances plus the variance of their means (law of total
-  variance). The latter is taken about ``centre``, the part in the middle: E[x^2] - E[x]^2 about 0
-  would leave float32 few digits where an image is bright and flat.
+  Args:
+    centre: Any value close to the means of the parts: here that of the part in the middle.
+    parts: (weight, mean, variance) of each; the weights sum to 1, and a variance of None is 0.
   """
+  # Part k has weight w, mean m and variance v. With d = m - centre:
+  #   E[x]   = sum w m                                   = centre + sum w d
+  #   E[(x - centre)^2] = sum w (v + d^2)                  (of part k alone it is v + d^2)
+  #   Var[x] = E[(x - centre)^2] - (E[x] - centre)^2     = sum w (v + d^2) - (sum w d)^2
+  # True for every centre. With 0 it is E[x^2] - E[x]^2, which leaves float32 few digits in bright flat areas.
   first, second = 0, 0
   for weight, mean, variance in parts:
-    off = mean - centre
-    first += weight * off
-    second += weight * (off**2 if variance is None else off**2 + variance)
+    d = mean - centre
+    first += weight * d
+    second += weight * (d**2 if variance is None else d**2 + variance)
   return centre + first, second - first**2
 
 
 @jax.jit
 def _ssim_of_moments(mean, variance, rows, columns):
-  """The mean over the first rows and columns: those of the windows of the image itself."""
-  # With d = x - y, 2 mx my = mx^2 + my^2 - md^2 and 2 vxy = vx + vy - vd, so that SSIM = (1 - a) (1 - b):
-  # no covariance, and no difference of numbers that are almost equal.
+  """The mean SSIM over the first rows and columns, which are the windows of the image itself."""
+  # With d = x - y: 2 mx my = mx^2 + my^2 - md^2 and 2 vxy = vx + vy - vd. Hence
+  #   (2 mx my + C1) / (mx^2 + my^2 + C1) = 1 - a  with  a = md^2 / (mx^2 + my^2 + C1),
+  #   (2 vxy + C2) / (vx + vy + C2)       = 1 - b  with  b = vd / (vx + vy + C2),
+  # and SSIM = (1 - a) (1 - b) = 1 - (a + b - a b): no covariance, no difference of nearly equal numbers.
   a = mean[2] ** 2 / (mean[0] ** 2 + mean[1] ** 2 + _C1)
   b = variance[2] / (variance[0] + variance[1] + _C2)
   lost = a + b - a * b
   height, width = lost.shape[-2:]
-  of_image = (jnp.arange(height) < rows)[:, None] & (jnp.arange(width) < columns)
+  in_image = (jnp.arange(height) < rows)[:, None] & (jnp.arange(width) < columns)
 
   def average(x):
-    total = jnp.sum(jnp.where(of_image, x, 0), (-3, -2, -1), keepdims=True)
+    total = jnp.sum(jnp.where(in_image, x, 0), (-3, -2, -1), keepdims=True)
     return total / (x.shape[-3] * rows * columns)
 
-  # A float32 sum of thousands of numbers is off in the sixth digit: sum what is left about it, too.
+  # A float32 sum of thousands of numbers is off in the sixth digit: add the mean of what remains about it.
   rough = average(lost)
   return 1 - (rough + average(lost - rough))[..., 0, 0, 0]

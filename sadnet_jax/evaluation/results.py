@@ -1,7 +1,7 @@
-"""Results as JSON and CSV.
+"""The results of an evaluation: per image, per set, and as JSON, CSV and a table.
 
-PSNR is over all pixels and channels of an image, in dB; SSIM has two conventions, `metrics.ssim_wang`
-and `metrics.ssim_matlab`. A set's figures are the means over its images.
+PSNR is in dB, over all pixels and channels of an image. SSIM has two conventions, `metrics.ssim_wang` and
+`metrics.ssim_matlab`. The result of a set is the mean over its images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,11 @@ import dataclasses
 import io
 import json
 import math
+import os
 from pathlib import Path
+import re
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -26,19 +29,19 @@ RESULTS_FILE, IMAGES_FILE, PAGE_FILE = 'results.json', 'images.csv', 'index.html
 
 @dataclasses.dataclass(frozen=True)
 class ImageResult:
-  """Figures of one image, those of the noisy one beside those of the denoised.
+  """Metrics of one image, before and after denoising.
 
   Attributes:
     name: Unique in its set.
-    height: Rows that were measured.
-    width: Columns that were measured.
+    height: Number of measured rows.
+    width: Number of measured columns.
     psnr_noisy: dB; infinite where the images are equal.
-    psnr: dB.
-    ssim_wang_noisy: None where the image is smaller than the window.
-    ssim_wang: The same.
+    psnr: Of the denoised image, likewise.
+    ssim_wang_noisy: None if the image is smaller than the window.
+    ssim_wang: Of the denoised image, likewise.
     ssim_matlab_noisy: In the other convention.
-    ssim_matlab: The same.
-    seconds: That the method took, without reading, noise and compilation.
+    ssim_matlab: Of the denoised image, likewise.
+    seconds: Time the method took, without reading, adding noise, and compiling.
   """
 
   name: str
@@ -58,7 +61,7 @@ MEASURES = tuple(f.name for f in dataclasses.fields(ImageResult) if f.name not i
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-  """What could not be evaluated, and why."""
+  """An image, set or submission that could not be evaluated, and why."""
 
   name: str
   error: str
@@ -69,13 +72,13 @@ class SetResult:
   """One method on one set.
 
   Attributes:
-    image_set: What was evaluated.
+    image_set: The images.
     channels: 3 or 1.
-    sigma_255: Of the noise added; None for real noise.
-    protocol: Before and after the method.
-    method: Its name and what else it tells.
-    images: One result an image.
-    failures: What is missing among them.
+    sigma_255: Standard deviation of the added noise; None for real noise.
+    protocol: What was done before and after the method.
+    method: What the method says about itself: at least its 'name'.
+    images: One result per evaluated image.
+    failures: Images without a result.
   """
 
   image_set: ImageSet
@@ -87,35 +90,35 @@ class SetResult:
   failures: tuple[Failure, ...]
 
   def mean(self) -> dict[str, float | None]:
-    """Each of MEASURES, averaged over the images that have it; None where none has."""
+    """Returns the mean of each of MEASURES over the images that have it; None if none has."""
     columns = {name: [getattr(i, name) for i in self.images] for name in MEASURES}
-    there = {name: [v for v in values if v is not None] for name, values in columns.items()}
-    return {name: float(np.mean(values)) if values else None for name, values in there.items()}
+    known = {name: [v for v in values if v is not None] for name, values in columns.items()}
+    return {name: float(np.mean(values)) if values else None for name, values in known.items()}
 
   def published(self) -> list[Published]:
-    """Published figures for the set, the paper's first."""
+    """Returns the published results for the set, the paper's first."""
     return published(self.image_set.name, self.channels, self.sigma_255)
 
   def compared_with(self) -> Published | None:
-    """The published figure of the same method, if there is one; of several the one that differs least."""
+    """Returns the published result of the same method, if any: of several the most comparable."""
     names = {'sadnet': (PAPER,), 'bm3d': ('BM3D', 'CBM3D')}.get(self.method['name'], ())
     rows = [p for p in self.published() if p.method in names]
-    return min(rows, key=lambda p: len(self.differs(p)), default=None)
+    return min(rows, key=lambda p: len(self.differences(p)), default=None)
 
-  def differs(self, figure: Published) -> list[str]:
-    """What of a published figure is not as here: its protocol, its images; empty if it can be compared."""
+  def differences(self, other: Published) -> list[str]:
+    """Returns what a published result was measured on instead; empty if it is comparable."""
     differences = []
-    if self.protocol.name not in figure.protocols:
-      differences.append(f'protocol {" or ".join(figure.protocols)}')
-    if not self.image_set.version.startswith(figure.version):
-      differences.append(figure.version)
+    if self.protocol.name not in other.protocols:
+      differences.append(f'protocol {" or ".join(other.protocols)}')
+    if not self.image_set.version.startswith(other.version):
+      differences.append(other.version)
     if len(self.images) != (count := count_of(self.image_set.name)):
       differences.append(f'all {count} images')
     return differences
 
   def to_json(self) -> dict[str, Any]:
-    """What is written to results.json; infinities are null there."""
-    images = [{k: _finite(v) for k, v in dataclasses.asdict(i).items()} for i in self.images]
+    """Returns the content for results.json, where infinity becomes null."""
+    images = [{k: _finite_or_none(v) for k, v in dataclasses.asdict(i).items()} for i in self.images]
     return {
       'dataset': self.image_set.name,
       'title': self.image_set.title,
@@ -126,32 +129,72 @@ class SetResult:
       'protocol': self.protocol.name,
       'protocol_text': self.protocol.text,
       'method': self.method,
-      'mean': {name: _finite(value) for name, value in self.mean().items()},
-      'published': [dataclasses.asdict(p) | {'differs': self.differs(p)} for p in self.published()],
+      'mean': {name: _finite_or_none(value) for name, value in self.mean().items()},
+      'published': [dataclasses.asdict(p) | {'differs': self.differences(p)} for p in self.published()],
       'compared_with': compared.method if (compared := self.compared_with()) else None,
       'images': images,
       'failures': [dataclasses.asdict(f) for f in self.failures],
     }
 
 
-def _finite(value):
+def _finite_or_none(value):
   return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_json(path: str | Path, content: dict[str, Any]) -> None:
-  """Writes JSON at once, so that no half of it is ever there."""
-  write_text(path, json.dumps(content, indent=1, allow_nan=False) + '\n')
-
-
 def measured_by(content: Mapping[str, Any]) -> str:
-  """Command, hardware and commit of a results.json, in words."""
+  """Returns command, hardware and commit of a results.json as text."""
   environment = content['environment']
   machine = f'{environment["cores"]} cores, {environment["cpu"]}, {environment["device"]}'
   return f'`{content["command"]}`; {machine}; commit {environment["commit"][:7]}'
 
 
+# Of an absolute path, not of a relative one.
+_BEFORE_PATH = r'(?<![\w/.~-])'
+# A URL, or an absolute path: the names of its folders may contain spaces.
+_LOCATION = re.compile(
+  rf"""[A-Za-z][\w+.-]*://[^\s'"<>]+ | {_BEFORE_PATH}/(?:[^/\n'",;:()=]+/)*[^\s/'",;:()]+/?""", re.VERBOSE
+)
+
+
+def shareable(value: Any, root: str | Path | None = None) -> Any:
+  """Returns JSON content that says nothing about where files lie on this machine, and holds no secrets.
+
+  Results are published. In all strings, absolute paths become relative to the working folder, the clone or
+  the root of the data sets if they are below one of them, and otherwise the name of the file. URLs lose
+  user, password and query, where signed URLs have their signature.
+
+  Args:
+    value: Strings, numbers and None, in dicts and lists.
+    root: Folder of the data sets; None for the environment variable SADNET_DATA.
+  """
+  if isinstance(value, Mapping):
+    return {key: shareable(item, root) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [shareable(item, root) for item in value]
+  if not isinstance(value, str):
+    return value
+  clone = Path(__file__).parents[2]
+  for folder in (root or os.environ.get('SADNET_DATA') or '', Path.cwd(), clone):
+    if len(Path(folder).parts) > 1 and Path(folder).is_absolute():
+      value = re.sub(rf'{_BEFORE_PATH}{re.escape(str(Path(folder)))}/', '', value)
+  return _LOCATION.sub(_shareable_location, value)
+
+
+def _shareable_location(match: re.Match[str]) -> str:
+  location = match[0]
+  if '://' not in location:
+    return Path(location).name
+  parts = urlsplit(location)
+  return Path(parts.path).name if parts.scheme == 'file' else f'{parts.scheme}://{parts.hostname}{parts.path}'
+
+
+def write_json(path: str | Path, content: dict[str, Any]) -> None:
+  """Writes a JSON file, completely or not at all."""
+  write_text(path, json.dumps(content, indent=1, allow_nan=False) + '\n')
+
+
 def write_csv(path: str | Path, results: Sequence[SetResult]) -> None:
-  """Writes one line an image: set, version, sigma, protocol, method, name, size, and MEASURES."""
+  """Writes a row per image: set, version, sigma, protocol, method, name, size, and MEASURES."""
   buffer = io.StringIO()
   fields = [f.name for f in dataclasses.fields(ImageResult)]
   writer = csv.writer(buffer, lineterminator='\n')
@@ -164,7 +207,7 @@ def write_csv(path: str | Path, results: Sequence[SetResult]) -> None:
   write_text(path, buffer.getvalue())
 
 
-_HEAD = (
+_HEADER = (
   'data set',
   'sigma',
   'protocol',
@@ -176,22 +219,25 @@ _HEAD = (
   's/image',
   'published',
   'diff',
-  'of',
+  'by',
 )
-_NOTES = (
+_LEGEND = (
   'PSNR in dB; SSIM W: Wang et al., per channel, valid region; SSIM M: MATLAB, the colours as a volume.'
 )
 
 
-def table(results: Sequence[SetResult]) -> str:
-  """Lines of text, with a line below for what the stars mean."""
-  rows, versions, stars = [_HEAD], {}, {}
+def format_table(results: Sequence[SetResult]) -> str:
+  """Returns a text table, with the published result of the same method beside each row.
+
+  A star marks a published result of another protocol or other images; a line below the table says which.
+  """
+  rows, versions, differing = [_HEADER], {}, {}
   for r in results:
-    mean, figure = r.mean(), r.compared_with()
-    differs = r.differs(figure) if figure else []
-    star = '*' if differs else ''
-    if figure and differs:
-      stars[f'{r.image_set.title}, {figure.method}: {", ".join(differs)}'] = 0
+    mean, other = r.mean(), r.compared_with()
+    differences = r.differences(other) if other else []
+    star = '*' if differences else ''
+    if other and differences:
+      differing[f'{r.image_set.title}, {other.method}: {", ".join(differences)}'] = 0
     versions[f'{r.image_set.title}: {r.image_set.version}'] = 0
     rows.append(
       (
@@ -199,27 +245,27 @@ def table(results: Sequence[SetResult]) -> str:
         'real' if r.sigma_255 is None else f'{r.sigma_255:g}',
         r.protocol.name,
         r.method['name'],
-        _figure(mean['psnr_noisy'], '.3f'),
-        _figure(mean['psnr'], '.3f'),
-        _figure(mean['ssim_wang'], '.4f'),
-        _figure(mean['ssim_matlab'], '.4f'),
-        _figure(mean['seconds'], '.3g'),
-        f'{figure.psnr:.2f}{star}' if figure else '-',
-        f'{mean["psnr"] - figure.psnr:+.2f}{star}' if figure and mean['psnr'] is not None else '-',
-        figure.method if figure else '-',
+        _format(mean['psnr_noisy'], '.3f'),
+        _format(mean['psnr'], '.3f'),
+        _format(mean['ssim_wang'], '.4f'),
+        _format(mean['ssim_matlab'], '.4f'),
+        _format(mean['seconds'], '.3g'),
+        f'{other.psnr:.2f}{star}' if other else '-',
+        f'{mean["psnr"] - other.psnr:+.2f}{star}' if other and mean['psnr'] is not None else '-',
+        other.method if other else '-',
       )
     )
-  widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
-  lines = ['  '.join(_cell(row[i], widths[i], i) for i in range(len(_HEAD))).rstrip() for row in rows]
-  lines += [_NOTES, *versions]
-  if stars:
-    lines.append(f'* the published figure is of: {"; ".join(stars)}')
+  widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
+  lines = ['  '.join(_align(row[i], widths[i], i) for i in range(len(_HEADER))).rstrip() for row in rows]
+  lines += [_LEGEND, *versions]
+  if differing:
+    lines.append(f'* the published result is for: {"; ".join(differing)}')
   return '\n'.join(lines)
 
 
-def _figure(value, form):
+def _format(value, form):
   return '-' if value is None else format(value, form)
 
 
-def _cell(text, width, column):
-  return text.ljust(width) if column < 4 or column == len(_HEAD) - 1 else text.rjust(width)
+def _align(text, width, column):
+  return text.ljust(width) if column < 4 or column == len(_HEADER) - 1 else text.rjust(width)

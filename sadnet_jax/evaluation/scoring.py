@@ -1,4 +1,4 @@
-"""One method on one set: noise, denoise, measure."""
+"""One method on one set: add noise, denoise, measure."""
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
@@ -19,8 +19,8 @@ class Scored:
   """An image with its result.
 
   Attributes:
-    result: The figures.
-    noisy: float32 [H, W, C], as the method got it.
+    result: Its metrics.
+    noisy: float32 [H, W, C], as the method received it.
     denoised: [H, W, C], as it was measured.
     clean: float32 [H, W, C].
   """
@@ -44,21 +44,20 @@ def evaluate_set(
   """Evaluates a method on all images of a set.
 
   Args:
-    method: What denoises.
+    method: The denoiser.
     image_set: The images.
-    channels: 3, or 1 (colour files are converted).
-    sigma_255: Standard deviation of the noise that is added, on the scale of 8-bit images;
-      None for real noise.
-    protocol: What is done before and after.
-    keep_going: List what cannot be evaluated among the failures, instead of raising.
-    on_image: Is given every image with its result, in the order in which they are denoised.
+    channels: 3, or 1 to convert colour files to grey.
+    sigma_255: Standard deviation of the added noise, on the scale of 8-bit images; None for real noise.
+    protocol: What is done before and after denoising.
+    keep_going: Whether to record failures and continue instead of raising.
+    on_image: Called with every image and its result, in the order of denoising.
 
   Returns:
     The results in the order of the set.
 
   Raises:
-    ValueError: A file cannot be read, the sizes of a pair differ, a file lacks its partner,
-      or the method fails; unless ``keep_going``.
+    ValueError: A file cannot be read, the images of a pair differ in size, a file has no partner, or the
+      method fails; unless ``keep_going``.
   """
   if not keep_going:
     refuse_problems(image_set)
@@ -66,7 +65,7 @@ def evaluate_set(
   results: dict[str, ImageResult] = {}
 
   def attempt(images: Sequence[EvaluationImage], function, *arguments):
-    """Calls a function; None, and a failure for each of the images, where it raises."""
+    """Calls the function; with ``keep_going``, a ValueError is recorded for the images and gives None."""
     try:
       return function(*arguments)
     except ValueError as error:
@@ -96,35 +95,24 @@ def evaluate_set(
 
 
 def refuse_problems(image_set: ImageSet) -> None:
-  """Raises a ValueError for the first file that should be part of a set and is not."""
+  """Raises a ValueError if some files of a set cannot be used, naming the first."""
   if image_set.problems:
     count = len(image_set.problems)
     more = f'; {count - 1} more like it' if count > 1 else ''
     raise ValueError(f'{image_set.problems[0]}{more} (--keep-going evaluates the rest)')
 
 
-def _denoise(method, batch, sigma_255):
-  """The images, and seconds for each."""
-  method.prepare(batch[0].shape)
-  start = time.perf_counter()
-  denoised = method.denoise(batch, sigma_255)
-  seconds = (time.perf_counter() - start) / len(batch)
-  if not all(np.isfinite(image).all() for image in denoised):
-    raise ValueError(f'{method.name}: got NaN or infinity in the denoised image, want numbers (is it sound?)')
-  return denoised, seconds
-
-
 def _batches(method, image_set, protocol, attempt) -> Iterator[list[EvaluationImage]]:
-  """Images that are denoised at once; those of one size follow each other."""
-  sizes = [(image, attempt([image], image.shape)) for image in image_set.images]
-  cropped = [
+  """Yields batches of images of one group, group after group."""
+  shapes = [(image, attempt([image], image.shape)) for image in image_set.images]
+  sizes = [
     (image, tuple(side // protocol.multiple * protocol.multiple for side in shape[:2]))
-    for image, shape in sizes
+    for image, shape in shapes
     if shape
   ]
-  method.plan([size for _, size in cropped])
+  method.plan([size for _, size in sizes])
   groups: dict = {}
-  for image, size in cropped:
+  for image, size in sizes:
     groups.setdefault(method.group(size), []).append(image)
   for images in groups.values():
     for first in range(0, len(images), method.batch):
@@ -139,26 +127,38 @@ def _read(image, channels, sigma_255, protocol):
     raise ValueError(f'{image.name}: {error}') from error
 
 
+def _denoise(method, batch, sigma_255):
+  """Returns the denoised images, and the seconds per image."""
+  method.prepare(batch[0].shape)
+  start = time.perf_counter()
+  denoised = method.denoise(batch, sigma_255)
+  seconds = (time.perf_counter() - start) / len(batch)
+  if not all(np.isfinite(image).all() for image in denoised):
+    raise ValueError(f'{method.name}: the denoised image contains NaN or infinity; check the weights')
+  return denoised, seconds
+
+
 def _score(names, measured, seconds) -> list[Scored]:
-  """Measures (noisy, denoised, clean) of each; images of one size at once."""
+  """Measures (noisy, denoised, clean) of each image; images of one size at once."""
   scored: dict[str, Scored] = {}
   for shape in {clean.shape for _, _, clean in measured}:
-    alike = [(name, images) for name, images in zip(names, measured, strict=True) if images[2].shape == shape]
-    noisy, denoised, clean = (np.stack([images[i] for _, images in alike]) for i in range(3))
-    before, after = _quality(noisy, clean), _quality(denoised, clean)
-    for k, (name, images) in enumerate(alike):
-      figures = {f'{m}_noisy': before[m][k] for m in before} | {m: after[m][k] for m in after}
-      result = ImageResult(name, shape[0], shape[1], seconds=seconds, **figures)
+    same_size = [
+      (name, images) for name, images in zip(names, measured, strict=True) if images[2].shape == shape
+    ]
+    noisy, denoised, clean = (np.stack([images[i] for _, images in same_size]) for i in range(3))
+    before, after = _metrics(noisy, clean), _metrics(denoised, clean)
+    for k, (name, images) in enumerate(same_size):
+      values = {f'{m}_noisy': before[m][k] for m in before} | {m: after[m][k] for m in after}
+      result = ImageResult(name, shape[0], shape[1], seconds=seconds, **values)
       scored[name] = Scored(result, *images)
   return [scored[name] for name in names]
 
 
-def _quality(images, clean) -> dict[str, list[Any]]:
-  """[N, H, W, C] each: N figures by name."""
-  nothing = [None] * len(images)
-  fits = min(clean.shape[1:3]) >= SSIM_WINDOW_PX
+def _metrics(images, clean) -> dict[str, list[Any]]:
+  """Returns N values for each metric; both arguments are [N, H, W, C]."""
+  has_window = min(clean.shape[1:3]) >= SSIM_WINDOW_PX
   return {
     'psnr': psnr(images, clean).tolist(),
-    'ssim_wang': ssim_wang(images, clean).tolist() if fits else nothing,
+    'ssim_wang': ssim_wang(images, clean).tolist() if has_window else [None] * len(images),
     'ssim_matlab': ssim_matlab(images, clean).tolist(),
   }

@@ -15,7 +15,7 @@ from sadnet_jax.data.test_sets import SIDD_FILES
 from sadnet_jax.evaluation import image_sets
 from sadnet_jax.evaluation.image_sets import EvaluationImage, FileImage
 from sadnet_jax.evaluation.metrics import psnr
-from sadnet_jax.evaluation.protocols import FLOAT, ROUNDED, Protocol, of_training
+from sadnet_jax.evaluation.protocols import FLOAT, ROUNDED, Protocol, protocol_for_training
 from sadnet_jax.images.arrays import side_by_side
 from sadnet_jax.nn.sadnet import SADNet
 
@@ -125,7 +125,7 @@ def make_validator(
     pictures: Pictures to return of every set.
   """
   apply = jax.jit(lambda params, noisy: model.apply({'params': params}, noisy))
-  added_noise = of_training(clip)
+  added_noise = protocol_for_training(clip)
 
   def measure(params, validation_set, gives_up):
     protocol = validation_set.protocol or added_noise

@@ -1,4 +1,4 @@
-"""DND's patches as they lie in the files, and submissions as a server would read them."""
+"""DND: patches as stored in the files, and submissions as a server would read them."""
 
 import sys
 
@@ -11,8 +11,8 @@ from sadnet_jax.evaluation.submissions import check, dnd
 from sadnet_jax.evaluation.submissions.check import check_dnd_submission
 from tests.support import matlab_files
 
-# First row, first column, last row, last column as in info.mat: from 1, the last included.
-# Boxes of 8x8 at all four corners, along a side, and within.
+# First row, first column, last row, last column as in info.mat: from 1, inclusive.
+# Boxes of 8x8 in all four corners, along a side, and inside.
 SIZES = [(31, 47), (53, 29)]
 BOXES = [
   [(1, 1, 8, 8), (24, 40, 31, 47), (11, 1, 18, 8), (12, 19, 19, 26)],
@@ -29,13 +29,13 @@ def _in_matlab(image, box):
 
 
 @pytest.mark.parametrize('dtype', [np.float32, np.float64])
-def test_patches_are_the_boxes_of_matlab(tmp_path, dtype):
+def test_patches_are_the_boxes_as_matlab_cuts_them(tmp_path, dtype):
   images = matlab_files.dnd(tmp_path, SIZES, BOXES, dtype=dtype)
   found = dnd.read_dnd(tmp_path)
   patches = list(found.patches())
   assert [patch.name for patch in patches] == NAMES
   assert len(found) == 8
-  assert found.label == '8 patches (2 images x 4), not the 1000 (50 x 20) of DND'
+  assert found.label == '8 patches (2 images x 4) instead of the 1000 (50 x 20) of DND'
   for i, patch in enumerate(patches):
     assert patch.noisy.dtype == np.float32
     expected = _in_matlab(images[i // 4], BOXES[i // 4][i % 4]).astype(np.float32)
@@ -43,7 +43,7 @@ def test_patches_are_the_boxes_of_matlab(tmp_path, dtype):
     np.testing.assert_array_equal(patch.cut(patch.noisy), expected)
 
 
-def test_boxes_lie_in_info_as_documented(tmp_path):
+def test_boxes_are_read_from_info(tmp_path):
   matlab_files.dnd(tmp_path, SIZES, BOXES)
   with h5py.File(tmp_path / 'info.mat') as file:
     info = file['info']
@@ -54,18 +54,18 @@ def test_boxes_lie_in_info_as_documented(tmp_path):
   np.testing.assert_array_equal(images.boxes[..., 2:], np.array(BOXES)[..., 2:])
 
 
-def test_the_label_of_the_whole_set_is_its_number_of_patches(tmp_path):
+def test_the_label_of_a_complete_set_is_its_number_of_patches(tmp_path):
   assert dnd.Dnd(tmp_path, np.zeros((50, 20, 4), np.int64)).label == '1000 patches'
 
 
 @pytest.mark.parametrize('margin_px', [0, 3, 10])
-def test_surroundings_have_one_size_and_the_box_in_them(tmp_path, margin_px):
+def test_windows_have_one_size_and_contain_the_box(tmp_path, margin_px):
   images = matlab_files.dnd(tmp_path, SIZES, BOXES)
   for i, patch in enumerate(dnd.read_dnd(tmp_path).patches(margin_px)):
     assert patch.noisy.shape == (8 + 2 * margin_px, 8 + 2 * margin_px, 3)
     image, box = images[i // 4], BOXES[i // 4][i % 4]
     np.testing.assert_array_equal(patch.cut(patch.noisy), _in_matlab(image, box))
-    # All of it is the photograph as it is there.
+    # The whole window is part of the photograph.
     top, left = box[0] - 1 - patch.row, box[1] - 1 - patch.column
     bottom, right = top + patch.noisy.shape[0], left + patch.noisy.shape[1]
     assert top >= 0
@@ -75,7 +75,7 @@ def test_surroundings_have_one_size_and_the_box_in_them(tmp_path, margin_px):
     np.testing.assert_array_equal(patch.noisy, image[top:bottom, left:right])
 
 
-def test_surroundings_are_the_same_on_all_sides_but_at_a_border(tmp_path):
+def test_boxes_are_in_the_middle_except_at_a_border(tmp_path):
   matlab_files.dnd(tmp_path, SIZES, BOXES)
   places = {p.name: (p.row, p.column) for p in dnd.read_dnd(tmp_path).patches(3)}
   assert places == {
@@ -90,7 +90,7 @@ def test_surroundings_are_the_same_on_all_sides_but_at_a_border(tmp_path):
   }
 
 
-def test_surroundings_end_where_a_small_photograph_does(tmp_path):
+def test_small_photographs_give_smaller_windows(tmp_path):
   images = matlab_files.dnd(tmp_path, SIZES, BOXES)
   patches = list(dnd.read_dnd(tmp_path).patches(12))
   assert {p.noisy.shape for p in patches[:4]} == {(31, 32, 3)}
@@ -98,7 +98,7 @@ def test_surroundings_end_where_a_small_photograph_does(tmp_path):
   np.testing.assert_array_equal(patches[1].cut(patches[1].noisy), _in_matlab(images[0], BOXES[0][1]))
 
 
-def test_boxes_of_several_sizes_have_surroundings_of_one(tmp_path):
+def test_boxes_of_several_sizes_have_windows_of_one(tmp_path):
   boxes = [[(5, 9, 12, 14), (20, 30, 22, 40)]]
   images = matlab_files.dnd(tmp_path, SIZES[:1], boxes)
   for patch, box in zip(dnd.read_dnd(tmp_path).patches(2), boxes[0], strict=True):
@@ -106,75 +106,78 @@ def test_boxes_of_several_sizes_have_surroundings_of_one(tmp_path):
     np.testing.assert_array_equal(patch.cut(patch.noisy), _in_matlab(images[0], box))
 
 
-def test_only_what_was_denoised_as_a_whole_is_cut(tmp_path):
+def test_only_whole_windows_are_cut(tmp_path):
   matlab_files.dnd(tmp_path, SIZES, BOXES)
   patch = next(dnd.read_dnd(tmp_path).patches(3))
-  with pytest.raises(ValueError, match=r'0001_01: got a denoised image \(8, 8, 3\), want \(14, 14, 3\)'):
+  with pytest.raises(ValueError, match=r'0001_01: .* must have the shape \(14, 14, 3\) .* got \(8, 8, 3\)'):
     patch.cut(patch.noisy[:8, :8])
-  with pytest.raises(ValueError, match=r'margin_px: got -1, want 0 or more'):
+  with pytest.raises(ValueError, match=r'margin_px must not be negative, got -1'):
     next(dnd.read_dnd(tmp_path).patches(-1))
 
 
 def test_missing_photographs_are_named(tmp_path):
-  with pytest.raises(ValueError, match=r'info.mat: got no such file, want that of DND \(give the folder dnd'):
+  with pytest.raises(ValueError, match=r'info.mat: no such file; give the folder dnd_2017'):
     dnd.read_dnd(tmp_path)
   matlab_files.dnd(tmp_path, [(9, 9)] * 8, [[(1, 1, 8, 8)]] * 8)
   for i in (2, 8):
     (tmp_path / 'images_srgb' / f'{i:04}.mat').unlink()
-  found = r'images_srgb: got no 0002.mat, 0008.mat, want 0001.mat to 0008.mat as info.mat has 8 images \(unp'
+  found = r'images_srgb: 0002.mat, 0008.mat missing of 0001.mat to 0008.mat, the 8 images of info.mat'
   with pytest.raises(ValueError, match=found):
     dnd.read_dnd(tmp_path)
   for path in (tmp_path / 'images_srgb').iterdir():
     path.unlink()
-  with pytest.raises(ValueError, match=r'got no 0001.mat, .*, 0005.mat and 3 more, want'):
+  with pytest.raises(ValueError, match=r'0001.mat, .*, 0005.mat and 3 more missing of'):
     dnd.read_dnd(tmp_path)
 
 
 @pytest.mark.parametrize(
   ('boxes', 'found'),
   [
-    ([[(0, 1, 8, 8)]], r'got boundingboxes that are none, want whole numbers from 1, first to last'),
-    ([[(9, 1, 8, 8)]], r'got boundingboxes that are none'),
-    ([[(1, 1, 8.5, 8)]], r'got boundingboxes that are none'),
-    ([[(1, 1, 8, np.nan)]], r'got boundingboxes that are none'),
-    ([[(1, 1, 8)]], r'got boundingboxes of shapes \[\(1, 3\)\], want equally many of first row'),
-    ([[(1, 1, 8, 8)], [(1, 1, 8, 8)] * 2], r'got boundingboxes of shapes \[\(1, 4\), \(2, 4\)\], want equal'),
+    ([[(0, 1, 8, 8)]], r'boundingboxes must be whole numbers from 1, with first <= last'),
+    ([[(9, 1, 8, 8)]], r'boundingboxes must be whole'),
+    ([[(1, 1, 8.5, 8)]], r'boundingboxes must be whole'),
+    ([[(1, 1, 8, np.nan)]], r'boundingboxes must be whole'),
+    ([[(1, 1, 8)]], r'boundingboxes must be tables .* got shapes \[\(1, 3\)\]'),
+    (
+      [[(1, 1, 8, 8)], [(1, 1, 8, 8)] * 2],
+      r'boundingboxes must be tables .* got shapes \[\(1, 4\), \(2, 4\)\]',
+    ),
   ],
 )
-def test_boxes_that_are_none_are_told(tmp_path, boxes, found):
+def test_invalid_boxes_are_refused(tmp_path, boxes, found):
   matlab_files.dnd(tmp_path, [(31, 47)] * len(boxes), boxes)
   with pytest.raises(ValueError, match=rf'info.mat: {found}'):
     dnd.read_dnd(tmp_path)
 
 
-def test_an_info_file_of_another_kind_is_told(tmp_path):
+def test_another_info_file_is_refused(tmp_path):
   path = tmp_path / 'info.mat'
   scipy.io.savemat(path, {'info': {'boundingboxes': np.ones((20, 4))}})
   with pytest.raises(
-    ValueError, match=r'info.mat: got no boxes \(.*\), want the info.mat of DND, MATLAB v7.3'
+    ValueError, match=r'info.mat: cannot read info.boundingboxes \(.*\); use the info.mat of DND'
   ):
     dnd.read_dnd(tmp_path)
   with matlab_files.Matlab73(path) as file:
     file.array('boundingboxes', np.ones((20, 4)))
-  with pytest.raises(ValueError, match=r"info.mat: got no boxes \(.*'info'.*\), want the info.mat of DND"):
+  with pytest.raises(ValueError, match=r"info.mat: cannot read info.boundingboxes \(.*'info'.*\)"):
     dnd.read_dnd(tmp_path)
 
 
 @pytest.mark.parametrize(
   ('image', 'found'),
   [
-    (np.zeros((31, 47, 4), np.float32), r'got InoisySRGB of float32 \(31, 47, 4\), want single \[height'),
-    (np.zeros((31, 47), np.float32), r'got InoisySRGB of float32 \(31, 47\), want single'),
-    (np.zeros((31, 47, 3), np.uint8), r'got InoisySRGB of uint8 \(31, 47, 3\), want single'),
-    (np.full((31, 47, 3), 255.0), r'got values from 255 to 255, want \[0, 1\] \(is it the sRGB image\?\)'),
-    (np.full((31, 47, 3), np.nan), r'got values from nan to nan, want \[0, 1\]'),
+    (np.zeros((31, 47, 4), np.float32), r'InoisySRGB must be single \[.* got float32 \(31, 47, 4\)'),
+    (np.zeros((31, 47), np.float32), r'InoisySRGB must be single \[.* got float32 \(31, 47\)'),
+    (np.zeros((31, 47, 3), np.uint8), r'InoisySRGB must be single \[.* got uint8 \(31, 47, 3\)'),
+    (np.full((31, 47, 3), 255.0), r'values must be in \[0, 1\], got 255 to 255; is it the sRGB image\?'),
+    (np.full((31, 47, 3), np.nan), r'values must be in \[0, 1\], got nan to nan'),
     (
       np.zeros((30, 47, 3), np.float32),
-      r'got an image of 47x30, want one with the box of info.mat in it: rows 24 to 31, columns 40 to 47',
+      r'the image has 47x30 pixels, but info.mat has a box at rows 24 to 31, columns 40 to 47',
     ),
   ],
 )
-def test_a_photograph_that_is_none_is_told(tmp_path, image, found):
+def test_other_photographs_are_refused(tmp_path, image, found):
   matlab_files.dnd(tmp_path, SIZES, BOXES)
   with matlab_files.Matlab73(tmp_path / 'images_srgb' / '0001.mat') as file:
     file.array('InoisySRGB', image)
@@ -182,18 +185,18 @@ def test_a_photograph_that_is_none_is_told(tmp_path, image, found):
     list(dnd.read_dnd(tmp_path).patches())
 
 
-def test_a_damaged_photograph_is_told_when_it_is_its_turn(tmp_path):
+def test_a_damaged_photograph_is_refused_when_it_is_read(tmp_path):
   matlab_files.dnd(tmp_path, SIZES, BOXES)
   path = tmp_path / 'images_srgb' / '0002.mat'
   path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
   patches = dnd.read_dnd(tmp_path).patches()
   assert [next(patches).name for _ in range(4)] == NAMES[:4]
-  with pytest.raises(ValueError, match=r'0002.mat: got no readable MATLAB file \(.*\), want a complete one'):
+  with pytest.raises(ValueError, match=r'0002.mat: unreadable MATLAB file \('):
     next(patches)
 
 
 def _submission(folder, seed=0, *, bundled=True):
-  """Writes a good submission of 2 images x 4 boxes; {name: patch}."""
+  """Writes a valid submission of 2 images x 4 boxes and returns {name: patch}."""
   rng = np.random.default_rng(seed)
   patches = {name: rng.random((8, 8, 3), np.float32) for name in NAMES}
   for name, patch in patches.items():
@@ -242,20 +245,20 @@ def test_patches_from_the_photographs_to_the_bundles(tmp_path):
   for i, path in enumerate(dnd.bundle(tmp_path / 'out', images=2, boxes=4)):
     for cell, box in zip(scipy.io.loadmat(path)['Idenoised'][0], BOXES[i], strict=True):
       np.testing.assert_array_equal(cell, 1 - _in_matlab(images[i], box))
-  expected = f'{tmp_path / "out"}: 8 patches of 8x8, 2 bundles of the same, no problem'
+  expected = f'{tmp_path / "out"}: 8 patches of 8x8, 2 bundles of them, no problem'
   assert check_dnd_submission(tmp_path / 'out', **SIZE) == expected
 
 
 @pytest.mark.parametrize(
   ('patch', 'found'),
   [
-    (np.zeros((8, 8), np.float32), r'got float32 \(8, 8\), want float \[height, width, 3\]'),
-    (np.zeros((8, 8, 1), np.float32), r'got float32 \(8, 8, 1\), want float'),
-    (np.zeros((8, 8, 3), np.uint8), r'got uint8 \(8, 8, 3\), want float'),
-    (np.full((8, 8, 3), np.inf), r'got NaN or infinity, want numbers \(is the model sound\?\)'),
+    (np.zeros((8, 8), np.float32), r'must be float \[height, width, 3\], got float32 \(8, 8\)'),
+    (np.zeros((8, 8, 1), np.float32), r'must be float .* got float32 \(8, 8, 1\)'),
+    (np.zeros((8, 8, 3), np.uint8), r'must be float .* got uint8 \(8, 8, 3\)'),
+    (np.full((8, 8, 3), np.inf), r'the denoised image contains NaN or infinity; check the weights'),
   ],
 )
-def test_what_is_no_patch_is_not_written(tmp_path, patch, found):
+def test_invalid_patches_are_not_written(tmp_path, patch, found):
   with pytest.raises(ValueError, match=rf'0001_01: {found}'):
     dnd.write_patch(tmp_path, '0001_01', patch)
   assert not list(tmp_path.iterdir())
@@ -263,21 +266,23 @@ def test_what_is_no_patch_is_not_written(tmp_path, patch, found):
 
 def test_files_are_replaced_only_when_that_is_allowed(tmp_path):
   patches = _submission(tmp_path)
-  with pytest.raises(ValueError, match=r'0001_02.mat: got an existing file, want none'):
+  with pytest.raises(ValueError, match=r'0001_02.mat: file exists'):
     dnd.write_patch(tmp_path, '0001_02', 1 - patches['0001_02'])
   (tmp_path / 'bundled' / '0001.mat').unlink()
-  with pytest.raises(ValueError, match=r'bundled/0002.mat: got an existing file, want none'):
+  with pytest.raises(ValueError, match=r'bundled/0002.mat: file exists'):
     dnd.bundle(tmp_path, images=2, boxes=4)
   assert not (tmp_path / 'bundled' / '0001.mat').exists()
   dnd.bundle(tmp_path, images=2, boxes=4, overwrite=True)
   assert 'no problem' in check_dnd_submission(tmp_path, **SIZE)
 
 
-def test_nothing_is_bundled_of_an_incomplete_set(tmp_path):
+def test_an_incomplete_set_is_not_bundled(tmp_path):
   _submission(tmp_path, bundled=False)
   (tmp_path / '0002_03.mat').unlink()
   (tmp_path / '0002_04.mat').unlink()
-  with pytest.raises(ValueError, match=r'got no 0002_03.mat, want 2 x 4 patches; 2 are missing \(denoise th'):
+  with pytest.raises(
+    ValueError, match=r'0002_03.mat is missing, 2 of 2 x 4 patches in all; denoise them first'
+  ):
     dnd.bundle(tmp_path, images=2, boxes=4)
   assert not (tmp_path / 'bundled').exists()
 
@@ -301,90 +306,88 @@ def _crop(value, dtype=np.float32, shape=(8, 8, 3)):
 @pytest.mark.parametrize(
   ('damage', 'problem'),
   [
-    (lambda folder: (folder / '0002_04.mat').unlink(), r'0002_04.mat: got no such file, want it'),
-    (lambda folder: (folder / '0001_01.mat').write_text('x'), r'0001_01.mat: got no readable MATLAB file'),
-    (_write('0001_02.mat', crop=_crop(0.5)), r'0001_02.mat: got crop .*, want the variable Idenoised_crop'),
+    (lambda folder: (folder / '0002_04.mat').unlink(), r'0002_04.mat: no such file'),
+    (lambda folder: (folder / '0001_01.mat').write_text('x'), r'0001_01.mat: unreadable MATLAB file'),
+    (_write('0001_02.mat', crop=_crop(0.5)), r'0001_02.mat: no variable Idenoised_crop; the file has crop'),
     (
       _write('0001_03.mat', Idenoised_crop=_crop(0.5, np.float64)),
-      r'0001_03.mat: got float64 .*, want single',
+      r'0001_03.mat: must be single .* got float64',
     ),
     (
       _write('0001_04.mat', Idenoised_crop=_crop(0.5, shape=(8, 7, 3))),
-      r'0001_04.mat: got float32 \(8, 7, 3',
+      r'0001_04.mat: must be single .* got float32 \(8, 7, 3',
     ),
-    (_write('0002_01.mat', Idenoised_crop=_crop(np.nan)), r'0002_01.mat: got NaN or infinity, want \[0, 1\]'),
+    (_write('0002_01.mat', Idenoised_crop=_crop(np.nan)), r'0002_01.mat: contains NaN or infinity'),
     (
       _write('0002_02.mat', Idenoised_crop=_crop(200)),
-      r'0002_02.mat: got values from 200 to 200, want \[0, 1',
+      r'0002_02.mat: values must be in \[0, 1\], got 200 to 200',
     ),
     (
       _write('0003_01.mat', Idenoised_crop=_crop(0.5)),
-      r'\S+/0003_01.mat: got a file of this name, want none b',
+      r'\S+/0003_01.mat is not a file of DND',
     ),
   ],
 )
-def test_what_is_wrong_with_a_patch_is_told(tmp_path, damage, problem):
+def test_problems_of_a_patch_are_reported(tmp_path, damage, problem):
   _submission(tmp_path, bundled=False)
   damage(tmp_path)
-  with pytest.raises(ValueError, match=rf'got 1 problem, want none: {problem}'):
+  with pytest.raises(ValueError, match=rf': 1 problem: {problem}'):
     check_dnd_submission(tmp_path, **SIZE)
 
 
 @pytest.mark.parametrize(
   ('changes', 'problem'),
   [
-    ({'eval_version': '2.0'}, r"bundled/0002.mat: got eval_version \['2.0'\], want 1.0"),
-    ({'israw': True}, r'bundled/0002.mat: got israw \[\[1\]\], want false'),
-    ({'israw': None}, r'bundled/0002.mat: got Idenoised .*, want the variable israw'),
+    ({'eval_version': '2.0'}, r"bundled/0002.mat: eval_version must be 1.0, got \['2.0'\]"),
+    ({'israw': True}, r'bundled/0002.mat: israw must be false, got \[\[1\]\]'),
+    ({'israw': None}, r'bundled/0002.mat: no variable israw; the file has Idenoised'),
     (
       {'Idenoised': np.zeros((4, 8, 8, 3), np.float32)},
-      r'bundled/0002.mat: got float32 .*, want a cell \(1, 4',
+      r'bundled/0002.mat: must have a cell \(1, 4\), got float32',
     ),
-    ({'count': 3}, r'bundled/0002.mat: got object \(1, 3\), want a cell \(1, 4\)'),
-    ({3: _crop(0.5, np.float64)}, r'bundled/0002.mat, patch 4: got float64 \(8, 8, 3\), want single'),
-    ({0: _crop(-1)}, r'bundled/0002.mat, patch 1: got values from -1 to -1, want \[0, 1\]'),
+    ({'count': 3}, r'bundled/0002.mat: must have a cell \(1, 4\), got object \(1, 3\)'),
+    ({3: _crop(0.5, np.float64)}, r'bundled/0002.mat, patch 4: must be single .* got float64 \(8, 8, 3\)'),
+    ({0: _crop(-1)}, r'bundled/0002.mat, patch 1: values must be in \[0, 1\], got -1 to -1'),
     (
       {1: _crop(0.5)},
-      r'bundled/0002.mat, patch 2: got another image than in its own file, want the same \(b',
+      r'bundled/0002.mat, patch 2: differs from the file of the patch; bundle again',
     ),
   ],
 )
-def test_what_is_wrong_with_a_bundle_is_told(tmp_path, changes, problem):
+def test_problems_of_a_bundle_are_reported(tmp_path, changes, problem):
   _submission(tmp_path)
   path = tmp_path / 'bundled' / '0002.mat'
   content = {k: v for k, v in scipy.io.loadmat(path).items() if not k.startswith('__')}
-  # As read, the logical is a number of 8 bits.
+  # SciPy reads a logical as an 8-bit number.
   content |= {'israw': False, **{k: v for k, v in changes.items() if k in content}}
   for k, crop in changes.items():
     if isinstance(k, int):
       content['Idenoised'][0, k] = crop
   content['Idenoised'] = content['Idenoised'][:, : changes.get('count')]
   scipy.io.savemat(path, {k: v for k, v in content.items() if v is not None})
-  with pytest.raises(ValueError, match=rf'got 1 problem, want none: {problem}'):
+  with pytest.raises(ValueError, match=rf': 1 problem: {problem}'):
     check_dnd_submission(tmp_path, **SIZE)
 
 
-def test_bundles_of_other_images_and_missing_ones_are_told(tmp_path):
+def test_unexpected_and_missing_bundles_are_reported(tmp_path):
   _submission(tmp_path)
   bundled = tmp_path / 'bundled'
   (bundled / '0001.mat').rename(bundled / '0003.mat')
-  found = r'got 2 problems, want none: bundled/0003.mat: got a file of .*; bundled/0001.mat: got no such file'
+  found = r'2 problems: bundled/0003.mat is not a file of DND; bundled/0001.mat: no such file'
   with pytest.raises(ValueError, match=found):
     check_dnd_submission(tmp_path, **SIZE)
 
 
 def test_many_problems_are_counted(tmp_path):
   _submission(tmp_path, bundled=False)
-  with pytest.raises(
-    ValueError, match=r'got 8 problems, want none: 0001_01.mat: .*; 0002_01.mat: .*; and 3 more$'
-  ):
+  with pytest.raises(ValueError, match=r'8 problems: 0001_01.mat: .*; 0002_01.mat: .*; and 3 more$'):
     check_dnd_submission(tmp_path, images=2, boxes=4, patch_px=9)
-  with pytest.raises(ValueError, match=r'got 992 problems, want none: 0001_05.mat: got no such file'):
+  with pytest.raises(ValueError, match=r'992 problems: 0001_05.mat: no such file'):
     check_dnd_submission(tmp_path, patch_px=8)
 
 
-def test_a_folder_without_patches_is_told(tmp_path):
-  with pytest.raises(ValueError, match=r'got no .mat file in it, want 0001_01.mat to 0050_20.mat'):
+def test_a_folder_without_patches_is_refused(tmp_path):
+  with pytest.raises(ValueError, match=r'no .mat file; a submission has 0001_01.mat to 0050_20.mat'):
     check_dnd_submission(tmp_path)
 
 
@@ -392,11 +395,9 @@ def test_the_command_checks_a_folder(tmp_path, monkeypatch, capsys):
   _submission(tmp_path)
   for name, value in SIZE.items():
     monkeypatch.setitem(check_dnd_submission.__kwdefaults__, name, value)
-  monkeypatch.setattr(sys, 'argv', ['submission_check', str(tmp_path)])
+  monkeypatch.setattr(sys, 'argv', ['check', str(tmp_path)])
   check.main()
-  assert capsys.readouterr().out == f'{tmp_path}: 8 patches of 8x8, 2 bundles of the same, no problem\n'
+  assert capsys.readouterr().out == f'{tmp_path}: 8 patches of 8x8, 2 bundles of them, no problem\n'
   (tmp_path / '0001_01.mat').unlink()
-  with pytest.raises(
-    SystemExit, match=r'^sadnet_jax.evaluation.submissions.check: .*0001_01.mat: got no such'
-  ):
+  with pytest.raises(SystemExit, match=r'^sadnet_jax.evaluation.submissions.check: .*0001_01.mat: no such'):
     check.main()

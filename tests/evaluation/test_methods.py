@@ -1,8 +1,7 @@
-"""Denoisers behind one interface: known ones, and SADNet on several devices and with padding."""
+"""Denoisers behind one interface: the baselines, and SADNet with padding, in batches, on several devices."""
 
 import importlib.metadata
 import math
-import subprocess
 import sys
 
 import jax
@@ -13,7 +12,7 @@ import pytest
 from sadnet_jax.data.noise import add_benchmark_noise
 from sadnet_jax.evaluation.methods import BM3D, COARSE_PX, MAX_SIZES, Noisy, SADNetMethod
 from sadnet_jax.evaluation.metrics import psnr
-from sadnet_jax.nn.sadnet import SADNet
+from sadnet_jax.nn.sadnet import SADNet, pad_to_multiple
 from tests.support import small_networks
 
 MODEL = SADNet(**small_networks.SMALL)
@@ -23,15 +22,14 @@ def _images(*sizes, channels=3):
   return [small_networks.image(i, size=size, channels=channels)[0] for i, size in enumerate(sizes)]
 
 
-class _Shifts:
-  """A network that adds to each pixel its weight, and the pixel below and right of it.
+class _ShiftNetwork:
+  """A network that adds to each pixel its weight and the pixel below and to the right.
 
-  That takes no time to compile, and shows where an image went and how it was extended.
+  It compiles at once, and shows where an image went and how it was padded.
   """
 
-  channels = 3
-
-  def __init__(self):
+  def __init__(self, channels):
+    self.channels = channels
     self.compiled_for = []
 
   def apply(self, variables, noisy):
@@ -39,18 +37,18 @@ class _Shifts:
     return noisy + variables['params']['shift'] + jnp.roll(noisy, (-1, -1), axis=(1, 2))
 
 
-def _shifts(**options):
-  """The method with `_Shifts` as its network, and that network."""
-  network = _Shifts()
+def _shift_method(channels=3, **options):
+  """The method with `_ShiftNetwork` as its network, and that network."""
+  network = _ShiftNetwork(channels)
   options = {'devices': jax.local_devices()[:1], **options}
   return SADNetMethod(network, {'shift': np.float32(0.25)}, {'step': 7}, **options), network
 
 
 def _shifted(image, size):
-  """What `_Shifts` makes of an image that is extended to a size by reflection."""
+  """The output of `_ShiftNetwork` for an image that is padded to a size by reflection."""
   rows, columns = size[0] - image.shape[0], size[1] - image.shape[1]
-  extended = np.pad(image, ((0, rows), (0, columns), (0, 0)), mode='reflect')
-  output = extended + np.float32(0.25) + np.roll(extended, (-1, -1), axis=(0, 1))
+  padded = np.pad(image, ((0, rows), (0, columns), (0, 0)), mode='reflect')
+  output = padded + np.float32(0.25) + np.roll(padded, (-1, -1), axis=(0, 1))
   return output[: image.shape[0], : image.shape[1]]
 
 
@@ -59,7 +57,7 @@ def variables():
   return small_networks.random_variables(MODEL)
 
 
-def test_noisy_leaves_images_as_they_are():
+def test_noisy_returns_the_images_unchanged():
   images = _images((9, 13), (9, 13))
   method = Noisy()
   method.plan([(9, 13)])
@@ -74,7 +72,7 @@ def test_noisy_leaves_images_as_they_are():
 def test_bm3d_denoises_by_many_decibels(channels):
   pytest.importorskip('bm3d')
   rows, columns = np.mgrid[:32, :32]
-  # Two flat halves, not the same in each channel.
+  # Two flat halves, different in each channel.
   clean = np.stack([np.where(rows + columns < 32, 0.3 + 0.1 * c, 0.7) for c in range(channels)], axis=-1)
   noisy = add_benchmark_noise(clean, 25)
   (denoised,) = BM3D().denoise([noisy], 25.0)
@@ -84,101 +82,68 @@ def test_bm3d_denoises_by_many_decibels(channels):
   assert BM3D().describe() == {'name': 'bm3d', 'version': importlib.metadata.version('bm3d')}
 
 
-def test_bm3d_is_told_the_sigma():
+def test_bm3d_receives_the_sigma():
   pytest.importorskip('bm3d')
   (noisy,) = _images((16, 16), channels=1)
   weak, strong = (BM3D().denoise([noisy], sigma_255)[0] for sigma_255 in (1.0, 100.0))
-  # What it takes for less noise than there is stays.
+  # With too small a sigma most of the noise remains.
   assert np.abs(weak - noisy).max() < 0.05
   assert strong.std() < 0.5 * noisy.std()
 
 
 def test_bm3d_refuses_what_it_cannot_denoise():
   pytest.importorskip('bm3d')
-  with pytest.raises(
-    ValueError, match=r'bm3d: got real noise, want noise of a known sigma, which BM3D is told'
-  ):
+  with pytest.raises(ValueError, match='bm3d needs a known sigma and cannot be evaluated on real noise'):
     BM3D().denoise(_images((16, 16)), None)
-  # The package ends the process where both sides are 8.
+  # The package aborts the process where both sides are 8.
   for size in ((8, 8), (7, 20), (20, 8)):
-    with pytest.raises(
-      ValueError, match=rf'bm3d: got an image of {size[1]}x{size[0]} pixels, want sides of at'
-    ):
+    with pytest.raises(ValueError, match=rf'bm3d needs sides of at least 9 .* {size[1]}x{size[0]}'):
       BM3D().denoise(_images(size), 25.0)
 
 
-def test_bm3d_that_is_not_installed_is_asked_for(monkeypatch):
+def test_a_missing_or_broken_bm3d_package_is_reported(monkeypatch, tmp_path):
   monkeypatch.setitem(sys.modules, 'bm3d', None)
-  with pytest.raises(ValueError, match=r"--methods: got bm3d without its package .*sadnet-jax\[bm3d\]'"):
-    BM3D()
-
-
-def test_bm3d_whose_library_does_not_load_is_told(monkeypatch, tmp_path):
-  (tmp_path / 'bm3d.py').write_text("raise OSError('libbm4d.so: wrong ELF class')")
-  monkeypatch.syspath_prepend(tmp_path)
-  monkeypatch.delitem(sys.modules, 'bm3d', raising=False)
   with pytest.raises(
-    ValueError, match=r'got bm3d, whose library does not load \(libbm4d.so: wrong .* want a'
+    ValueError, match=r"--methods: bm3d needs a package that is missing.*sadnet-jax\[bm3d\]'"
   ):
     BM3D()
+  (tmp_path / 'bm3d.py').write_text("raise OSError('libbm4d.so: wrong ELF class')")
+  monkeypatch.syspath_prepend(tmp_path)
+  monkeypatch.delitem(sys.modules, 'bm3d')
+  with pytest.raises(ValueError, match=r'bm3d cannot be loaded \(libbm4d.so: wrong ELF class\)'):
+    BM3D()
 
 
-def test_bm3d_is_imported_when_it_is_used():
-  code = 'import sys; from sadnet_jax.evaluation import methods; print("bm3d" in sys.modules)'
-  assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout == 'False\n'
-
-
-@pytest.mark.parametrize('size', [(16, 24), (13, 21), (3, 1)])
-def test_sadnet_is_the_network(variables, size):
-  image = _images(size)[0]
-  method = SADNetMethod(MODEL, variables['params'], {}, devices=jax.local_devices()[:1])
-  (denoised,) = method.denoise([image], None)
-  expected = small_networks.apply(MODEL, variables, image[None])[0]
-  assert denoised.shape == image.shape
-  np.testing.assert_allclose(denoised, expected, atol=2e-5)
-  # It estimates the noise itself.
-  np.testing.assert_array_equal(method.denoise([image], 50.0)[0], denoised)
-
-
-def test_sadnet_denoises_grey_images():
-  model = SADNet(channels=1, **small_networks.SMALL)
-  variables = small_networks.random_variables(model)
-  (image,) = _images((13, 21), channels=1)
-  method = SADNetMethod(model, variables['params'], {}, devices=jax.local_devices()[:1])
-  expected = small_networks.apply(model, variables, image[None])[0]
-  np.testing.assert_allclose(method.denoise([image], None)[0], expected, atol=2e-5)
-
-
-def test_sadnet_on_several_devices_is_sadnet_on_one(variables):
-  # Of one group, and not all of one size; the last batch is not full.
-  images = _images(*[(13, 21), (16, 24), (9, 17)] * 3, (16, 20))
-  one = SADNetMethod(MODEL, variables['params'], {}, devices=jax.local_devices()[:1])
-  many = SADNetMethod(MODEL, variables['params'], {}, devices=jax.local_devices()[1:4], batch_size=2)
-  assert (one.batch, many.batch) == (1, 6)
-  expected = [one.denoise([image], None)[0] for image in images]
-  denoised = [*many.denoise(images[:6], None), *many.denoise(images[6:], None)]
-  for out, want, image in zip(denoised, expected, images, strict=True):
+def test_sadnet_is_the_network_on_several_devices_and_padded_sizes(variables):
+  # All three are padded to 16x24; the batch of 2 devices with 2 images each is not full.
+  images = _images((13, 21), (16, 24), (13, 21))
+  method = SADNetMethod(MODEL, variables['params'], {}, devices=jax.local_devices()[1:3], batch_size=2)
+  assert method.batch == 4
+  denoised = method.denoise(images, None)
+  for image, out in zip(images, denoised, strict=True):
     assert out.shape == image.shape
-    np.testing.assert_allclose(out, want, atol=2e-5)
+    np.testing.assert_allclose(out, small_networks.apply(MODEL, variables, image[None])[0], atol=2e-5)
+  # It estimates the noise itself.
+  np.testing.assert_array_equal(method.denoise(images, 50.0)[0], denoised[0])
 
 
-@pytest.mark.parametrize(('devices', 'batch_size'), [(8, 1), (8, 3), (1, 4), (3, 2)])
-def test_every_image_of_a_batch_comes_back_in_its_place(devices, batch_size):
-  method, network = _shifts(devices=jax.local_devices()[:devices], batch_size=batch_size)
+@pytest.mark.parametrize(('devices', 'batch_size', 'channels'), [(8, 1, 3), (8, 3, 3), (1, 4, 1), (3, 2, 3)])
+def test_every_image_of_a_batch_comes_back_in_its_place(devices, batch_size, channels):
+  method, network = _shift_method(channels, devices=jax.local_devices()[:devices], batch_size=batch_size)
   assert method.batch == devices * batch_size
   for count in (1, method.batch - 1, method.batch):
-    images = _images(*[(9 + i % 4, 17 + i % 3) for i in range(count)])
+    images = _images(*[(9 + i % 4, 17 + i % 3) for i in range(count)], channels=channels)
     denoised = method.denoise(images, None)
     assert len(denoised) == count
     for image, out in zip(images, denoised, strict=True):
       np.testing.assert_array_equal(out, _shifted(image, (16, 24)))
-  # Once for all of them.
+  # Compiled once for all of them.
   assert network.compiled_for == [(16, 24)]
 
 
-def test_few_sizes_are_extended_to_multiples_of_8_and_many_to_coarser_ones():
-  method, network = _shifts()
-  # As many as are compiled for; those of equal extension are one.
+def test_few_sizes_are_padded_to_multiples_of_8_and_many_to_coarser_ones():
+  method, network = _shift_method()
+  # As many padded sizes as are compiled for; the second half of the list repeats them.
   few = [(8 * i, 16) for i in range(1, MAX_SIZES + 1)] + [(8 * i - 3, 11) for i in range(1, MAX_SIZES + 1)]
   method.plan(few)
   assert method.describe()['pad_to_px'] == 8
@@ -192,14 +157,14 @@ def test_few_sizes_are_extended_to_multiples_of_8_and_many_to_coarser_ones():
     method.prepare(image.shape)
     np.testing.assert_array_equal(method.denoise([image], None)[0], _shifted(image, method.group(size)))
   assert sorted(network.compiled_for) == sorted(groups)
-  # The next set starts afresh.
+  # The next set is planned anew.
   method.plan([(70, 11)])
   assert method.group((70, 11)) == (72, 16)
 
 
 @pytest.fixture
 def programs():
-  """What has been compiled since the test began."""
+  """A list that grows with every compiled program."""
   compiled = []
 
   def listen(event, duration, **kwargs):
@@ -211,8 +176,8 @@ def programs():
   jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def test_what_is_compiled_before_the_clock_runs_is_not_compiled_again(programs):
-  method, network = _shifts(devices=jax.local_devices()[:2])
+def test_nothing_is_compiled_while_time_is_measured(programs):
+  method, network = _shift_method(devices=jax.local_devices()[:2])
   programs.clear()
   method.prepare((13, 21, 3))
   assert network.compiled_for == [(16, 24)]
@@ -226,57 +191,50 @@ def test_what_is_compiled_before_the_clock_runs_is_not_compiled_again(programs):
   assert len(programs) == 2
 
 
-@pytest.mark.parametrize('pad_to_px', [8, 16, 40])
-def test_how_far_to_extend_can_be_chosen(pad_to_px):
-  method, _ = _shifts(pad_to_px=pad_to_px)
+@pytest.mark.parametrize('pad_to_px', [16, 40])
+def test_the_padding_can_be_chosen(pad_to_px):
+  method, _ = _shift_method(pad_to_px=pad_to_px)
   sizes = [(5 + 9 * i, 7 + 9 * i) for i in range(2 * MAX_SIZES)]
   method.plan(sizes)
   assert method.describe() == {'name': 'sadnet', 'step': 7, 'pad_to_px': pad_to_px}
   for size, image in zip(sizes[:3], _images(*sizes[:3]), strict=True):
-    extended = tuple(math.ceil(side / pad_to_px) * pad_to_px for side in size)
-    assert method.group(size) == extended
-    np.testing.assert_array_equal(method.denoise([image], None)[0], _shifted(image, extended))
+    padded = tuple(math.ceil(side / pad_to_px) * pad_to_px for side in size)
+    assert method.group(size) == padded
+    np.testing.assert_array_equal(method.denoise([image], None)[0], _shifted(image, padded))
 
 
-def test_a_coarser_extension_changes_the_result_only_near_the_border_it_is_at(variables):
-  # The image's height is not extended, and its width by 56 pixels instead of none.
+def test_coarser_padding_changes_the_result_only_near_its_border(variables):
+  # The width is padded by 56 pixels instead of none, and the height not at all.
   (image,) = _images((64, 328))
   fine, coarse = (
-    SADNetMethod(MODEL, variables['params'], {}, devices=jax.local_devices()[:1], pad_to_px=pad_to_px)
-    for pad_to_px in (8, 64)
+    small_networks.apply(MODEL, variables, pad_to_multiple(image[None], multiple))[0, :, :328]
+    for multiple in (8, COARSE_PX)
   )
-  difference = np.abs(fine.denoise([image], None)[0] - coarse.denoise([image], None)[0])
+  difference = np.abs(fine - coarse)
   assert difference[:, :200].max() < 2e-5
   assert difference[:, -8:].max() > 1e-3
 
 
-@pytest.mark.parametrize('pad_to_px', [0, 4, 12, -8])
-def test_an_extension_that_the_network_cannot_take_is_refused(pad_to_px):
-  with pytest.raises(ValueError, match=rf'--pad_to_px: got {pad_to_px}, want a multiple of 8'):
-    _shifts(pad_to_px=pad_to_px)
-
-
-def test_a_batch_of_no_image_is_refused():
-  with pytest.raises(ValueError, match=r'--batch_size: got 0, want at least 1 image a device'):
-    _shifts(batch_size=0)
-
-
-def test_sadnet_refuses_images_of_other_channels(variables):
-  method = SADNetMethod(MODEL, variables['params'], {}, devices=jax.local_devices()[:1])
+def test_arguments_are_checked():
+  for pad_to_px in (0, 4, 12, -8):
+    with pytest.raises(ValueError, match=rf'--pad_to_px must be a positive multiple of 8, got {pad_to_px}'):
+      _shift_method(pad_to_px=pad_to_px)
+  with pytest.raises(ValueError, match='--batch_size must be at least 1 image per device, got 0'):
+    _shift_method(batch_size=0)
+  method, _ = _shift_method()
   method.check(3, real=True)
-  with pytest.raises(ValueError, match=r'sadnet: got images of 1 channel\(s\) for a network of 3, want'):
+  with pytest.raises(
+    ValueError, match=r'sadnet: the images have 1 channel\(s\) and the network 3; use a config'
+  ):
     method.check(1, real=False)
-  with pytest.raises(ValueError, match=r'noisy: got shape .* want \[N, H, W, 3\]'):
-    method.denoise(_images((16, 24), channels=1), None)
 
 
-def test_what_the_device_has_no_memory_for_is_an_error_of_the_image():
+def test_running_out_of_memory_is_reported_with_the_size():
   def fail(variables, noisy):
     raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of\nmemory')
 
-  method, network = _shifts()
+  method, network = _shift_method()
   network.apply = fail
-  with pytest.raises(
-    ValueError, match=r'sadnet: got images of 24x16 pixels that the device fails at \(RESOURCE.*out of memory'
-  ):
+  message = r'sadnet: the device failed on images of 24x16 pixels \(RESOURCE_EXHAUSTED: out of memory\); use'
+  with pytest.raises(ValueError, match=message):
     method.denoise(_images((16, 24)), None)

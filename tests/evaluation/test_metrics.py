@@ -1,4 +1,7 @@
-"""Metrics: the contract, parity with scikit-image and SciPy in float64, and stored results."""
+"""PSNR and SSIM: parity with scikit-image and SciPy in float64, stored results, and the checks of arguments.
+
+Sides are compiled for in multiples of 32 pixels: images here are small, so that few programs are compiled.
+"""
 
 import json
 
@@ -13,7 +16,7 @@ from sadnet_jax.evaluation.metrics import psnr, round_to_8_bits, ssim_matlab, ss
 from sadnet_jax.images.arrays import read_image
 
 SSIMS = pytest.mark.parametrize('ssim', [ssim_wang, ssim_matlab])
-# A float32 below 1 is rounded by up to 3e-8, and SSIM is made of some of them.
+# A float32 below 1 is rounded by up to 3e-8, and SSIM is computed from several of them.
 SSIM_TOLERANCE = 4e-7
 STORED = pytest.mark.parametrize(('name', 'channels'), [('101085', 3), ('kodim03', 3), ('test001', 1)])
 
@@ -32,7 +35,7 @@ def _stored(golden, name, channels):
 
 
 def _ssim_of_volume(image, reference, axes=(0, 1, 2)):
-  """The textbook's formula in float64, Gaussian from SciPy, borders replicated."""
+  """The textbook formula in float64, with SciPy's Gaussian and repeated edges."""
   x, y = image.astype(np.float64), reference.astype(np.float64)
 
   def blur(values):
@@ -46,7 +49,7 @@ def _ssim_of_volume(image, reference, axes=(0, 1, 2)):
 
 
 def _ssim_of_windows(image, reference):
-  """scikit-image's, of the windows inside the image."""
+  """The SSIM of scikit-image over the windows inside the image."""
   options = {'gaussian_weights': True, 'sigma': 1.5, 'use_sample_covariance': False, 'data_range': 1}
   image, reference = image.astype(np.float64), reference.astype(np.float64)
   _, values = structural_similarity(image, reference, channel_axis=-1, full=True, **options)
@@ -88,7 +91,7 @@ def test_psnr_is_computed_in_float64():
 
 
 def test_psnr_refuses_shapes_that_differ():
-  with pytest.raises(ValueError, match=r'got shapes \(4, 4, 3\) and \(4, 4, 1\), want equal'):
+  with pytest.raises(ValueError, match=r'must have the same shape, got \(4, 4, 3\) and \(4, 4, 1\)'):
     psnr(np.zeros((4, 4, 3)), np.zeros((4, 4, 1)))
 
 
@@ -101,7 +104,7 @@ def test_rounding_is_to_the_nearest_level_and_clips():
 def test_psnr_equals_the_stored_results(golden, name, channels):
   noisy, clean, stored = _stored(golden, name, channels)
   assert psnr(noisy, clean) == pytest.approx(stored['psnr_uint8'], abs=1e-12)
-  # That one was computed from float32 images.
+  # This value was computed from float32 images.
   assert psnr(noisy, clean) == pytest.approx(stored['psnr_float'], abs=2e-7)
 
 
@@ -111,18 +114,18 @@ def test_ssim_equals_the_stored_results(golden, name, channels):
   # Both sides are rounded to float32.
   assert ssim_wang(noisy, clean) == pytest.approx(stored['ssim_per_channel_mean'], abs=SSIM_TOLERANCE)
   assert ssim_matlab(noisy, clean) == pytest.approx(stored['ssim_matlab_volume_scipy'], abs=SSIM_TOLERANCE)
-  # That one was computed by a convolution in float32, and carries its rounding.
+  # This value was computed by a float32 convolution and carries its rounding.
   assert ssim_matlab(noisy, clean) == pytest.approx(stored['ssim_matlab_volume'], abs=6e-5)
 
 
 @SSIMS
-@pytest.mark.parametrize('shape', [(31, 37, 3), (24, 11, 1), (12, 19, 4)])
-def test_ssim_equals_independent_ones(ssim, shape):
+@pytest.mark.parametrize('shape', [(21, 17, 3), (21, 11, 1), (12, 19, 4)])
+def test_ssim_equals_independent_implementations(ssim, shape):
   image, reference = _pair(shape)
   assert ssim(image, reference) == pytest.approx(INDEPENDENT[ssim](image, reference), abs=SSIM_TOLERANCE)
 
 
-@pytest.mark.parametrize('shape', [(1, 1, 1), (1, 1, 3), (3, 5, 3), (4, 23, 1), (10, 10, 3)])
+@pytest.mark.parametrize('shape', [(1, 1, 1), (1, 1, 3), (3, 5, 3), (4, 20, 1), (10, 10, 3)])
 def test_ssim_matlab_takes_images_smaller_than_its_window(shape):
   image, reference = _pair(shape)
   assert ssim_matlab(image, reference) == pytest.approx(_ssim_of_volume(image, reference), abs=SSIM_TOLERANCE)
@@ -157,7 +160,7 @@ def test_ssim_of_flat_images_is_the_luminance_term(ssim):
 @pytest.mark.parametrize('sigma_255', [0.5, 2, 8, 50])
 @pytest.mark.parametrize('kind', ['texture', 'flat', 'black', 'white', 'dark', 'bright', 'edge'])
 def test_ssim_keeps_its_digits_in_float32(ssim, kind, sigma_255):
-  # In the form E[x^2] - E[x]^2, in float32, a dozen of these fail.
+  # Computed as E[x^2] - E[x]^2 in float32, a dozen of these fail.
   random = np.random.default_rng(0)
   shape = (37, 41, 3)
   reference = {
@@ -196,20 +199,18 @@ def test_ssim_is_symmetric(ssim):
 
 
 @SSIMS
-@pytest.mark.parametrize('batch', [(5,), (2, 2)])
-def test_ssim_of_a_batch_is_that_of_its_images(ssim, batch):
-  images, references = _pair((*batch, 13, 14, 3))
+def test_ssim_of_a_batch_is_that_of_its_images(ssim):
+  images, references = _pair((2, 2, 13, 14, 3))
   values = ssim(images, references)
-  assert values.shape == batch
-  for index in np.ndindex(batch):
+  assert values.shape == (2, 2)
+  for index in np.ndindex(2, 2):
     single = float(ssim(images[index], references[index]))
     assert values[index] == pytest.approx(single, abs=SSIM_TOLERANCE)
   assert len(np.unique(values)) == values.size
 
 
 @SSIMS
-@pytest.mark.parametrize('x64', [False, True])
-@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+@pytest.mark.parametrize(('dtype', 'x64'), [(np.float32, False), (np.float64, True)])
 def test_ssim_is_a_float32_of_the_device(ssim, dtype, x64):
   image, reference = (x.astype(dtype) for x in _pair((12, 13, 1)))
   with jax.enable_x64(x64):
@@ -226,14 +227,14 @@ def test_ssim_is_the_same_inside_a_compiled_function(ssim):
 
 
 @SSIMS
-def test_ssim_compiles_once_for_a_shape(ssim):
+def test_ssim_compiles_once_for_sizes_up_to_a_multiple_of_32(ssim):
   compiled = []
 
   def count(event, seconds, **_):
     if event == '/jax/core/compile/backend_compile_duration':
       compiled.append(seconds)
 
-  pairs = [_pair((17, 23, 2), seed) for seed in range(2)]
+  pairs = [_pair((17, 21, 2)), _pair((18, 20, 2))]
   jax.monitoring.register_event_duration_secs_listener(count)
   try:
     ssim(*pairs[0])
@@ -246,7 +247,7 @@ def test_ssim_compiles_once_for_a_shape(ssim):
 
 
 @SSIMS
-def test_ssim_does_not_hide_what_is_not_finite(ssim):
+def test_ssim_propagates_nan(ssim):
   image, reference = _pair((2, 12, 13, 3))
   image[0, 6, 6, 1] = np.nan
   np.testing.assert_array_equal(np.isnan(ssim(image, reference)), [True, False])
@@ -254,23 +255,22 @@ def test_ssim_does_not_hide_what_is_not_finite(ssim):
 
 @SSIMS
 def test_ssim_refuses_shapes_that_differ_or_lack_an_axis(ssim):
-  with pytest.raises(ValueError, match=r'got shapes \(12, 12, 3\) and \(12, 12, 1\), want equal shapes \['):
-    ssim(np.zeros((12, 12, 3)), np.zeros((12, 12, 1)))
   with pytest.raises(
-    ValueError, match=r'got shapes \(12, 12\) and .*, want equal shapes \[\.\.\., H, W, C\]'
+    ValueError, match=r'same shape \[\.\.\., H, W, C\], got \(12, 12, 3\) and \(12, 12, 1\)'
   ):
+    ssim(np.zeros((12, 12, 3)), np.zeros((12, 12, 1)))
+  with pytest.raises(ValueError, match=r'same shape \[\.\.\., H, W, C\], got \(12, 12\)'):
     ssim(np.zeros((12, 12)), np.zeros((12, 12)))
 
 
 @SSIMS
 def test_ssim_refuses_8_bit_images(ssim):
   image = np.zeros((12, 12, 3))
-  with pytest.raises(ValueError, match=r'got float64 and uint8, want floating point in \[0, 1\] \(divide'):
+  with pytest.raises(ValueError, match=r'floating point in \[0, 1\], got float64 and uint8 \(divide'):
     ssim(image, image.astype(np.uint8))
 
 
 @pytest.mark.parametrize('shape', [(10, 40, 3), (40, 10, 3)])
 def test_ssim_wang_refuses_images_smaller_than_its_window(shape):
-  message = rf'image: got {shape[0]}x{shape[1]} pixels, want at least 11x11, .*ssim_matlab takes any size'
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(ValueError, match=rf'at least 11x11 .* got {shape[1]}x{shape[0]} .*ssim_matlab accepts'):
     ssim_wang(np.zeros(shape), np.zeros(shape))

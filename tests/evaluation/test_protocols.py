@@ -8,11 +8,19 @@ import pytest
 
 from sadnet_jax.evaluation.image_sets import open_set
 from sadnet_jax.evaluation.metrics import psnr
-from sadnet_jax.evaluation.protocols import AUTHORS, CLIPPED8, FLOAT, PROTOCOLS, ROUNDED, UNCLIPPED
+from sadnet_jax.evaluation.protocols import (
+  AUTHORS,
+  CLIPPED8,
+  FLOAT,
+  PROTOCOLS,
+  ROUNDED,
+  UNCLIPPED,
+  protocol_for_training,
+)
 
 DATA = os.environ.get('SADNET_DATA')
-# PSNR of the noisy images in dB, by sigma on the scale of 8-bit images: not clipped, and clipped.
-# Known values, of numpy.random.seed(0) before every image.
+# Known PSNR of the noisy images in dB, by sigma on the scale of 8-bit images: (not clipped, clipped), with
+# numpy.random.seed(0) before every image.
 NOISY_PSNR = {
   'cbsd68': {
     15: (24.619, 24.845),
@@ -53,9 +61,9 @@ def _noisy_psnr(protocol, clean, sigma_255):
 
 @pytest.mark.parametrize('name', NOISY_PSNR)
 @pytest.mark.parametrize('sigma_255', [15, 25, 30, 50, 70])
-def test_noise_that_is_not_clipped_has_the_known_psnr_on_any_images_of_the_sets_sizes(name, sigma_255):
-  # Noise that starts from one seed and is not clipped has one PSNR for all images of as many values,
-  # whatever is on them and whichever side is the longer. One image stands for a whole set.
+def test_unclipped_noise_has_the_known_psnr_on_any_image_of_the_sizes_of_a_set(name, sigma_255):
+  # Unclipped noise depends on the seed and the number of values only, not on the content of the image.
+  # One image stands for a whole set.
   for shape in SIZES[name]:
     noisy_psnr = _noisy_psnr(UNCLIPPED, _image(*shape), sigma_255)
     assert noisy_psnr == pytest.approx(NOISY_PSNR[name][sigma_255][0], abs=0.0006)
@@ -72,12 +80,12 @@ def test_the_noisy_images_of_the_real_sets_have_the_known_psnr(name, sigma_255):
     for protocol in (UNCLIPPED, CLIPPED8)
   )
   assert unclipped == pytest.approx(NOISY_PSNR[name][sigma_255][0], abs=0.0006)
-  # The table is of noise that is clipped but not rounded, which changes at most 0.002.
+  # The table has noise that is clipped but not rounded, which changes at most 0.002 dB.
   assert clipped == pytest.approx(NOISY_PSNR[name][sigma_255][1], abs=0.003)
 
 
 def _moments_of_the_error(level, sigma_255):
-  """Mean of the error's square and fourth power, where a level of 256 has noise, is clipped, rounded."""
+  """Mean of the squared error and of its square, when noise is added to a level, clipped and rounded."""
   below = [0.5 * math.erfc((level - j - 0.5) / (sigma_255 * math.sqrt(2))) for j in range(255)]
   probability = np.diff([0, *below, 1])
   error = (np.arange(256) - level) / 255
@@ -86,11 +94,9 @@ def _moments_of_the_error(level, sigma_255):
 
 @pytest.mark.parametrize('protocol', [CLIPPED8, AUTHORS])
 @pytest.mark.parametrize('level', [0, 3, 128, 254, 255])
-# Of the smallest sigma, rounding makes 8% of the mean square, and flooring would add a quarter.
+# With the smallest sigma, rounding is 8% of the mean square, and flooring would add a quarter.
 @pytest.mark.parametrize('sigma_255', [1, 15, 50, 70])
-def test_noise_that_is_clipped_and_rounded_has_the_mean_square_of_that_distribution(
-  protocol, level, sigma_255
-):
+def test_clipped_and_rounded_noise_has_the_expected_mean_square(protocol, level, sigma_255):
   square, fourth = _moments_of_the_error(level, sigma_255)
   noisy, clean = protocol.prepare(None, np.full((320, 480, 3), level, np.uint8), sigma_255)
   standard_error = math.sqrt((fourth - square**2) / noisy.size)
@@ -98,7 +104,7 @@ def test_noise_that_is_clipped_and_rounded_has_the_mean_square_of_that_distribut
 
 
 @pytest.mark.parametrize('protocol', [CLIPPED8, AUTHORS])
-def test_clipped_noise_is_the_other_in_256_levels(protocol):
+def test_clipped_noise_is_the_unclipped_noise_in_256_levels(protocol):
   clean = _image(16, 24, 3)
   levels = protocol.prepare(None, clean, 50)[0] * 255
   np.testing.assert_allclose(levels, np.round(levels), atol=1e-4)
@@ -131,16 +137,14 @@ def test_the_authors_protocol_adds_noise_to_the_whole_image_and_keeps_the_top_le
 
 
 @pytest.mark.parametrize('size', [(7, 20), (20, 7), (1, 1)])
-def test_of_an_image_that_is_cropped_something_must_be_left(size):
-  with pytest.raises(
-    ValueError,
-    match=rf'protocol authors: got an image of {size[1]}x{size[0]} pixels, want sides of at least 8',
-  ):
+def test_an_image_smaller_than_the_crop_is_refused(size):
+  message = rf'protocol authors crops .* at least 8 pixels; got an image of {size[1]}x{size[0]}'
+  with pytest.raises(ValueError, match=message):
     AUTHORS.prepare(None, _image(*size, 3), 50)
   assert UNCLIPPED.prepare(None, _image(*size, 3), 50)[0].shape == (*size, 3)
 
 
-def test_noise_that_is_there_is_left_as_it_is():
+def test_real_noise_is_left_unchanged():
   noisy, clean = _image(9, 17, 3), _image(9, 17, 3, seed=1)
   for protocol in (ROUNDED, FLOAT):
     for sigma_255 in (None, 50.0):
@@ -150,10 +154,9 @@ def test_noise_that_is_there_is_left_as_it_is():
   np.testing.assert_array_equal(np.stack(cropped), np.stack([noisy, clean])[:, :8, :16] / np.float32(255))
 
 
-@pytest.mark.parametrize('protocol', [*PROTOCOLS.values(), ROUNDED, FLOAT])
-def test_without_noise_there_must_be_a_sigma(protocol):
-  with pytest.raises(ValueError, match=r'sigma_255: got None and no noisy image, want one of the two'):
-    protocol.prepare(None, _image(9, 17, 3), None)
+def test_without_a_noisy_image_sigma_is_required():
+  with pytest.raises(ValueError, match='neither a noisy image nor a sigma_255'):
+    UNCLIPPED.prepare(None, _image(9, 17, 3), None)
 
 
 @pytest.mark.parametrize('protocol', [UNCLIPPED, CLIPPED8, ROUNDED])
@@ -171,6 +174,6 @@ def test_output_is_clipped_and_not_rounded(protocol):
   )
 
 
-def test_protocols_to_choose_from_are_called_by_their_names():
-  assert list(PROTOCOLS) == ['unclipped', 'clipped8', 'authors']
-  assert all(protocol.name == name for name, protocol in PROTOCOLS.items())
+@pytest.mark.parametrize(('clip', 'name'), [(0.0, 'unclipped'), (0.5, 'unclipped'), (1.0, 'clipped8')])
+def test_the_protocol_like_a_training(clip, name):
+  assert PROTOCOLS[name] is protocol_for_training(clip)

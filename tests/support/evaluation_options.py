@@ -1,4 +1,4 @@
-"""What an evaluation of small images is asked for."""
+"""Options of an evaluation of small images."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ from sadnet_jax.evaluation import run
 
 
 def evaluation_options(tmp_path, *datasets, **changes):
-  """Options with the data sets below a folder, and the output in it; some of them changed."""
+  """Options with data sets and output in one folder, some of them changed."""
   options = run.Options(
     datasets=[str(d) for d in datasets],
     data=str(tmp_path),
@@ -16,8 +16,8 @@ def evaluation_options(tmp_path, *datasets, **changes):
     output=tmp_path / 'output',
     overwrite=False,
     keep_going=False,
-    pictures=True,
-    page_images=4,
+    pictures=False,
+    page_images=0,
     sidd_forms=['csv'],
     dnd_margin_px=3,
   )

@@ -17,7 +17,7 @@ def test_sidd_blocks_are_a_folder_of_pairs(tmp_path):
     np.testing.assert_array_equal(read, content[name][0, 2])
   assert found.protocol.name == 'float'
   check_images(found, 3)
-  with pytest.raises(ValueError, match='0001_01: got a block in colour, want a network for it'):
+  with pytest.raises(ValueError, match='0001_01: the blocks of SIDD are in colour'):
     check_images(found, 1)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from sadnet_jax import pretrained
 from sadnet_jax.evaluation.metrics import psnr
-from sadnet_jax.evaluation.protocols import CLIPPED8, of_training
+from sadnet_jax.evaluation.protocols import CLIPPED8, protocol_for_training
 from sadnet_jax.images.arrays import read_image
 from sadnet_jax.weights.index import FOLDER
 from sadnet_jax.weights.safetensors import params_hash
@@ -37,7 +37,7 @@ def test_psnr_on_photographs_they_were_not_trained_on(weights, crop, sigma_255):
   model, params, _ = pretrained.load(weights)
   entry = ENTRIES[weights]
   # There are no pairs to commit: weights of real noise get Gaussian noise, clipped and rounded as a camera's.
-  protocol = CLIPPED8 if entry.noise.kind == 'real' else of_training(entry.noise.clipped)
+  protocol = CLIPPED8 if entry.noise.kind == 'real' else protocol_for_training(entry.noise.clipped)
   image = read_image(CROPS / f'{crop}.png', entry.channels)
   noisy, clean = protocol.prepare(None, image, sigma_255)
   denoised = protocol.finish(np.asarray(jax.jit(model.apply)({'params': params}, noisy[None])[0]))

@@ -1,4 +1,4 @@
-"""MATLAB's files: their variables, whatever the format, and new files that are whole or not there."""
+"""MATLAB files: reading variables in any format, and writing files completely or not at all."""
 
 from collections.abc import Iterable, Iterator
 import contextlib
@@ -9,35 +9,34 @@ import h5py
 import numpy as np
 import scipy.io
 
-from sadnet_jax.files import replacing
+from sadnet_jax.files import one_line, replacing
 
 
 def read_variables(path: str | Path, *names: str) -> dict[str, np.ndarray]:
-  """Reads variables of a MATLAB file, v5 to v7 (SciPy) or v7.3 (HDF5).
+  """Reads variables from a MATLAB file, v5 to v7 (SciPy) or v7.3 (HDF5).
 
   Args:
     path: The file.
-    *names: Those wanted; none for all. Cells and structs are read from v5 to v7 only.
+    *names: Variables to read; none for all. Cells and structs can be read from v5 to v7 only.
 
   Returns:
-    Arrays by name, with MATLAB's order of axes: those of HDF5 are turned round.
+    Arrays by name, with axes in MATLAB's order (HDF5 reverses them).
 
   Raises:
-    ValueError: The file is not there, cannot be read, or lacks one of them; names what it has.
+    ValueError: The file is missing, unreadable, or lacks a variable; the message lists those it has.
   """
   path = Path(path)
   if not path.is_file():
-    raise ValueError(f'{path}: got no such file, want a MATLAB file (download it, or give its folder)')
+    raise ValueError(f'{path}: no such file; download the MATLAB file, or give the folder it is in')
   try:
     arrays, found = (_read_hdf5 if h5py.is_hdf5(path) else _read_v5)(path, names)
-  except Exception as error:  # Of a damaged file the libraries raise nearly anything.
-    reason = ' '.join(str(error).split())
+  except Exception as error:  # For a damaged file the libraries raise nearly anything.
     raise ValueError(
-      f'{path}: got no readable MATLAB file ({reason}), want a complete one (copy or download it again)'
+      f'{path}: unreadable MATLAB file ({one_line(error)}); copy or download it again'
     ) from error
   for name in names:
     if name not in arrays:
-      raise ValueError(f'{path}: got {", ".join(found) or "no variable"}, want the variable {name}')
+      raise ValueError(f'{path}: no variable {name}; the file has {", ".join(found) or "none"}')
   return arrays
 
 
@@ -51,7 +50,7 @@ def _read_hdf5(path, names):
   arrays, found = {}, []
   with h5py.File(path) as file:
     for name, item in file.items():
-      if name.startswith('#'):  # Where MATLAB keeps what cells and structs refer to.
+      if name.startswith('#'):  # MATLAB stores the content of cells and structs here.
         continue
       is_array = isinstance(item, h5py.Dataset) and item.dtype.kind in 'iufb'
       found.append(f'{name} ({item.dtype} {item.shape[::-1]})' if is_array else f'{name} (cell or struct)')
@@ -61,22 +60,22 @@ def _read_hdf5(path, names):
 
 
 def refuse_existing(paths: Iterable[Path], *, overwrite: bool) -> None:
-  """Raises a ValueError for the first of these files that is there, unless it may be overwritten."""
+  """Raises a ValueError for the first of these files that exists, unless it may be overwritten."""
   for path in paths:
     if path.exists() and not overwrite:
-      raise ValueError(f'{path}: got an existing file, want none (move it, or allow overwriting)')
+      raise ValueError(f'{path}: file exists; move it, or allow overwriting')
 
 
 @contextlib.contextmanager
 def new_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
-  """As `files.replacing`, but makes folders, and refuses to replace a file unless it may.
+  """Like `files.replacing`, but creates the folder, and refuses to replace a file unless ``overwrite``.
 
   Args:
-    path: The file to be.
-    overwrite: Whether it may be there already.
+    path: The file to create.
+    overwrite: Whether it may exist.
 
   Yields:
-    Where to write.
+    The temporary path to write to.
 
   Raises:
     ValueError: The file exists and may not be overwritten.
@@ -93,7 +92,7 @@ def write_variables(path: Path, variables: dict[str, Any], *, overwrite: bool) -
   Args:
     path: The file.
     variables: Arrays by name; an array of objects becomes a cell, a dict a struct.
-    overwrite: Whether the file may be there already.
+    overwrite: Whether the file may exist.
 
   Raises:
     ValueError: The file exists and may not be overwritten.

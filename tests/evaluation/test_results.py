@@ -1,5 +1,6 @@
-"""Published figures, and the table of ours beside them."""
+"""Results: published ones, ours beside them in a table, and files without paths or secrets."""
 
+import json
 import math
 import re
 
@@ -9,7 +10,7 @@ from sadnet_jax.data.test_sets import IMAGE_SETS
 from sadnet_jax.evaluation.image_sets import ImageSet
 from sadnet_jax.evaluation.literature import PAPER, published
 from sadnet_jax.evaluation.protocols import AUTHORS, CLIPPED8, FLOAT, PROTOCOLS, ROUNDED, UNCLIPPED
-from sadnet_jax.evaluation.results import ImageResult, SetResult, table
+from sadnet_jax.evaluation.results import ImageResult, SetResult, format_table, shareable, write_json
 
 GAUSSIAN = [('cbsd68', 3), ('kodak24', 3), ('bsd68', 1), ('kodak24', 1)]
 FULL_KODAK = 'full images, 24 images, 18 of 768x512, 6 of 512x768'
@@ -43,15 +44,15 @@ def _result(
   psnr=28.5,
   **measures,
 ):
-  """A result of a number of images with equal figures."""
+  """A result with `count` images that have equal metrics."""
   image_set = ImageSet(name, title or name.upper(), version, channels, None, ())
   images = tuple(_image(i, psnr, **measures) for i in range(count))
   return SetResult(image_set, channels, sigma_255, protocol, {'name': method}, images, ())
 
 
 def _rows(results):
-  """The table's lines up to the notes, as cells by the words of its head, and the notes."""
-  lines = table(results).split('\n')
+  """The rows of the table, as dicts by column, and the lines below."""
+  lines = format_table(results).split('\n')
   cells = [re.split(r'  +', line.strip()) for line in lines[: len(results) + 1]]
   assert {len(row) for row in cells} == {len(cells[0])}
   return [dict(zip(cells[0], row, strict=True)) for row in cells[1:]], lines[len(results) + 1 :]
@@ -69,7 +70,7 @@ def _rows(results):
     ('sidd_val', 3, None, 39.46),
   ],
 )
-def test_the_papers_figure_is_the_first(name, channels, sigma_255, psnr):
+def test_the_paper_comes_first(name, channels, sigma_255, psnr):
   rows = published(name, channels, sigma_255)
   assert (rows[0].method, rows[0].psnr) == (PAPER, psnr)
   assert [row.method for row in rows].count(PAPER) == 1
@@ -90,7 +91,7 @@ def test_the_papers_figure_is_the_first(name, channels, sigma_255, psnr):
     ('photos', 3, 50.0),
   ],
 )
-def test_there_are_no_figures_for_what_nobody_published(name, channels, sigma_255):
+def test_nothing_is_invented_where_nothing_was_published(name, channels, sigma_255):
   assert published(name, channels, sigma_255) == []
 
 
@@ -100,7 +101,7 @@ def test_grey_cbsd68_is_bsd68():
   assert published('cbsd68', 1, 50) != published('cbsd68', 3, 50)
 
 
-def test_figures_are_of_versions_and_protocols_that_there_are():
+def test_versions_and_protocols_of_published_results_exist():
   found = set()
   for name, channels in GAUSSIAN:
     for sigma_255 in (15, 25, 30, 50, 70):
@@ -113,11 +114,11 @@ def test_figures_are_of_versions_and_protocols_that_there_are():
       found.add((name, row.version))
   for name, version in found:
     assert not version or version in IMAGE_SETS[name].versions.values()
-  # Figures for Kodak24 name the version always: it is another set of images.
+  # Results for Kodak24 always name the version: the two are different images.
   assert ('kodak24', '') not in found
 
 
-def test_figures_fall_with_sigma_and_are_above_the_noisy_images():
+def test_published_psnr_falls_with_sigma_and_exceeds_that_of_noisy_images():
   for name, channels in GAUSSIAN:
     by_method = {}
     for sigma_255 in (15, 25, 30, 50, 70):
@@ -134,7 +135,7 @@ def test_figures_fall_with_sigma_and_are_above_the_noisy_images():
     (_result('cbsd68', 68), 28.32, []),
     (_result('cbsd68', 68, protocol=UNCLIPPED), 28.32, ['protocol clipped8 or authors']),
     (_result('cbsd68', 68, protocol=AUTHORS), 28.32, []),
-    # Some of the images are other images.
+    # A subset is not comparable.
     (_result('cbsd68', 67), 28.32, ['all 68 images']),
     (_result('cbsd68', 68, channels=1), 26.51, []),
     (_result('kodak24', 24, version=FULL_KODAK), 29.64, []),
@@ -151,14 +152,14 @@ def test_figures_fall_with_sigma_and_are_above_the_noisy_images():
     (_result('sidd_val', 1280, None, AUTHORS), 39.46, ['protocol float']),
   ],
 )
-def test_the_papers_figure_is_of_the_same_only_if_protocol_and_images_are(result, psnr, differs):
+def test_the_paper_is_comparable_only_with_the_same_protocol_and_images(result, psnr, differs):
   paper = result.compared_with()
-  assert (paper.method, paper.psnr, result.differs(paper)) == (PAPER, psnr, differs)
+  assert (paper.method, paper.psnr, result.differences(paper)) == (PAPER, psnr, differs)
   (written,) = (p for p in result.to_json()['published'] if p['method'] == result.to_json()['compared_with'])
   assert (written['psnr'], written['differs']) == (psnr, differs)
 
 
-def test_bm3d_is_compared_with_bm3d_and_the_noisy_images_with_nothing():
+def test_bm3d_is_compared_with_bm3d_and_noisy_images_with_nothing():
   colour = _result('kodak24', 24, protocol=UNCLIPPED, version=CROPS_OF_KODAK, method='bm3d').compared_with()
   assert (colour.method, colour.psnr) == ('CBM3D', 28.46)
   assert _result('bsd68', 68, 25.0, channels=1, method='bm3d').compared_with().psnr == 28.57
@@ -166,13 +167,13 @@ def test_bm3d_is_compared_with_bm3d_and_the_noisy_images_with_nothing():
   assert _result('cbsd68', 68, method='noisy').compared_with() is None
 
 
-def test_a_set_that_the_paper_lacks_has_no_figure_of_it():
+def test_sets_that_the_paper_lacks_are_not_compared():
   for result in (_result('cbsd68', 68, 25.0), _result('mcmaster', 18), _result('polyu', 100, None, ROUNDED)):
     assert result.compared_with() is None
     assert result.to_json()['compared_with'] is None
 
 
-def test_the_table_has_the_difference_to_the_paper():
+def test_the_table_shows_the_difference_to_the_paper():
   results = [
     _result('cbsd68', 68, title='CBSD68', psnr=28.3),
     _result('cbsd68', 68, title='CBSD68', protocol=UNCLIPPED, psnr=27.5, method='bm3d'),
@@ -192,21 +193,21 @@ def test_the_table_has_the_difference_to_the_paper():
     's/image': '0.125',
     'published': '28.32',
     'diff': '-0.02',
-    'of': 'SADNet (paper)',
+    'by': 'SADNet (paper)',
   }
-  assert [(row['published'], row['diff'], row['of']) for row in rows[1:]] == [
+  assert [(row['published'], row['diff'], row['by']) for row in rows[1:]] == [
     ('27.38', '+0.12', 'CBM3D'),
     ('-', '-', '-'),
     ('42.92', '+0.08', 'SADNet (paper)'),
   ]
   assert [row['sigma'] for row in rows] == ['50', '50', '25.5', 'real']
   assert [row['method'] for row in rows] == ['sadnet', 'bm3d', 'sadnet', 'sadnet']
-  # What the images are, of each set once; nothing has a star.
+  # The version of each set once; nothing has a star.
   assert notes[1:] == ['CBSD68: some images', f'NAM: {NAM}']
   assert not any('*' in note for note in notes)
 
 
-def test_figures_of_another_protocol_or_other_images_have_a_star_and_a_note():
+def test_other_protocols_and_images_get_a_star_and_a_note():
   results = [
     _result('cbsd68', 68, protocol=UNCLIPPED, psnr=28.0),
     _result('cbsd68', 68, psnr=28.4),
@@ -221,19 +222,19 @@ def test_figures_of_another_protocol_or_other_images_have_a_star_and_a_note():
     ('39.46*', '+0.54*'),
   ]
   assert notes[-1] == (
-    '* the published figure is of: CBSD68, SADNet (paper): protocol clipped8 or authors; '
+    '* the published result is for: CBSD68, SADNet (paper): protocol clipped8 or authors; '
     'KODAK24, SADNet (paper): full images; SIDD validation, SADNet (paper): all 1280 images'
   )
 
 
-def test_means_are_over_the_images_that_have_a_figure():
+def test_means_are_over_the_images_that_have_the_metric():
   image_set = ImageSet('photos', 'photos', 'some images', 3, None, ())
   images = (_image(0, 20.0, ssim_wang=None), _image(1, 30.0, ssim_wang=0.5), _image(2, 40.0, ssim_wang=0.7))
   (row,), _ = _rows([SetResult(image_set, 3, 50.0, CLIPPED8, {'name': 'sadnet'}, images, ())])
   assert (row['PSNR'], row['SSIM W'], row['SSIM M']) == ('30.000', '0.6000', '0.9000')
 
 
-def test_a_table_of_what_cannot_be_measured_has_dashes_and_infinities():
+def test_the_table_has_dashes_for_missing_values_and_shows_infinity():
   results = [
     # All failed.
     _result('cbsd68', 0),
@@ -247,13 +248,13 @@ def test_a_table_of_what_cannot_be_measured_has_dashes_and_infinities():
   assert notes[-1].endswith('CBSD68, SADNet (paper): all 68 images')
 
 
-def test_words_start_and_figures_end_in_line():
+def test_the_columns_are_aligned():
   results = [
     _result('cbsd68', 68, protocol=UNCLIPPED, seconds=123.4),
     _result('sidd_val', 1280, None, FLOAT, title='SIDD validation', method='a longer name', psnr=9.5),
     _result('photos', 0, 5.0),
   ]
-  lines = table(results).split('\n')[:4]
+  lines = format_table(results).split('\n')[:4]
   cells = [list(re.finditer(r'\S+(?: \S+)*', line)) for line in lines]
   assert {len(row) for row in cells} == {12}
   for column in range(12):
@@ -261,5 +262,36 @@ def test_words_start_and_figures_end_in_line():
     assert len(places) == 1
 
 
-def test_a_table_of_nothing_is_its_head():
-  assert table([]).startswith('data set  sigma')
+def test_json_is_written_completely_or_not_at_all(tmp_path):
+  write_json(tmp_path / 'a.json', {'a': 1})
+  with pytest.raises(ValueError, match='Out of range float values'):
+    write_json(tmp_path / 'a.json', {'a': float('nan')})
+  assert json.loads((tmp_path / 'a.json').read_text()) == {'a': 1}
+  assert [p.name for p in tmp_path.iterdir()] == ['a.json']
+
+
+@pytest.mark.parametrize(
+  ('text', 'shared'),
+  [
+    ('--checkpoint=/home/jane/runs/color/w.safetensors', '--checkpoint=w.safetensors'),
+    ("'--output=/home/jane doe/new results/out'", "'--output=out'"),
+    ('--datasets=clean:/home/jane/photos/,pairs:/home/jane/a', '--datasets=clean:photos,pairs:a'),
+    ('--config=/home/jane/configs/color.py:50 --sigmas=5', '--config=color.py:50 --sigmas=5'),
+    ('--data=/data --datasets=/data/test/CBSD68', '--data=data --datasets=test/CBSD68'),
+    ('/data/test/CBSD68/2.png: damaged (see /tmp/x.log)', 'test/CBSD68/2.png: damaged (see x.log)'),
+    ('https://jane:key@host/w.safetensors?X-Signature=5ec', 'https://host/w.safetensors'),
+    ("'s3://bucket/w.pth?a=1&b=2' /home/data/x", "'s3://bucket/w.pth' x"),
+    ('file:///home/jane/w.safetensors', 'w.safetensors'),
+    # What is relative, or no path at all, stays.
+    ('runs/color ./a ../b ~/c 3 images/s, 1 / 2, [...]', 'runs/color ./a ../b ~/c 3 images/s, 1 / 2, [...]'),
+    ('https://host/w.safetensors', 'https://host/w.safetensors'),
+  ],
+)
+def test_published_results_hold_no_absolute_path_and_no_signature(text, shared):
+  assert shareable({'a': [text, 1, None]}, '/data') == {'a': [shared, 1, None]}
+
+
+def test_paths_below_the_working_folder_become_relative(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('SADNET_DATA', '/sets of images')
+  assert shareable(f'{tmp_path}/runs/color and /sets of images/test/1.png') == 'runs/color and test/1.png'
