@@ -1,4 +1,4 @@
-"""The page of results, as it is written: which images are on it, and that nothing in them is markup."""
+"""The file of the page: which images it contains, and that no name is taken for markup."""
 
 import base64
 from html.parser import HTMLParser
@@ -19,7 +19,7 @@ from tests.support.page_content import BAD_NAME, content, image, pixels, result,
 
 
 class _Reader(HTMLParser):
-  """Elements of a page, and the text of each script."""
+  """The elements of a page, and the text of each script."""
 
   def __init__(self, text):
     super().__init__()
@@ -80,7 +80,7 @@ def test_images_of_equal_psnr_keep_their_order():
   assert [card.name for _, card in made.cards] == ['a', 'e']
 
 
-def test_an_image_without_a_number_is_the_worst_and_an_exact_one_the_best():
+def test_nan_is_the_worst_and_an_exact_image_the_best():
   made = showcase([('a', 30.0), ('exact', math.inf), ('broken', math.nan), ('b', 31.0)], worst=1, best=1)
   assert _names(made) == [('worst', 'broken'), ('best', 'exact')]
 
@@ -118,39 +118,36 @@ def test_of_a_large_image_the_middle_is_shown():
 @pytest.mark.parametrize(
   ('images', 'message'),
   [
-    ({'noisy': np.zeros((4, 5, 3))}, r'a.png, noisy: got float64 of shape \(4, 5, 3\), want uint8'),
+    ({'noisy': np.zeros((4, 5, 3))}, r'a.png, noisy: must be uint8 .* got float64 \(4, 5, 3\)'),
     (
       {'denoised': np.zeros((4, 5), np.uint8)},
-      r'a.png, denoised: got uint8 of shape \(4, 5\), want uint8 \[H',
+      r'a.png, denoised: must be uint8 \[H, W, C\] .* got uint8 \(4, 5\)',
     ),
-    ({'noisy': np.zeros((4, 5, 4), np.uint8)}, r'shape \(4, 5, 4\), want uint8 \[H, W, C\] with C 1 or 3'),
+    ({'noisy': np.zeros((4, 5, 4), np.uint8)}, r'C = 1 or 3, got uint8 \(4, 5, 4\)'),
     (
       {'clean': np.zeros((4, 6, 3), np.uint8)},
-      r'a.png, clean: got shape \(4, 6, 3\), want that of noisy, \(4, 5',
+      r'a.png, clean: must have the shape \(4, 5, 3\) of noisy, got \(4, 6, 3\)',
     ),
   ],
 )
-def test_images_of_another_kind_are_named(images, message):
+def test_other_images_are_refused(images, message):
   good = dict.fromkeys(('noisy', 'denoised', 'clean'), np.zeros((4, 5, 3), np.uint8))
   with pytest.raises(ValueError, match=message):
     Showcase(1, 1).add('a.png', 20.0, **(good | images))
 
 
 def test_images_are_all_with_a_psnr_or_all_without():
-  with pytest.raises(
-    ValueError, match='b: got an image without a PSNR after others with one, want all with or'
-  ):
-    showcase([('a', 20.0), ('b', None)])
-  with pytest.raises(ValueError, match='b: got an image with a PSNR after others without one'):
-    showcase([('a', None), ('b', 20.0)])
+  for psnrs in ((20.0, None), (None, 20.0)):
+    with pytest.raises(ValueError, match='b: either all images of a showcase must have a PSNR, or none'):
+      showcase(zip('ab', psnrs, strict=True))
 
 
-def test_numbers_of_images_are_not_negative():
-  with pytest.raises(ValueError, match='worst and best: got -1 and 2, want numbers of images, 0 or more'):
+def test_negative_numbers_of_images_are_refused():
+  with pytest.raises(ValueError, match='worst and best must not be negative, got -1 and 2'):
     Showcase(-1, 2)
 
 
-def test_all_that_is_given_is_on_the_page(tmp_path):
+def test_the_page_contains_the_results_and_the_pictures(tmp_path):
   given = content(
     result([image('a.png', 20.0), image(BAD_NAME, 30.0)], failures=[{'name': BAD_NAME, 'error': '<b>'}]),
     submissions=[{'dataset': 'dnd', 'title': 'DND', 'method': {'name': 'noisy'}, 'files': 2, 'seconds': 1}],
@@ -166,7 +163,7 @@ def test_all_that_is_given_is_on_the_page(tmp_path):
   np.testing.assert_array_equal(_decode(base64.b64decode(first)), pixels(1))
 
 
-def test_names_add_no_element_and_end_no_script(tmp_path):
+def test_names_are_never_markup(tmp_path):
   plain, _ = _written(tmp_path / 'a.html', content(result([image('a.png', 20.0)])), [])
   bad = content(result([image(BAD_NAME, 20.0)], title=BAD_NAME), command=BAD_NAME)
   hostile, read = _written(tmp_path / 'b.html', bad, [])
@@ -176,21 +173,21 @@ def test_names_add_no_element_and_end_no_script(tmp_path):
   assert '<' not in hostile.scripts[0]
 
 
-def test_equal_pictures_of_several_results_are_there_once(tmp_path):
+def test_equal_pictures_of_several_results_are_stored_once(tmp_path):
   results = [result([image('a.png', 20.0)]), result([image('a.png', 21.0)])]
   cases = [showcase([('a.png', 20.0)]), showcase([('a.png', 21.0)])]
   _, read = _written(tmp_path / 'page.html', content(*results), cases)
   assert len(read['pictures']) == len(set(read['pictures'])) == 3
 
 
-def test_numbers_that_json_has_not_are_strings_that_javascript_reads(tmp_path):
+def test_nan_and_infinity_are_strings_that_javascript_reads(tmp_path):
   given = content(result([image('a', math.inf), image('b', math.nan), image('c', -math.inf)]))
   reader, read = _written(tmp_path / 'page.html', given, [])
   assert [i['psnr'] for i in read['results'][0]['images']] == ['Infinity', 'NaN', '-Infinity']
   assert not re.search(r':\s*(NaN|-?Infinity)', reader.scripts[0])
 
 
-def test_the_page_asks_for_nothing_from_elsewhere(tmp_path):
+def test_the_page_is_self_contained(tmp_path):
   reader, _ = _written(tmp_path / 'page.html', content(result()), [])
   policy = next(
     a['content'] for tag, a in reader.elements if a.get('http-equiv') == 'Content-Security-Policy'
@@ -206,15 +203,15 @@ def test_the_page_asks_for_nothing_from_elsewhere(tmp_path):
   assert not re.search(r'https?:|url\(|@import|innerHTML|document\.write|eval\(', whole)
 
 
-def test_the_page_is_put_together_of_all_its_parts(tmp_path):
+def test_the_page_contains_all_its_parts(tmp_path):
   reader, _ = _written(tmp_path / 'page.html', content(result()), [])
   whole = (tmp_path / 'page.html').read_text(encoding='utf-8')
-  parts = sorted(path.name for path in Path(page.__file__).parent.glob('page*.[cj]s*'))
-  assert parts == ['page.css', 'page.js', 'page_elements.js', 'page_tables.js', 'page_viewer.js']
+  parts = {path.name for path in Path(page.__file__).parent.glob('*.[cj]s*')}
+  assert parts == set(page.PARTS.values())
   for name in parts:
     assert whole.count(Path(page.__file__).with_name(name).read_text(encoding='utf-8').rstrip()) == 1
   tags = [tag for tag, _ in reader.elements]
-  # The data and four parts; nothing in a part ends its element.
+  # The data and four parts; no part ends its element early.
   assert (tags.count('style'), tags.count('script'), tags.count('main')) == (1, 5, 1)
   assert [script.count("'use strict';") for script in reader.scripts] == [0, 1, 1, 1, 1]
 
@@ -235,12 +232,12 @@ def _two_results():
 
 
 def _shown(path, **options):
-  """What a page takes, and the names on it."""
+  """The size of a page, and the names on it."""
   size = write_page(path, *_two_results(), **options)
   assert size == path.stat().st_size
   read = json.loads(_Reader(path.read_text(encoding='utf-8')).scripts[0])
   assert [shown['images'] for shown in read['showcases']] == [6, 2, 4]
-  # Nor are pictures left that no card shows.
+  # No picture is stored without a card.
   used = {card[role] for shown in read['showcases'] for card in shown['cards'] for role in ('noisy', 'clean')}
   assert max(used - {None}) < len(read['pictures'])
   assert len(read['pictures']) == sum(
@@ -252,16 +249,16 @@ def _shown(path, **options):
   return size, [''.join(card['name'] for card in shown['cards']) for shown in read['showcases']]
 
 
-def test_over_the_budget_every_result_is_cut_alike_from_the_middle(tmp_path):
+def test_over_budget_all_showcases_lose_images_from_the_middle(tmp_path):
   path = tmp_path / 'page.html'
   size, names = _shown(path)
   seen = [names]
   while True:
-    # Few bytes less than what it took is too little; how the budget is written takes some, too.
+    # A few bytes less than its size are too few, because the budget itself is on the page.
     smaller, names = _shown(path, budget_mb=(size - 20) / 1e6)
     if names == seen[-1]:
       break
-    # What is left is no less than it must be: few bytes more than it takes is enough for it.
+    # No more is dropped than necessary.
     assert _shown(path, budget_mb=(smaller + 20) / 1e6)[1] == names
     assert smaller < size - 1000
     size = smaller
@@ -277,14 +274,14 @@ def test_over_the_budget_every_result_is_cut_alike_from_the_middle(tmp_path):
   assert _shown(path, budget_mb=0)[1] == seen[-1]
 
 
-def test_a_budget_is_a_number_of_bytes(tmp_path):
+def test_an_invalid_budget_is_refused(tmp_path):
   for bad in (-1, math.nan):
-    with pytest.raises(ValueError, match=f'budget_mb: got {bad}, want millions of bytes, 0 or more'):
+    with pytest.raises(ValueError, match=f'budget_mb must not be negative, got {bad}'):
       write_page(tmp_path / 'page.html', content(), [], budget_mb=bad)
   assert not list(tmp_path.iterdir())
 
 
-def test_a_page_that_cannot_be_made_leaves_the_one_that_is_there(tmp_path):
+def test_a_failure_leaves_the_existing_page(tmp_path):
   path = tmp_path / 'page.html'
   path.write_text('an earlier page')
   with pytest.raises(TypeError):
@@ -296,21 +293,19 @@ def test_a_page_that_cannot_be_made_leaves_the_one_that_is_there(tmp_path):
   assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_place_that_is_none_for_a_page_is_named(tmp_path):
+def test_an_unwritable_path_is_reported(tmp_path):
   (tmp_path / 'file').touch()
-  with pytest.raises(
-    ValueError, match=r'page\.html: got a file that cannot be written \(.+\), want a place for'
-  ):
+  with pytest.raises(ValueError, match=r'page\.html: cannot write the page \(.+\)'):
     write_page(tmp_path / 'file' / 'page.html', content(), [])
 
 
-def test_there_is_a_showcase_for_each_result_or_for_none(tmp_path):
+def test_the_number_of_showcases_is_checked(tmp_path):
   path, case = tmp_path / 'page.html', showcase([])
-  with pytest.raises(ValueError, match='showcases: got 2 of them, want 1, one a result, or none'):
+  with pytest.raises(ValueError, match=r'one per result \(1\), .*; got 2'):
     write_page(path, content(result()), [case, case])
   given = content(result(), submissions=[{'title': 'DND', 'method': {'name': 'noisy'}, 'files': 0}] * 2)
   with pytest.raises(
-    ValueError, match='got 2 of them, want 1, one a result, or 3, one a result and one a subm'
+    ValueError, match=r'one per result \(1\), or one per result and submission \(3\); got 2'
   ):
     write_page(path, given, [case, case])
   write_page(path, given, [case] * 3)

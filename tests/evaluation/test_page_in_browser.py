@@ -1,4 +1,4 @@
-"""The page of results as a person reads it: in Chromium, in light and dark, narrow and on paper."""
+"""The page of results in Chromium: its tables and texts, in light and dark, on narrow screens and paper."""
 
 import json
 
@@ -13,20 +13,8 @@ from tests.support import chromium, dataset_files, matlab_files
 from tests.support.evaluation_options import evaluation_options
 from tests.support.page_content import BAD_NAME, NAMES, content, five_images, image, result, showcase
 
-# What stands for less than nothing, for noise, and for nothing known.
+# Minus sign, sigma, and the sign for a missing value.
 MINUS, SIGMA, NONE = '\u2212', '\u03c3', '\u2013'
-
-
-@pytest.fixture(scope='module')
-def driver(tmp_path_factory):
-  with chromium.started(tmp_path_factory.mktemp('chromium')) as driver:
-    yield driver
-
-
-@pytest.fixture
-def open_page(driver, tmp_path):
-  with chromium.written(driver, tmp_path / 'page.html') as open_page:
-    yield open_page
 
 
 def test_a_column_sorts_by_its_numbers_and_back(open_page, driver):
@@ -50,7 +38,7 @@ def test_a_column_sorts_by_its_numbers_and_back(open_page, driver):
   assert head.get_attribute('aria-sort') is None
 
 
-def test_what_has_no_number_is_sorted_last(open_page, driver):
+def test_missing_values_are_sorted_last(open_page, driver):
   images = [
     image('a', None),
     image('b', 9.5),
@@ -72,7 +60,7 @@ def _rows(driver):
   return [[cell.text for cell in row.find_elements(By.CSS_SELECTOR, 'th, td')] for row in rows]
 
 
-def test_the_summary_has_the_figures_and_the_difference_to_a_published_one(open_page, driver):
+def test_the_summary_shows_the_difference_to_the_published_result(open_page, driver):
   real = result(
     sigma_255=None, title='Nam', method={'name': 'bm3d', 'version': '4.0.3'}, published=[], mean={}
   )
@@ -94,7 +82,7 @@ def test_the_summary_has_the_figures_and_the_difference_to_a_published_one(open_
   assert not driver.find_elements(By.CSS_SELECTOR, '#notes li')
 
 
-def test_the_published_figure_is_the_one_that_is_named_and_what_differs_is_as_told(open_page, driver):
+def test_the_published_result_and_its_differences_are_taken_from_the_content(open_page, driver):
   paper = result()['published'][0]
   bm3d = {'method': 'CBM3D', 'psnr': 27.38, 'ssim': 0.9, 'protocols': ['unclipped'], 'version': ''}
   bm3d['differs'] = ['protocol unclipped', 'all 68 images']
@@ -102,10 +90,10 @@ def test_the_published_figure_is_the_one_that_is_named_and_what_differs_is_as_to
   named = result(**both, compared_with='CBM3D')
   unnamed = result(**both)
   del unnamed['compared_with']
-  untold = result(published=[{k: v for k, v in paper.items() if k != 'differs'}])
-  # Neither what differs nor what is compared is for the page to find out.
+  undocumented = result(published=[{k: v for k, v in paper.items() if k != 'differs'}])
+  # The page itself finds neither the comparable result nor its differences.
   alike = result(protocol='unclipped', version='two images')
-  open_page(content(named, unnamed, result(**both, compared_with=None), untold, alike))
+  open_page(content(named, unnamed, result(**both, compared_with=None), undocumented, alike))
   assert [row[-2:] for row in _rows(driver)] == [
     ['27.38\nCBM3D', '+0.671'],  # With the footnote's number.
     [NONE, NONE],
@@ -114,12 +102,14 @@ def test_the_published_figure_is_the_one_that_is_named_and_what_differs_is_as_to
     ['28.32\nSADNet (paper)', f'{MINUS}0.27'],
   ]
   (note,) = driver.find_elements(By.CSS_SELECTOR, '#notes li')
-  assert note.text.startswith(f'CBM3D on CBSD68, {SIGMA} 50 is of: protocol unclipped; all 68 images.')
+  assert note.text.startswith(
+    f'CBM3D on CBSD68, {SIGMA} 50 was published for: protocol unclipped; all 68 images.'
+  )
   driver.find_element(By.CSS_SELECTOR, '.summary sup a').click()
   assert driver.execute_script('return document.querySelector(":target").textContent') == note.text
   tiles = driver.find_elements(By.CSS_SELECTOR, '.tile:nth-child(5)')
   assert [tile.text.split('\n')[0] for tile in tiles] == ['Against CBM3D', *['Against SADNet (paper)'] * 2]
-  table = driver.find_element(By.CSS_SELECTOR, '#result-0 [aria-label^="Published figures"]')
+  table = driver.find_element(By.CSS_SELECTOR, '#result-0 [aria-label^="Published results"]')
   rows = [row.text for row in table.find_elements(By.CSS_SELECTOR, 'tbody tr')]
   assert rows == [
     f'SADNet (paper) 28.32 {NONE} clipped8 or authors {MINUS}0.27',
@@ -127,8 +117,8 @@ def test_the_published_figure_is_the_one_that_is_named_and_what_differs_is_as_to
   ]
 
 
-def test_notes_are_on_the_result_and_told_in_the_summary(open_page, driver):
-  notes = ['CBSD68: got 67 images, not the 68 of CBSD68', f'{BAD_NAME}: got a link']
+def test_notes_are_on_the_result_and_linked_in_the_summary(open_page, driver):
+  notes = ['CBSD68: 67 images instead of the 68 of CBSD68', f'{BAD_NAME}: ignored links']
   open_page(content(result(notes=notes), result(notes=[]), result()))
   (remarks,) = driver.find_elements(By.CSS_SELECTOR, '.remarks')
   assert [chromium.text_of(item) for item in remarks.find_elements(By.TAG_NAME, 'li')] == notes
@@ -147,28 +137,28 @@ def test_the_page_starts_with_the_command_the_hardware_and_the_versions(open_pag
   assert dict(zip(names, values, strict=True)) == {'cpu': 'AMD EPYC', 'cores': '2', 'jax': '0.10.2'}
 
 
-def test_results_are_told_apart_by_their_headings(open_page, driver):
+def test_headings_identify_results(open_page, driver):
   noisy = result(protocol='authors', method={'name': 'noisy'}, mean={'seconds': 3e-6})
   open_page(content(result(), noisy))
   heads = [chromium.text_of(head) for head in driver.find_elements(By.TAG_NAME, 'h2')]
   assert heads == [f'CBSD68, {SIGMA} 50 SADNet, clipped8', f'CBSD68, {SIGMA} 50 Noisy input, authors']
-  # Zero is what no method takes.
+  # No method takes zero seconds.
   assert driver.find_element(By.CSS_SELECTOR, '#result-1 .tile:nth-child(4) .value').text == '< 0.001 s'
 
 
-def test_failures_are_red_and_told_once(open_page, driver):
-  bad = {'name': 'bad.png', 'error': 'bad.png: got a damaged image file, want a complete one'}
-  missing = {'name': 'urban100', 'error': 'got no folder'}
+def test_failures_are_red_and_listed_once(open_page, driver):
+  bad = {'name': 'bad.png', 'error': 'bad.png: damaged image file'}
+  missing = {'name': 'urban100', 'error': 'no such folder'}
   open_page(content(result(failures=[bad]), failures=[bad, missing]))
   texts = [item.text for item in driver.find_elements(By.CSS_SELECTOR, '.failures li')]
-  assert texts == ['urban100: got no folder', bad['error']]
+  assert texts == ['urban100: no such folder', bad['error']]
   for item in driver.find_elements(By.CSS_SELECTOR, '.failures li, .summary .bad'):
     red, green, blue = _color(driver, item, 'color')
     assert red > 2 * max(green, blue)
   assert driver.find_element(By.CSS_SELECTOR, '.summary .bad').text == '1 failed'
 
 
-def test_a_submission_is_listed_with_what_was_written(open_page, driver):
+def test_a_submission_is_listed_with_its_files(open_page, driver):
   method = {'name': 'sadnet', 'step': 5000}
   dnd = {'title': 'DND', 'method': method, 'files': ['dnd-sadnet'], 'checks': ['50 bundles'], 'seconds': 12.5}
   open_page(content(submissions=[dnd | {'margin_px': 64}, dnd | {'title': 'SIDD benchmark', 'files': 7}]))
@@ -176,13 +166,13 @@ def test_a_submission_is_listed_with_what_was_written(open_page, driver):
   assert all(text in sections[0] for text in ('DND', 'SADNet', 'dnd-sadnet', '50 bundles', '5000', '12.5'))
   assert all(text in sections[1] for text in ('SIDD benchmark', '7 files'))
   facts = driver.find_elements(By.CSS_SELECTOR, '.submission .facts')
-  label = 'pixels around each box'
+  label = 'context around each box in pixels'
   assert [chromium.text_of(f).partition(label)[2][:2] for f in facts] == ['64', '']
 
 
-def test_the_page_says_how_many_of_the_images_it_shows_and_why_not_more(open_page, driver):
+def test_the_page_says_how_many_images_it_shows_and_why_not_more(open_page, driver):
   given, showcases = five_images()
-  note = 'Fewer images are shown than were asked for'
+  note = 'Fewer images than requested are shown'
 
   def heads_and_end():
     heads = [head.text for head in driver.find_elements(By.TAG_NAME, 'h3') if 'Pictures' in head.text]
@@ -195,7 +185,7 @@ def test_the_page_says_how_many_of_the_images_it_shows_and_why_not_more(open_pag
   open_page(given, showcases, budget_mb=0.001)
   heads, end = heads_and_end()
   assert heads == ['Pictures, from the lowest PSNR to the highest: 2 of 5']
-  assert f"{note}: the page's budget is 0.001 MB" in end
+  assert f'{note}, to keep the page within 0.001 MB' in end
   marks = driver.find_elements(By.CSS_SELECTOR, '.strip a')
   titles = [mark.get_attribute('title') for mark in marks]
   assert titles == ['worst.png: 19.50 dB', 'best.png: 31.25 dB']  # In the order of the results.
@@ -214,7 +204,7 @@ def test_names_that_look_like_markup_are_text(open_page, driver):
   assert all(e.get_attribute('src').startswith('data:') for e in driver.find_elements(By.TAG_NAME, 'img'))
 
 
-def test_the_browser_refuses_requests_to_elsewhere(open_page, driver):
+def test_the_browser_refuses_all_requests(open_page, driver):
   open_page(content(result()))
   refused = driver.execute_async_script("""
     const done = arguments[0], found = [];
@@ -227,7 +217,7 @@ def test_the_browser_refuses_requests_to_elsewhere(open_page, driver):
     document.head.append(Object.assign(document.createElement('link'), {rel: 'stylesheet', href: 'http://127.0.0.1:9/c'}));
   """)
   assert refused == ['connect-src', 'img-src', 'style-src-elem']
-  assert len(driver.get_log('browser')) >= 3  # Which says so; what is left is looked at afterwards.
+  assert len(driver.get_log('browser')) >= 3  # Empties the log, which is checked afterwards.
   driver.get_log('performance')
   driver.refresh()
 
@@ -244,7 +234,7 @@ def _luminance(color):
 
 
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
-def test_text_can_be_read_in_light_and_dark(open_page, driver, scheme):
+def test_text_is_readable_in_light_and_dark(open_page, driver, scheme):
   failures = [{'name': 'bad.png', 'error': 'damaged'}]
   given = content(result([image('a', 20.0)], failures=failures))
   open_page(given, [showcase([('a', 20.0)])], scheme=scheme)
@@ -261,8 +251,8 @@ def test_text_can_be_read_in_light_and_dark(open_page, driver, scheme):
   assert (light + 0.05) / (dark + 0.05) > 4.5
 
 
-@pytest.mark.parametrize('width', [320, 400, 800])
-def test_narrow_screens_scroll_down_only(open_page, driver, width):
+@pytest.mark.parametrize('width', [320, 800])
+def test_narrow_screens_scroll_only_vertically(open_page, driver, width):
   long = result(
     [image('a' * 90 + '.png', 20.0)], failures=[{'name': 'b' * 90, 'error': 'c' * 90}], title='d' * 60
   )
@@ -275,7 +265,7 @@ def test_narrow_screens_scroll_down_only(open_page, driver, width):
   assert view['x'] + view['width'] <= width
 
 
-def test_print_shows_all_rows_and_no_buttons(open_page, driver):
+def test_print_has_all_rows_and_no_buttons(open_page, driver):
   images = [image(f'{i}', 20.0 + i) for i in range(40)]
   open_page(content(result(images)), [showcase([('0', 20.0)])])
   rows = driver.find_element(By.CSS_SELECTOR, '.images')
@@ -291,9 +281,9 @@ def test_print_shows_all_rows_and_no_buttons(open_page, driver):
 
 @pytest.fixture
 def evaluated(tmp_path):
-  """Where run.evaluate wrote: four small images as CBSD68, one of them damaged, and DND of two images."""
+  """The output of an evaluation of four small images as CBSD68, one of them damaged, and of two as DND."""
   folder = tmp_path / 'test' / 'CBSD68'
-  for i, (height, width) in enumerate([(19, 33), (40, 24), (19, 33), (16, 17)]):
+  for i, (height, width) in enumerate([(19, 21), (21, 18), (19, 21), (16, 17)]):
     dataset_files.write(folder / f'{i}.png', dataset_files.picture(height, width, i))
   dataset_files.truncate(folder / '2.png')
   boxes = np.array([[[1, 1, 12, 12], [29, 39, 40, 50]], [[7, 3, 18, 14], [49, 22, 60, 33]]])
@@ -305,22 +295,22 @@ def evaluated(tmp_path):
     sigmas_255=[50.0],
     protocols=['clipped8', 'unclipped'],
     keep_going=True,
-    pictures=False,
+    page_images=4,
   )
-  with pytest.raises(ValueError, match=r'got 1 failure\(s\)'):
-    run.evaluate([Noisy(), _Known()], options)
+  with pytest.raises(ValueError, match=r'^1 failure\(s\)'):
+    run.evaluate([Noisy(), _NamedSADNet()], options)
   return tmp_path / 'output'
 
 
-class _Known(Noisy):
-  """By its name one that there are published figures of."""
+class _NamedSADNet(Noisy):
+  """Has published results, because of its name."""
 
   name = 'sadnet'
 
 
-def test_the_page_of_an_evaluation_has_all_its_figures(driver, evaluated):
+def test_the_page_of_an_evaluation_shows_all_its_results(driver, evaluated):
   content = json.loads((evaluated / 'results.json').read_text())
-  with chromium.watched(driver, evaluated / 'index.html') as show:
+  with chromium.page_opener(driver, evaluated / 'index.html') as show:
     show()
     rows = _rows(driver)
     assert len(rows) == len(content['results']) == 4
@@ -332,22 +322,25 @@ def test_the_page_of_an_evaluation_has_all_its_figures(driver, evaluated):
       assert row[5].startswith(f'{means["ssim_matlab"]:.4f}\nfrom ')
       known = told['method']['name'] == 'sadnet'
       assert row[7] == ('28.32\nSADNet (paper)' if known else NONE)
-      assert paper['differs']  # Of 3 images.
+      assert paper['differs']  # 3 images instead of 68.
       difference = means['psnr'] - 28.32
       assert row[8].startswith(f'{MINUS}{-difference:.2f}' if known else NONE)
       assert not any(NONE in cell for cell in row[: 9 if known else 7])
     texts = [e.text for e in driver.find_elements(By.CSS_SELECTOR, '.images td, .tile, .numbers, .ends')]
-    assert len(texts) == 4 * (3 * 7 + 4 + 3 + 1) + 2  # Those with a published figure have a tile of it.
+    assert len(texts) == 4 * (3 * 7 + 4 + 3 + 1) + 2  # Two have a tile of the published result.
     assert not any(NONE in text or 'NaN' in text or 'undefined' in text or not text for text in texts)
     assert [len(e.find_elements(By.TAG_NAME, 'figure')) for e in _sections(driver)] == [3, 3, 3, 3, 4, 4]
     (note,) = content['results'][0]['notes']
     assert note in driver.find_element(By.CSS_SELECTOR, '#result-0 .remarks').text
     notes = [item.text for item in driver.find_elements(By.CSS_SELECTOR, '#notes li')]
-    assert len(notes) == 2  # One a protocol.
+    assert len(notes) == 2  # One per protocol.
     assert all('all 68 images' in text for text in notes)
     assert 'protocol clipped8 or authors' in notes[1]
-    assert '2.png: got a damaged image file' in driver.find_element(By.CSS_SELECTOR, '#failures-0').text
-    assert 'pixels around each box\n3' in driver.find_element(By.CSS_SELECTOR, '.submission .facts').text
+    assert 'CBSD68/2.png: ' in driver.find_element(By.CSS_SELECTOR, '#failures-0').text
+    assert (
+      'context around each box in pixels\n3'
+      in driver.find_element(By.CSS_SELECTOR, '.submission .facts').text
+    )
 
 
 def _sections(driver):

@@ -1,4 +1,4 @@
-"""Pictures on the page of results as a person uses them: in Chromium, by mouse, finger and keyboard."""
+"""Pictures on the page of results, compared in Chromium by mouse, finger and keyboard."""
 
 import io
 
@@ -17,31 +17,19 @@ from sadnet_jax.evaluation.page import Showcase
 from tests.support import chromium
 from tests.support.page_content import BAD_NAME, NAMES, content, five_images, image, pixels, result, showcase
 
-# Pictures of 30x20 are shown 16 times as large.
+# Pictures of 30x20 are magnified by this.
 SCALE = 16
-
-
-@pytest.fixture(scope='module')
-def driver(tmp_path_factory):
-  with chromium.started(tmp_path_factory.mktemp('chromium')) as driver:
-    yield driver
-
-
-@pytest.fixture
-def open_page(driver, tmp_path):
-  with chromium.written(driver, tmp_path / 'page.html') as open_page:
-    yield open_page
 
 
 @pytest.fixture
 def cards(open_page, driver):
-  """A page with one result of five images, and what is on its cards."""
+  """The cards of a page with one result of five images."""
   open_page(*five_images())
   return [_Card(driver, element) for element in driver.find_elements(By.CSS_SELECTOR, 'figure')]
 
 
 class _Card:
-  """A card, by what a person sees of it."""
+  """A card as the user sees it."""
 
   def __init__(self, driver, element):
     self.driver, self.element = driver, element
@@ -65,7 +53,7 @@ class _Card:
     self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", self.view)
 
   def at(self, x, y):
-    """Actions that start with the mouse at a place of the picture, in pixels of the screen."""
+    """Actions that start with the mouse over the picture at (x, y), in screen pixels."""
     self.bring_into_view()
     size = self.view.size
     across, down = round(x - size['width'] / 2), round(y - size['height'] / 2)
@@ -76,7 +64,7 @@ class _Card:
     moved.move_by_offset(to[0] - start[0], to[1] - start[1]).release().perform()
 
   def seen(self):
-    """What the screen shows of the picture, uint8 [H, W, 3]."""
+    """The picture as it is on the screen, uint8 [H, W, 3]."""
     self.bring_into_view()
     box = self.driver.execute_script('return arguments[0].getBoundingClientRect()', self.view)
     shot = np.asarray(Image.open(io.BytesIO(self.driver.get_screenshot_as_png())).convert('RGB'))
@@ -84,42 +72,35 @@ class _Card:
     return shot[top : top + round(box['height']), left : left + round(box['width'])]
 
   def assert_shows(self, left, right, line, box=(0, 0, 20, 30)):
-    """Compares with two images at the center of each of their pixels.
+    """Compares the screen with two images, at the centre of each of their pixels.
 
     Args:
       left: uint8 [H, W, 3].
       right: The same shape.
-      line: Where the divider is, in pixels of the screen.
-      box: Rows and columns that are in view: (top, left, height, width).
+      line: Position of the divider in screen pixels.
+      box: Rows and columns in view: (top, left, height, width).
     """
     seen = self.seen()
     top, first, height, width = box
     scale = seen.shape[0] / height
-    compared = 0
-    for row in range(height):
-      for column in range(width):
-        y, x = int((row + 0.5) * scale), int((column + 0.5) * scale)
-        # Beneath the labels and the divider there is nothing to see.
-        if y < 32 or abs(x - line) < 26:
-          continue
-        want = (left if x < line else right)[top + row, first + column]
-        np.testing.assert_array_equal(seen[y, x], want, f'row {row}, column {column}')
-        compared += 1
-    assert compared > 0.5 * height * width
+    y, x = (((np.arange(count) + 0.5) * scale).astype(int) for count in (height, width))
+    left, right = (image[top : top + height, first : first + width] for image in (left, right))
+    expected = np.where((x < line)[:, None], left, right)
+    # The labels and the divider cover the picture.
+    visible = (y >= 32)[:, None] & (np.abs(x - line) >= 26)
+    np.testing.assert_array_equal(seen[np.ix_(y, x)][visible], expected[visible])
+    assert visible.sum() > 0.5 * height * width
 
 
 def _images(card):
-  """Noisy, denoised and clean of a card."""
+  """Noisy, denoised and clean image of a card."""
   return [pixels(10 * NAMES.index(card.name) + role) for role in range(3)]
 
 
-def test_cards_go_from_the_worst_to_the_best(cards):
+def test_cards_go_from_the_worst_to_the_best_and_start_half_noisy_half_denoised(cards):
   assert [card.name for card in cards] == ['worst.png', 'c9.png', BAD_NAME, 'best.png']
   places = [card.element.find_element(By.CSS_SELECTOR, '.place').text for card in cards]
   assert places == ['Lowest PSNR'] * 2 + ['Highest PSNR'] * 2
-
-
-def test_a_card_starts_with_half_noisy_and_half_denoised(cards):
   noisy, denoised, _ = _images(cards[0])
   cards[0].assert_shows(noisy, denoised, 15 * SCALE)
   assert cards[0].now() == 50
@@ -131,32 +112,20 @@ def test_the_divider_is_dragged_by_the_mouse(cards, driver):
   card.drag((15 * SCALE + 12, 100), (6 * SCALE + 12, 130))  # Beside the line, but on the divider.
   assert card.now() == 20
   card.assert_shows(noisy, denoised, 6 * SCALE)
-  card.drag((25 * SCALE, 150), (24 * SCALE, 150))  # It comes to a pointer that is elsewhere.
+  card.drag((25 * SCALE, 150), (24 * SCALE, 150))  # It jumps to the pointer.
   assert card.now() == 80
   card.assert_shows(noisy, denoised, 24 * SCALE)
   card.drag((24 * SCALE, 150), (32 * SCALE, 150))  # Out of the picture.
   assert card.now() == 100
   assert cards[0].now() == 50
   assert driver.switch_to.active_element == card.slider  # For the wheel and the keys.
-
-
-def test_the_divider_stays_where_it_is_let_go(cards):
-  card = cards[0]
+  # Once released it no longer follows the mouse.
   card.drag((15 * SCALE, 100), (9 * SCALE, 100))
   card.at(25 * SCALE, 100).perform()
   assert card.now() == 30
 
 
-def test_the_divider_is_dragged_by_a_finger(open_page, driver):
-  open_page(content(result([image('a', 20.0)])), [showcase([('a', 20.0)])], touch=True)
-  card = _Card(driver, driver.find_element(By.CSS_SELECTOR, 'figure'))
-  card.bring_into_view()
-  _swipe(driver, card.view, [(SCALE * step, 50) for step in range(10)])
-  assert card.now() == 80
-  card.assert_shows(pixels(0), pixels(1), 24 * SCALE)
-
-
-def test_a_finger_that_scrolls_the_page_leaves_the_divider(open_page, driver):
+def test_a_finger_drags_the_divider_sideways_and_scrolls_the_page_vertically(open_page, driver):
   open_page(content(result([image('a', 20.0)])), [showcase([('a', 20.0)])], touch=True)
   card = _Card(driver, driver.find_element(By.CSS_SELECTOR, 'figure'))
   card.bring_into_view()
@@ -172,10 +141,14 @@ def test_a_finger_that_scrolls_the_page_leaves_the_divider(open_page, driver):
   card.bring_into_view()
   _swipe(driver, card.view, [(100 - 12 * step, 100 - 20 * step) for step in range(10)])
   assert card.now() == 50
+  card.bring_into_view()
+  _swipe(driver, card.view, [(SCALE * step, 50) for step in range(10)])
+  assert card.now() == 80
+  card.assert_shows(pixels(0), pixels(1), 24 * SCALE)
 
 
 def _swipe(driver, element, places):
-  """A finger goes from place to place, in pixels from an element's middle."""
+  """Moves a finger through the places, given in pixels from the middle of an element."""
   actions = ActionBuilder(driver, mouse=PointerInput('touch', 'finger'), duration=20)
   actions.pointer_action.move_to(element, *places[0]).pointer_down()
   for place in places[1:]:
@@ -184,28 +157,26 @@ def _swipe(driver, element, places):
   actions.perform()
 
 
-@pytest.mark.parametrize(
-  ('keys', 'now'),
-  [
+def test_the_divider_is_moved_by_keys(cards):
+  card = cards[0]
+  noisy, denoised, _ = _images(card)
+  for keys, now in (
     (Keys.ARROW_LEFT, 48),
-    (Keys.ARROW_DOWN, 48),
-    (Keys.ARROW_RIGHT * 3, 56),
-    (Keys.ARROW_UP, 52),
-    (Keys.PAGE_DOWN, 40),
-    (Keys.PAGE_UP, 60),
+    (Keys.ARROW_DOWN, 46),
+    (Keys.ARROW_RIGHT * 3, 52),
+    (Keys.ARROW_UP, 54),
+    (Keys.PAGE_DOWN, 44),
+    (Keys.PAGE_UP * 2, 64),
     (Keys.HOME + Keys.ARROW_LEFT, 0),
     (Keys.END + Keys.ARROW_RIGHT, 100),
-  ],
-)
-def test_the_divider_is_moved_by_keys(cards, keys, now):
-  cards[0].slider.send_keys(keys)
-  assert cards[0].now() == now
-  noisy, denoised, _ = _images(cards[0])
-  cards[0].assert_shows(noisy, denoised, now / 100 * 30 * SCALE)
-  assert cards[0].slider.get_attribute('aria-valuetext') == f'{now}% noisy, {100 - now}% denoised'
+  ):
+    card.slider.send_keys(keys)
+    assert card.now() == now
+    card.assert_shows(noisy, denoised, now / 100 * 30 * SCALE)
+    assert card.slider.get_attribute('aria-valuetext') == f'{now}% noisy, {100 - now}% denoised'
 
 
-def test_tab_comes_to_the_divider_and_its_buttons_and_shows_where_it_is(cards, driver):
+def test_tab_reaches_the_divider_and_its_buttons_and_shows_the_focus(cards, driver):
   driver.execute_script('arguments[0].focus({focusVisible: true})', cards[0].slider)
   ring = "return getComputedStyle(arguments[0], '::before').outlineStyle"
   assert driver.execute_script(ring, cards[0].slider) == 'solid'
@@ -215,10 +186,10 @@ def test_tab_comes_to_the_divider_and_its_buttons_and_shows_where_it_is(cards, d
     ActionChains(driver).send_keys(Keys.TAB).perform()
     labels.append(driver.switch_to.active_element.get_attribute('aria-label'))
   pairs = ['Compare noisy and denoised', 'Compare denoised and clean', 'Compare noisy and clean']
-  assert labels == [*pairs, 'Zoom in']  # There is nothing yet to zoom out of.
+  assert labels == [*pairs, 'Zoom in']  # Zooming out is disabled.
 
 
-def test_another_pair_is_compared(cards):
+def test_buttons_choose_the_compared_pair(cards):
   card = cards[2]
   noisy, denoised, clean = _images(card)
   for name, left, right in (('denoised and clean', denoised, clean), ('noisy and clean', noisy, clean)):
@@ -231,7 +202,7 @@ def test_another_pair_is_compared(cards):
     assert sorted(labels) == sorted(word.title() for word in name.split(' and '))
 
 
-def test_without_clean_there_is_one_pair(open_page, driver):
+def test_without_ground_truth_there_is_one_pair(open_page, driver):
   submission = {'title': 'DND', 'method': {'name': 'noisy'}, 'files': ['dnd-noisy'], 'seconds': 3}
   open_page(content(submissions=[submission]), [showcase([('0001_01', None)], clean=False)])
   card = _Card(driver, driver.find_element(By.CSS_SELECTOR, 'figure'))
@@ -240,7 +211,7 @@ def test_without_clean_there_is_one_pair(open_page, driver):
   assert len(card.element.find_elements(By.CSS_SELECTOR, 'img')) == 2
 
 
-def test_buttons_zoom_into_the_middle_up_to_8_times(cards):
+def test_buttons_zoom_into_the_middle_up_to_8x(cards):
   card = cards[0]
   noisy, denoised, _ = _images(card)
   levels = []
@@ -257,13 +228,13 @@ def test_buttons_zoom_into_the_middle_up_to_8_times(cards):
   for row, column in ((8, 12), (11, 13), (10, 16), (9, 17)):
     y, x = int((row + 0.5 - 7.5) * scale), int((column + 0.5 - 11.25) * scale)
     want = (noisy if column < 15 else denoised)[row, column]
-    # Every pixel is one square: nothing is blended.
+    # Every pixel is a square of one colour.
     np.testing.assert_array_equal(seen[y - 28 : y + 28, x - 20 : x + 20], np.broadcast_to(want, (56, 40, 3)))
   card.button('Show the whole picture').click()
   card.assert_shows(noisy, denoised, 15 * SCALE)
 
 
-def test_a_double_click_zooms_where_it_is_and_the_divider_still_works(cards):
+def test_a_double_click_zooms_where_it_happens_and_the_divider_still_works(cards):
   card = cards[0]
   noisy, denoised, _ = _images(card)
   for _ in range(2):
@@ -272,7 +243,7 @@ def test_a_double_click_zooms_where_it_is_and_the_divider_still_works(cards):
   assert card.crop() == 'Columns 0 to 7, rows 0 to 5 of 30x20'
   card.button('Show the whole picture').click()
   card.slider.send_keys('+')
-  card.drag((29 * SCALE, 250), (0, 0))  # To the lower right corner's opposite: columns 15 and rows 10 on.
+  card.drag((29 * SCALE, 250), (0, 0))  # As far as possible: columns from 15, rows from 10.
   card.drag((29 * SCALE, 250), (0, 0))
   assert card.crop() == 'Columns 15 to 29, rows 10 to 19 of 30x20'
   card.slider.send_keys(Keys.HOME)
@@ -285,7 +256,7 @@ def test_a_double_click_zooms_where_it_is_and_the_divider_still_works(cards):
   card.assert_shows(noisy, denoised, 21 * SCALE, box)
 
 
-def test_a_crop_is_moved_by_dragging_and_by_keys_and_never_leaves_the_picture(cards):
+def test_the_crop_is_moved_by_dragging_and_by_keys_within_the_picture(cards):
   card = cards[0]
   noisy, denoised, _ = _images(card)
   card.slider.send_keys('+', Keys.HOME)
@@ -305,7 +276,7 @@ def test_a_crop_is_moved_by_dragging_and_by_keys_and_never_leaves_the_picture(ca
     assert card.crop() == crop
 
 
-def test_the_wheel_zooms_a_picture_in_use_and_scrolls_the_page_over_others(cards, driver):
+def test_the_wheel_zooms_a_picture_with_the_focus_and_scrolls_the_page_over_others(cards, driver):
   card = cards[0]
   _, denoised, _ = _images(card)
   card.bring_into_view()
@@ -316,7 +287,7 @@ def test_the_wheel_zooms_a_picture_in_use_and_scrolls_the_page_over_others(cards
   card.bring_into_view()
   card.slider.send_keys(Keys.HOME)
   scrolled = driver.execute_script('return scrollY')
-  # At the middle of column 21 and row 15; that place stays.
+  # At the centre of column 21 and row 15, which stays in its place.
   origin = ScrollOrigin.from_element(card.view, int(6.5 * SCALE), int(5.5 * SCALE))
   ActionChains(driver).scroll_from_origin(origin, 0, -240).perform()
   assert card.level() == '4x'
@@ -327,10 +298,10 @@ def test_the_wheel_zooms_a_picture_in_use_and_scrolls_the_page_over_others(cards
   np.testing.assert_array_equal(seen[int(15.5 * SCALE) - 8 * SCALE, int(21.5 * SCALE)], denoised[13, 21])
 
 
-def test_of_a_large_image_the_card_says_which_part_it_shows(open_page, driver):
+def test_the_card_of_a_large_image_says_which_part_it_shows(open_page, driver):
   made = Showcase(1, 0)
   large = pixels(0, (100, 1100, 3))
   made.add('large.png', 20.0, large, large, large)
   open_page(content(result([image('large.png', 20.0, height=100, width=1100)])), [made])
   card = _Card(driver, driver.find_element(By.CSS_SELECTOR, 'figure'))
-  assert card.crop() == 'Columns 38 to 1061, rows 0 to 99 of 1100x100, of which the page holds the middle'
+  assert card.crop() == 'Columns 38 to 1061, rows 0 to 99 of 1100x100, of which this page has the middle'

@@ -1,4 +1,4 @@
-"""Chromium, driven by a test, and a page opened in it."""
+"""Chromium driven by tests, and pages opened in it."""
 
 import contextlib
 import gc
@@ -22,7 +22,7 @@ def _find(*names):
   found = next((path for path in map(shutil.which, names) if path), None)
   if found is None:
     reason = (
-      f'got none of {", ".join(names)} on PATH, want Chromium and its driver (apt install chromium-driver)'
+      f'none of {", ".join(names)} on PATH; install Chromium and its driver (apt install chromium-driver)'
     )
     if os.environ.get('CI') == 'true':
       pytest.fail(reason)
@@ -32,23 +32,25 @@ def _find(*names):
 
 @contextlib.contextmanager
 def started(profile):
-  """A driver of Chromium, whose own files go to a folder."""
+  """A driver of Chromium that stores its files in the folder ``profile``."""
   options = webdriver.ChromeOptions()
   options.binary_location = _find('chromium', 'chromium-browser', 'google-chrome')
   for flag in (*FLAGS.split(), f'--user-data-dir={profile}'):
     options.add_argument(flag)
   options.set_capability('goog:loggingPrefs', {'browser': 'ALL', 'performance': 'ALL'})
-  # With its path given, Selenium looks for no driver, and downloads none.
+  # Given the path of the driver, Selenium neither searches nor downloads one.
   service = webdriver.ChromeService(_find('chromedriver'))
   driver = webdriver.Chrome(options, service)
+  # Leaves the start page, whose own requests would be taken for those of the first page.
+  driver.get('about:blank')
   yield driver
   driver.quit()
-  gc.collect()  # What is not closed warns here.
+  gc.collect()  # Unclosed resources warn here.
 
 
 @contextlib.contextmanager
-def watched(driver, path):
-  """Gives a function that opens a page, and looks afterwards that nothing went wrong in it, or out of it."""
+def page_opener(driver, path):
+  """A function that opens a page; afterwards checks that it logged no error and requested nothing else."""
 
   def show(*, width=1100, height=900, scheme='light', touch=False):
     screen = {'width': width, 'height': height, 'deviceScaleFactor': 1, 'mobile': False}
@@ -69,9 +71,9 @@ def watched(driver, path):
 
 
 @contextlib.contextmanager
-def written(driver, path):
-  """Gives a function that writes a page and opens it; see `watched`."""
-  with watched(driver, path) as show:
+def page_writer(driver, path):
+  """A function that writes a page and opens it; see `page_opener`."""
+  with page_opener(driver, path) as show:
 
     def write_and_show(given, showcases=(), *, budget_mb=40, **screen):
       write_page(path, given, list(showcases), budget_mb=budget_mb)
@@ -81,5 +83,5 @@ def written(driver, path):
 
 
 def text_of(element):
-  """As it is, where `element.text` would tidy it up."""
+  """The text of an element unchanged, where `element.text` normalises white space."""
   return element.get_attribute('textContent')

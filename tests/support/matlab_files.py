@@ -1,4 +1,4 @@
-"""Small SIDD and DND in MATLAB files of the layouts, and with the side variables, of the real ones."""
+"""Small SIDD and DND data sets in MATLAB files with the layout and the other variables of the real ones."""
 
 from pathlib import Path
 
@@ -6,14 +6,14 @@ import h5py
 import numpy as np
 import scipy.io
 
-# What MATLAB writes ahead of the HDF5 in a file of version 7.3.
+# MATLAB writes this before the HDF5 content of a file of version 7.3.
 _HEADER = b'MATLAB 7.3 MAT-file, Platform: GLNXA64, Created on: Mon Jul  3 10:00:00 2017 HDF5 schema 1.00 .'
 _USER_BLOCK = _HEADER.ljust(124) + b'\x00\x02IM'
 _CLASSES = {'f4': 'single', 'f8': 'double', 'u1': 'uint8', 'u2': 'char'}
 
 
 class Matlab73:
-  """Writes a MATLAB file of version 7.3: HDF5 with axes turned round, and references to '#refs#'."""
+  """Writes a MATLAB file of version 7.3: HDF5 with reversed axes, and references to '#refs#'."""
 
   def __init__(self, path):
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ class Matlab73:
     return data.ref
 
   def struct_array(self, name, fields):
-    """Writes a struct array [N, 1] from {field: N values}, each an array or a dict (a struct of arrays)."""
+    """Writes a struct array [N, 1] from {field: N values}; a value is an array or a dict (a struct)."""
     refs = self._file.require_group('#refs#')
     struct = self._file.create_group(name)
     struct.attrs['MATLAB_class'] = np.bytes_('struct')
@@ -78,11 +78,11 @@ def dnd(folder, sizes, boxes, seed=0, *, dtype=np.float32):
   """Writes dnd_2017.
 
   Args:
-    folder: To be dnd_2017.
+    folder: The folder to write, instead of dnd_2017.
     sizes: (height, width) of each image.
-    boxes: Of each image a list of (first row, first column, last row, last column), from 1.
-    seed: Of the pixels.
-    dtype: Of the pixels.
+    boxes: For each image a list of (first row, first column, last row, last column), from 1.
+    seed: Seed of the pixels.
+    dtype: Type of the pixels.
 
   Returns:
     Noisy images [H, W, 3].

@@ -1,28 +1,26 @@
-"""What a page is written of, in small."""
+"""Small content for a page of results."""
 
 import numpy as np
 
 from sadnet_jax.evaluation.page import Showcase
 
-# What a careless page would take for markup, or would end its script at.
+# A careless page would take this for markup, or end its script here.
 BAD_NAME = '</script><img src=x onerror="document.title=1">&amp;\u2028{{content}}$content${style}$$.png'
-# Of `five_images`.
+# Names and PSNR of `five_images`.
 NAMES = ['c10.png', 'worst.png', 'c9.png', BAD_NAME, 'best.png']
 PSNRS = [25.0, 19.5, 24.0, 28.0, 31.25]
 
 
 def image(name, psnr, **more):
-  """One entry of a result's images."""
-  figures = {'ssim_wang': 0.8, 'ssim_wang_noisy': 0.2, 'ssim_matlab': 0.9, 'ssim_matlab_noisy': 0.3}
+  """One entry of the images of a result."""
+  ssim = {'ssim_wang': 0.8, 'ssim_wang_noisy': 0.2, 'ssim_matlab': 0.9, 'ssim_matlab_noisy': 0.3}
   return (
-    {'name': name, 'height': 20, 'width': 30, 'psnr_noisy': 14.1, 'psnr': psnr, 'seconds': 0.5}
-    | figures
-    | more
+    {'name': name, 'height': 20, 'width': 30, 'psnr_noisy': 14.1, 'psnr': psnr, 'seconds': 0.5} | ssim | more
   )
 
 
 def result(images=(), **more):
-  """One result; the published figure beside it is of the same protocol and images."""
+  """One result, with a published result for the same protocol and images."""
   mean = {'psnr_noisy': 14.161, 'psnr': 28.052, 'seconds': 1.25}
   mean |= {'ssim_wang_noisy': 0.2345, 'ssim_wang': 0.7934, 'ssim_matlab_noisy': 0.3456, 'ssim_matlab': 0.8765}
   published = {'method': 'SADNet (paper)', 'psnr': 28.32, 'ssim': None, 'differs': []}
@@ -46,19 +44,19 @@ def result(images=(), **more):
 
 
 def content(*results, **more):
-  """What results.json holds."""
+  """Content of results.json."""
   environment = {'cpu': 'AMD EPYC', 'cores': 2, 'versions': {'jax': '0.10.2'}, 'commit': None}
   plain = {'environment': environment, 'command': 'evaluate.py --datasets=cbsd68', 'results': list(results)}
   return plain | more
 
 
 def pixels(seed, shape=(20, 30, 3)):
-  """A noise image; no two pixels are alike, as good as surely."""
+  """An image of noise, in which hardly any two pixels are equal."""
   return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 def showcase(names_and_psnrs, worst=2, best=2, clean=True):
-  """Of images whose pixels are those of seeds 10 * i, 10 * i + 1, 10 * i + 2."""
+  """A showcase in which image i has the pixels of seeds 10 * i, 10 * i + 1, 10 * i + 2."""
   made = Showcase(worst, best)
   for i, (name, psnr) in enumerate(names_and_psnrs):
     made.add(name, psnr, pixels(10 * i), pixels(10 * i + 1), pixels(10 * i + 2) if clean else None)
@@ -66,6 +64,6 @@ def showcase(names_and_psnrs, worst=2, best=2, clean=True):
 
 
 def five_images():
-  """Content with one result of NAMES and PSNRS, and what is shown of it: the two worst, the two best."""
+  """Content with one result of NAMES and PSNRS, and its showcase of the two worst and the two best."""
   images = [image(name, psnr) for name, psnr in zip(NAMES, PSNRS, strict=True)]
   return content(result(images)), [showcase(zip(NAMES, PSNRS, strict=True))]

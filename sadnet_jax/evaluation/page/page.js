@@ -1,4 +1,4 @@
-// The page: a summary of all results, then each of them, then the submissions.
+// The page: a summary of all results, each result, and the submissions.
 
 'use strict';
 
@@ -41,7 +41,7 @@ function gallery({ images, cards }, id, figures) {
 function aboutPictures() {
   if (!content.pictures.length) return null;
   const limit = content.cut_to_mb == null ? '' :
-    ` Fewer images are shown than were asked for: the page's budget is ${content.cut_to_mb} MB.`;
+    ` Fewer images than requested are shown, to keep the page within ${content.cut_to_mb} MB.`;
   return element('section', { class: 'small' }, `Pictures: lossless WebP, 8 bits a channel.${limit}`);
 }
 
@@ -66,7 +66,7 @@ function tiles(result) {
       `Against ${published.method}`, versusWithNote(published, result), 'dB', `from ${fixed(published.psnr, 2)}`));
 }
 
-// Every image by its PSNR; those with pictures are links.
+// All images by PSNR; those with pictures are links.
 function strip(result, index) {
   const { cards } = showcase(index);
   const known = result.images.filter((image) => Number.isFinite(image.psnr));
@@ -89,7 +89,7 @@ function strip(result, index) {
   const ends = [`${fixed(low, 2)} dB`, `${fixed(high, 2)} dB`];
   const label = `PSNR of ${known.length} images, from ${fixed(low, 2)} to ${fixed(high, 2)} dB`;
   return element('div', {},
-    element('h3', {}, 'PSNR of each image', cards.length ? '; those in colour are pictured below' : ''),
+    element('h3', {}, 'PSNR of each image', cards.length ? '; those in colour are shown below' : ''),
     element('div', { class: 'strip', role: 'group', 'aria-label': label }, marks),
     element('div', { class: 'ends' }, ends.map((end) => element('span', {}, end))));
 }
@@ -107,7 +107,7 @@ function failureList(failures, id, text) {
   return element('div', { class: 'failures bad', id }, element('h3', {}, text), list(lines));
 }
 
-// What failed as a whole: a set that is not there, a submission.
+// Failures of whole sets and submissions.
 function otherFailures() {
   const key = ({ name, error }) => JSON.stringify([name, error]);
   const listed = new Set(content.results.flatMap((result) => result.failures ?? []).map(key));
@@ -118,7 +118,7 @@ function resultSection(result, index) {
   const shown = showcase(index), failures = result.failures ?? [], failed = count(failures.length, 'image');
   const about = [result.version, result.protocol_text].filter(Boolean).map((text) => `${title(text)}. `);
   const clipped = result.protocol === 'unclipped' && shown.cards.length
-    ? 'The noisy values go beyond black and white under this protocol; the pictures end there.' : null;
+    ? 'Under this protocol noisy values exceed black and white; the pictures are clipped.' : null;
   return element('section', { class: 'result', id: `result-${index}`, 'aria-labelledby': `title-${index}` },
     element('h2', { id: `title-${index}` }, heading(result),
       element('span', { class: 'muted' }, ` ${methodName(result.method)}, ${result.protocol}`)),
@@ -126,7 +126,7 @@ function resultSection(result, index) {
     facts({ ...result.method, name: null }),
     remarks(result.notes, `remarks-${index}`),
     tiles(result),
-    failureList(failures, `failures-${index}`, `${failed} failed, not in the figures`),
+    failureList(failures, `failures-${index}`, `${failed} failed, not included in the results`),
     strip(result, index),
     gallery(shown, index, result.images),
     clipped ? element('p', { class: 'small hint' }, clipped) : null,
@@ -138,25 +138,25 @@ function resultSection(result, index) {
 
 function submissionSection(submission, index) {
   const { method, files, checks, seconds } = submission;
-  const noTruth = 'The ground truth is not public: these files are the result';
+  const noTruth = 'The ground truth is not public; these files are the result';
   const about = [methodName(method), submission.version, noTruth];
   const written = Array.isArray(files)
     ? [element('h3', {}, 'Written'), list(files.map((file) => element('code', {}, file)))]
     : element('p', {}, count(files, 'file'));
   const measured = {
-    'pixels around each box': submission.margin_px,
-    'seconds in all': seconds == null ? null : duration(seconds),
+    'context around each box in pixels': submission.margin_px,
+    'seconds in total': seconds == null ? null : duration(seconds),
   };
   return element('section', { class: 'submission', 'aria-labelledby': `submission-${index}` },
     element('h2', { id: `submission-${index}` }, `${submission.title}, submission`),
     element('p', { class: 'muted' }, about.filter(Boolean).map((text) => `${text}. `)),
     facts({ ...method, name: null, ...measured }),
     written,
-    checks?.length ? [element('h3', {}, 'Read again and checked'), list(checks)] : null,
+    checks?.length ? [element('h3', {}, 'Checked'), list(checks)] : null,
     gallery(showcase(content.results.length + index), `submission-${index}`, []));
 }
 
-// ---- all of it
+// ---- the whole page
 
 function pageHeader(names, methods) {
   const words = content.command.split(' ').map((word, i) => [i ? ' ' : '', element('span', {}, word)]);
@@ -175,7 +175,7 @@ function build() {
   document.title = `Denoising results: ${unique(names).join('; ')}`;
   const parts = [
     pageHeader(unique(names), unique(methods)),
-    failureList(otherFailures(), 'failures', 'Failed as a whole'),
+    failureList(otherFailures(), 'failures', 'Failed completely'),
     content.results.length ? summary() : null,
     ...content.results.map(resultSection),
     ...submissions.map(submissionSection),

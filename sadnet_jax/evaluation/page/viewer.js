@@ -1,13 +1,13 @@
-// Two pictures of one image, with a divider between them that is dragged, and a zoom.
+// Compares two pictures of one image by a divider that can be dragged; with zoom.
 
 'use strict';
 
 const ROLES = ['noisy', 'denoised', 'clean'];
 const PAIRS = [['noisy', 'denoised'], ['denoised', 'clean'], ['noisy', 'clean']];
 const MAX_ZOOM = 8;
-// Of the view, by a key.
+// Steps of the keys, as fractions of the view.
 const PAN_STEP = 0.25, SLIDE_STEP = 0.02, SLIDE_PAGE = 0.1;
-// Of a finger on its way down the page, in pixels of the screen.
+// A finger that moves this far sideways drags the divider instead of scrolling the page; screen pixels.
 const SIDEWAYS_PX = 8;
 
 function button(text, act, label) {
@@ -20,14 +20,14 @@ function group(label, ...children) {
   return element('div', { class: 'group', role: 'group', 'aria-label': label }, children);
 }
 
-// Positions are fractions of the view: they hold whatever size it has.
+// Positions are fractions of the view, so that its size does not matter.
 class Viewer {
-  at = 0.5; // Of the divider.
+  at = 0.5; // Position of the divider.
   zoom = 1;
-  x = 0; // Of the picture's left top corner; 1 - zoom to 0.
+  x = 0; // Position of the top left corner of the picture; 1 - zoom to 0.
   y = 0;
 
-  // A card as write_page describes it, and the addresses of all pictures.
+  // card: as described by write_page; pictures: the URLs of all pictures.
   constructor(card, pictures) {
     this.card = card;
     const roles = ROLES.filter((role) => card[role] != null);
@@ -38,7 +38,7 @@ class Viewer {
       'aria-orientation': 'horizontal', 'aria-valuemin': 0, 'aria-valuemax': 100,
     });
     this.view = element('div', { class: 'view' }, ...this.layers.values(), this.divider);
-    // At most whole multiples of the picture's size, so that all its pixels are of one size.
+    // At most a whole multiple of the picture's size, so that all its pixels have the same size.
     const [, , height, width] = card.box;
     const multiple = Math.max(1, Math.floor(500 / Math.max(width, height)));
     this.view.classList.toggle('magnified', multiple > 1);
@@ -95,7 +95,7 @@ class Viewer {
     this.render();
   }
 
-  // The point (across, down) of the view keeps its place.
+  // The point (across, down) of the view stays where it is.
   zoomAt(zoom, across = 0.5, down = 0.5) {
     const before = this.zoom;
     this.zoom = clamp(zoom, 1, MAX_ZOOM);
@@ -117,11 +117,11 @@ class Viewer {
     this.level.textContent = `${Number(this.zoom.toFixed(1))}x`;
     this.less.disabled = this.reset.disabled = this.zoom === 1;
     this.more.disabled = this.zoom === MAX_ZOOM;
-    this.crop.textContent = this.place();
+    this.crop.textContent = this.visibleCrop();
   }
 
-  // Which pixels of the image are in view, first and last.
-  place() {
+  // The first and last pixels of the image in view.
+  visibleCrop() {
     const { box: [top, left, height, width], height: rows, width: columns } = this.card;
     const span = (first, offset, size) => {
       const from = first + Math.floor((-offset / this.zoom) * size + 1e-6);
@@ -130,13 +130,13 @@ class Viewer {
     };
     const whole = height === rows && width === columns;
     return `Columns ${span(left, this.x, width)}, rows ${span(top, this.y, height)} of ${columns}x${rows}` +
-      (whole ? '' : ', of which the page holds the middle');
+      (whole ? '' : ', of which this page has the middle');
   }
 
-  // ---- what a person does
+  // ---- what the user does
 
   listen() {
-    // Keeps the focus, selects nothing.
+    // Keeps the focus and selects nothing.
     this.view.addEventListener('mousedown', (event) => event.preventDefault());
     this.view.addEventListener('pointerdown', (event) => this.grab(event));
     this.view.addEventListener('pointermove', (event) => this.drag(event));
@@ -166,8 +166,7 @@ class Viewer {
     this.view.classList.toggle('panning', !slides);
     this.divider.focus({ preventScroll: true });
     if (!slides || onDivider) return;
-    // The divider comes to the pointer; to a finger once it goes sideways, for it may be there to scroll
-    // the page.
+    // The divider jumps to the pointer. A finger has to move sideways first: it may want to scroll the page.
     this.held.start = from[0];
     this.held.waits = event.pointerType === 'touch';
     if (!this.held.waits) this.slide(from[0]);
@@ -190,7 +189,7 @@ class Viewer {
     this.view.classList.remove('panning');
   }
 
-  // Over a picture that is not in use the wheel scrolls the page.
+  // Over a picture without the focus the wheel scrolls the page.
   wheel(event) {
     const asked = event.ctrlKey || event.metaKey;
     if (!asked && document.activeElement !== this.divider) return;

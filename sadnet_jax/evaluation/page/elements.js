@@ -1,11 +1,11 @@
-// Elements of the page, and what it shows as it writes it: numbers, names, facts.
+// Building blocks of the page: elements, and numbers, names and facts as text.
 
 'use strict';
 
 const content = JSON.parse(document.getElementById('content').textContent);
 const NONE = '–';
 
-// Elements are made of text, never of markup: names of images may hold anything.
+// Elements are made from text, never from markup: names of images may contain anything.
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -15,12 +15,12 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-// A smaller line below the one before it.
+// A smaller line below the previous one.
 const below = (text) => (text ? element('span', { class: 'small' }, text) : null);
 
 const list = (lines) => element('ul', {}, lines.map((line) => element('li', {}, line)));
 
-// A table that scrolls in its own frame, and by keys, where it has no room.
+// A table that scrolls in its own frame if it is too wide, also by keyboard.
 function sheet(label, style, table) {
   const names = style ? `sheet scroll ${style}` : 'sheet scroll';
   return element('div', { class: names, tabindex: 0, role: 'region', 'aria-label': label }, table);
@@ -46,7 +46,7 @@ function difference(value, from, digits) {
   return text.startsWith('−') ? text : `+${text}`;
 }
 
-// Three digits, and no zero for what took some time.
+// Three digits, and no zero for a short time.
 function duration(seconds) {
   if (seconds > 0 && seconds < 0.0005) return '< 0.001';
   return fixed(seconds, seconds < 1 ? 3 : seconds < 10 ? 2 : seconds < 100 ? 1 : 0);
@@ -78,7 +78,7 @@ function methodDetail({ config, step, version }) {
 const noise = (result) => (result.sigma_255 == null ? 'real noise' : `σ ${result.sigma_255}`);
 const heading = (result) => `${result.title}, ${noise(result)}`;
 const mean = (result) => result.mean ?? {};
-// Of the images of a result or submission: how many there are, and the cards of those that are shown.
+// The number of images of a result or submission, and the cards of those that are shown.
 const showcase = (index) => content.showcases[index] ?? { images: 0, cards: [] };
 
 // ---- facts
@@ -88,7 +88,7 @@ function fact(value) {
   return `${typeof value === 'number' && !Number.isInteger(value) ? Number(value.toPrecision(3)) : value}`;
 }
 
-// Groups, such as the versions of packages, are listed as if they were none.
+// Nested groups, such as the versions of packages, are listed without their group.
 function flat(object) {
   return Object.entries(object).flatMap(([key, value]) => {
     if (value?.constructor === Object) return flat(value);

@@ -1,12 +1,12 @@
-// The tables: a summary of all results, published figures, all images of a result.
+// The tables: a summary of all results, published results, all images of a result.
 
 'use strict';
 
 const footnotes = [];
 
-// ---- published figures
+// ---- published results
 
-// The one to put beside ours.
+// The published result of the same method.
 function counterpart(result) {
   return (result.published ?? []).find((row) => row.method === result.compared_with);
 }
@@ -20,12 +20,12 @@ function footnote(text) {
 
 const versus = (published, result) => difference(mean(result).psnr, published.psnr, 2);
 
-// The difference, with a footnote where it is of other things than denoisers alone.
+// The difference, with a footnote if protocol or images differ as well.
 function versusWithNote(published, result) {
   const text = versus(published, result);
   if (text === NONE || !published.differs?.length) return [text];
-  const of = `${published.method} on ${heading(result)} is of: ${published.differs.join('; ')}`;
-  return [text, footnote(`${of}. The difference does not come from the denoisers alone.`)];
+  const other = `${published.method} on ${heading(result)} was published for: ${published.differs.join('; ')}`;
+  return [text, footnote(`${other}. The difference is not due to the denoisers alone.`)];
 }
 
 function publishedTable(result) {
@@ -36,7 +36,7 @@ function publishedTable(result) {
     ['SSIM as published', (row) => fixed(row.ssim, 4), true],
     ['Protocol', (row) => row.protocols?.join(' or ') || NONE],
     ['Ours − published, dB', (row) => versus(row, result), true],
-    ['Not as ours', (row) => row.differs?.join('; ')],
+    ['Measured on', (row) => row.differs?.join('; ')],
   ];
   const rows = result.published.map((row) => element('tr', {}, columns.map(([, text, isNumber], i) =>
     i ? element('td', { class: isNumber ? 'number' : null }, text(row))
@@ -44,8 +44,8 @@ function publishedTable(result) {
   const heads = element('tr', {}, columns.map(([label, , isNumber]) => header(label, isNumber)));
   const table = element('table', {}, element('thead', {}, heads), element('tbody', {}, rows));
   return [
-    element('h3', {}, 'Published figures'),
-    sheet(`Published figures on ${heading(result)}`, null, table),
+    element('h3', {}, 'Published results'),
+    sheet(`Published results on ${heading(result)}`, null, table),
   ];
 }
 
@@ -90,10 +90,9 @@ function summary() {
     sheet('Summary of all results', null, table),
     element('ol', { class: 'notes', id: 'notes' }),
     element('p', { class: 'small' },
-      'PSNR and SSIM are means over the images, of the noisy ones (→ or from) and of the denoised ones. ' +
-      'SSIM (Wang): a Gaussian window of 11x11 in each channel, valid region. SSIM (MATLAB): a window of ' +
-      '11x11x11 over height, width and channels, edges repeated. Figures of the two conventions cannot be ' +
-      'compared.'));
+      'PSNR and SSIM are means over all images, before and after denoising. SSIM (Wang): Gaussian window of ' +
+      '11x11 in each channel, valid region. SSIM (MATLAB): window of 11x11x11 over height, width and ' +
+      'channels, edges repeated. Values of the two conventions cannot be compared.'));
 }
 
 // ---- all images of a result
@@ -127,12 +126,12 @@ function compare(a, b) {
   return areNames ? a.localeCompare(b, 'en', { numeric: true }) : Number(a) - Number(b);
 }
 
-// Missing values and those that are no number come last, whichever way the others go.
+// Missing values and NaN come last in both directions.
 function sorted(rows, value, descending) {
   const missing = (row) => value(row) == null || value(row) === 'NaN' || Number.isNaN(value(row));
-  const there = rows.filter((row) => !missing(row));
-  there.sort((a, b) => compare(value(a), value(b)) * (descending ? -1 : 1));
-  return [...there, ...rows.filter(missing)];
+  const known = rows.filter((row) => !missing(row));
+  known.sort((a, b) => compare(value(a), value(b)) * (descending ? -1 : 1));
+  return [...known, ...rows.filter(missing)];
 }
 
 function imageRow(image, link) {
