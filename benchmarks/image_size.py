@@ -62,7 +62,7 @@ def tiles_of(denoiser: Denoiser, image: np.ndarray) -> TilePlan:
 
   with contextlib.suppress(_FirstTileDone):
     denoiser(image, progress=stop)
-  plan = denoiser._plan(*image.shape[:2], denoiser._fitting_sides[0])
+  plan = denoiser.plan(*image.shape[:2])
   assert plan.tiles == total, f'got {total} runs of the network, want one for each of {plan.tiles} tiles'
   return plan
 
@@ -80,7 +80,7 @@ def whole_network(denoiser: Denoiser, image: np.ndarray) -> Callable[[], object]
   device = jax.local_devices()[0]
   noisy = jax.ShapeDtypeStruct((1, *image.shape), np.float32)
   function = jax.jit(lambda params, noisy: denoiser.model.apply({'params': params}, noisy))
-  params = denoiser._params
+  params = denoiser.params
 
   def call():
     return compiled(params, jax.device_put(image[None] / np.float32(255), device))

@@ -53,10 +53,16 @@ def write_text(path: str | Path, text: str) -> None:
     temporary.write_text(text, encoding='utf-8')
 
 
-def one_line(error: BaseException) -> str:
-  """Returns an exception's message as one printable line, or the name of its type if it has no message."""
-  text = ''.join(c if c.isprintable() else ' ' for c in str(error))
-  return ' '.join(text.split()) or type(error).__name__
+def one_line(message: BaseException | str, longest: int = 600) -> str:
+  """Returns a message as one printable line, an exception without one as the name of its type.
+
+  Args:
+    message: An exception or a text.
+    longest: Characters after which the line is cut off.
+  """
+  text = ''.join(c if c.isprintable() else ' ' for c in str(message))
+  line = ' '.join(text.split()) or type(message).__name__
+  return line if len(line) <= longest else f'{line[:longest]}...'
 
 
 def _mode_of_file(path: Path) -> int | None:

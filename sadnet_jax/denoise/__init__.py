@@ -1,1 +1,1 @@
-"""A trained network applied to pictures: `Denoiser`, tiles, the command sadnet-denoise, export."""
+"""Applying a trained network to pictures: `Denoiser`, tiles, the command sadnet-denoise, export."""

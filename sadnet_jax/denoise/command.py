@@ -3,8 +3,10 @@
   sadnet-denoise photo.jpg -o denoised.png
   sadnet-denoise photos -o denoised/ --recursive --compare
 
-Exit status: 0 if all pictures are denoised; 1 if some are not, each told of by one line; 2 if nothing
-was begun, for what was asked cannot be; 130 after Ctrl-C.
+Exit status: 0 if all pictures were denoised, 1 if some were not (one line on stderr for each), 2 if nothing
+was started because of wrong arguments, 130 after Ctrl-C.
+
+JAX, NumPy and Pillow are imported where they are needed, so that --help and mistakes in names answer at once.
 """
 
 import argparse
@@ -16,15 +18,14 @@ import sys
 from typing import TYPE_CHECKING, Any, Literal
 import warnings
 
-import sadnet_jax
 from sadnet_jax.denoise import interruption
-from sadnet_jax.denoise.report import COMMAND, tell
+from sadnet_jax.denoise.report import COMMAND, print_error
 
 if TYPE_CHECKING:
   import jax
 
 _DESCRIPTION = """\
-Denoises pictures: PNG, JPEG, TIFF, WebP and BMP, of 8 or 16 bits, grey or colour, of any size. Transparency,
+Denoises pictures: PNG, JPEG, TIFF, WebP and BMP, 8 and 16 bits, grey and colour, of any size. Transparency,
 orientation, colour profile and metadata are kept."""
 _EPILOG = """\
 examples:
@@ -32,26 +33,30 @@ examples:
   sadnet-denoise photos -o denoised/ --recursive --compare
   sadnet-denoise 'photos/**/*.tif' -o denoised/ --model runs/color-blind
 
-exit status: 0 if all pictures are denoised, 1 if some are not, 2 if nothing was begun, 130 after Ctrl-C"""
+exit status: 0 if all pictures were denoised, 1 if some were not, 2 if nothing was started, 130 after
+Ctrl-C"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command.
 
   Args:
-    argv: Its arguments, by default those of the process.
+    argv: The arguments, by default those of the process.
 
   Returns:
-    The exit status. For wrong arguments, --help and the like SystemExit is raised instead, with it.
+    The exit status.
+
+  Raises:
+    SystemExit: With the exit status, for wrong arguments, --help and the like.
   """
   try:
     with interruption.deferred():
-      return _denoise(_parser().parse_intermixed_args(_names_marked(argv)))
+      return _denoise(_parser().parse_intermixed_args(_protect_names(argv)))
   except KeyboardInterrupt:
-    tell('interrupted: what is written is complete')
+    print_error('interrupted; all written pictures are complete')
     return 130
   except BrokenPipeError:
-    # Nobody reads on; Python itself would complain of what is left to say.
+    # The reader has gone. Without this, Python would complain when it flushes stdout and stderr.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
@@ -60,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _denoise(arguments: argparse.Namespace) -> int:
   try:
-    # Before JAX, which takes a second to import: most mistakes are in the names.
+    # Before importing JAX, which takes a second: most mistakes are in the names.
     from sadnet_jax.denoise.targets import find_targets
 
     targets = find_targets(
@@ -83,30 +88,35 @@ def _denoise(arguments: argparse.Namespace) -> int:
   except (ValueError, ImportError, OSError) as error:
     if isinstance(error, BrokenPipeError):
       raise
-    tell(str(error))
+    print_error(str(error))
     return 2
   if report.failed and len(targets) > 1:
-    tell(f'{report.failed} of {len(targets)} pictures are not denoised')
+    print_error(f'{report.failed} of {len(targets)} pictures were not denoised')
   return 1 if report.failed else 0
 
 
 def _denoiser_options(arguments):
-  options: dict[str, Any] = {'ensemble': arguments.self_ensemble, 'tile_px': arguments.tile}
+  options: dict[str, Any] = {
+    'tile_px': arguments.tile,
+    'ensemble': arguments.self_ensemble,
+    'strength': arguments.strength,
+    'chroma_strength': arguments.chroma_strength,
+    'device': choose_device(arguments.device),
+  }
   if arguments.overlap is not None:
     options['overlap_px'] = arguments.overlap
-  options['device'] = choose_device(arguments.device)
   return options
 
 
 def choose_device(wanted: str | None) -> 'jax.Device':
-  """A device of this machine.
+  """Finds a device of this machine.
 
   Args:
-    wanted: 'cpu', 'gpu' or 'tpu', perhaps with a colon and its number; None for JAX's first. Where it
-      is named before JAX is used, no other kind is touched.
+    wanted: 'cpu', 'gpu' or 'tpu', optionally with a colon and a number; None for JAX's first device. If it
+      is given before JAX is used, no other kind of device is initialised.
 
   Raises:
-    ValueError: There is no such device; those that there are are told. Or JAX fails to use any.
+    ValueError: There is no such device, or JAX cannot initialise any.
   """
   import jax
 
@@ -114,28 +124,26 @@ def choose_device(wanted: str | None) -> 'jax.Device':
   if platform == 'cpu':
     jax.config.update('jax_platforms', 'cpu')
   elif platform and jax.config.jax_platforms == 'cpu':  # type: ignore[attr-defined]
-    # The option comes before the environment.
+    # The option overrides JAX_PLATFORMS.
     jax.config.update('jax_platforms', None)
   try:
-    there = jax.local_devices()
+    devices = jax.local_devices()
   except RuntimeError as error:
-    raise ValueError(
-      f'--device: got {wanted or "none"}, which JAX fails at ({error}), want one that works'
-    ) from error
-  fitting = [device for device in there if platform in ('', device.platform)]
-  if int(number or 0) >= len(fitting):
-    names = [f'{device.platform}:{i}' for i, device in enumerate(there)]
-    names += ['cpu'] * (there[0].platform != 'cpu')
-    raise ValueError(f'--device: got {wanted}, want one that is there: {", ".join(names)}')
-  return fitting[int(number or 0)]
+    raise ValueError(f'--device: JAX cannot use {wanted or "its default device"}: {error}') from error
+  matching = [device for device in devices if platform in ('', device.platform)]
+  if int(number or 0) >= len(matching):
+    names = [f'{device.platform}:{i}' for i, device in enumerate(devices)]
+    names += ['cpu'] * (devices[0].platform != 'cpu')
+    raise ValueError(f'--device: there is no {wanted}; choose from {", ".join(names)}')
+  return matching[int(number or 0)]
 
 
 @contextlib.contextmanager
 def _quiet_libraries() -> Iterator[None]:
-  """What JAX logs is of no use to those who have pictures: that there is no GPU, how it compiles."""
-  # Read when jaxlib is imported.
+  """Hides JAX's log messages, such as that there is no GPU, which do not help people with pictures."""
+  # jaxlib reads it when it is imported.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-  # First: it takes its logger's level for its own, and knows but those with a name.
+  # JAX sets up its loggers on import, so the levels have to be changed afterwards.
   import jax  # noqa: F401
 
   loggers = [logging.getLogger(name) for name in ('jax', 'jax_plugins')]
@@ -151,7 +159,7 @@ def _quiet_libraries() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _cached_programs(enabled: bool) -> Iterator[None]:
-  """Keeps compiled programs for the next time, and nothing that is found damaged; no warnings are shown."""
+  """Turns on the compilation cache, clears it if it turns out damaged, and hides all warnings."""
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter('always')
     from sadnet_jax.denoise import compilation_cache
@@ -164,8 +172,98 @@ def _cached_programs(enabled: bool) -> Iterator[None]:
         compilation_cache.clear(folder)
 
 
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    COMMAND,
+    description=_DESCRIPTION,
+    epilog=_EPILOG,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument(
+    'inputs',
+    metavar='INPUT',
+    nargs='+',
+    help="pictures, folders, or patterns in quotes ('**' matches any subfolders)",
+  )
+  parser.add_argument(
+    '-o',
+    '--output',
+    metavar='OUTPUT',
+    required=True,
+    help='a picture, whose extension selects the format, or a folder',
+  )
+  files = parser.add_argument_group('files')
+  files.add_argument(
+    '-r',
+    '--recursive',
+    action='store_true',
+    help='include the pictures in subfolders, and keep the folder structure',
+  )
+  files.add_argument('--overwrite', action='store_true', help='replace existing files')
+  files.add_argument(
+    '--compare',
+    action='store_true',
+    help='also write NAME.compare.png, with noisy and denoised side by side',
+  )
+  denoising = parser.add_argument_group('denoising')
+  denoising.add_argument(
+    '--model', metavar='NAME', help='weights: a name from --list-models, a file, a training run or a URL'
+  )
+  denoising.add_argument(
+    '--strength',
+    metavar='S',
+    type=_strength,
+    default=1.0,
+    help='from 0, which keeps the noisy picture, to 1, the fully denoised one (default: 1)',
+  )
+  denoising.add_argument(
+    '--chroma-strength',
+    metavar='S',
+    type=_strength,
+    help='the same for colour noise alone; --strength is then for brightness (default: as --strength)',
+  )
+  denoising.add_argument(
+    '--self-ensemble',
+    action='store_true',
+    help='average over 8 flips and rotations: slightly better, 8 times the work',
+  )
+  denoising.add_argument(
+    '--dilations',
+    metavar='A,B,C,D',
+    type=_dilations,
+    help='dilation rates of the context block, for .pth files, which do not record them',
+  )
+  running = parser.add_argument_group('device and memory')
+  running.add_argument(
+    '--device', metavar='DEVICE', type=_device, help="cpu, gpu, gpu:1, ... (default: JAX's first device)"
+  )
+  running.add_argument(
+    '--tile',
+    metavar='PIXELS',
+    type=_tile,
+    default='auto',
+    help='longest side of the tiles of large pictures (at least 16 more than the overlap), auto, or whole',
+  )
+  running.add_argument(
+    '--overlap', metavar='PIXELS', type=int, help='overlap of neighbouring tiles (default: 120)'
+  )
+  running.add_argument(
+    '--no-compilation-cache',
+    dest='compilation_cache',
+    action='store_false',
+    help='do not keep compiled programs on disk',
+  )
+  parser.add_argument('-q', '--quiet', action='store_true', help='print errors only')
+  parser.add_argument(
+    '--list-models', action=_ListModels, nargs=0, help='list the published weights and exit'
+  )
+  parser.add_argument('--version', action=_Version, nargs=0, help='print the version and exit')
+  return parser
+
+
 class _ListModels(argparse.Action):
-  """Prints the published weights and ends, as --help."""
+  """Prints the published weights and exits."""
 
   def __call__(self, parser, namespace, values, option_string=None):
     from sadnet_jax.weights.index import available
@@ -178,6 +276,26 @@ class _ListModels(argparse.Action):
     parser.exit()
 
 
+class _Version(argparse.Action):
+  """Prints the version of the installed package and exits."""
+
+  def __call__(self, parser, namespace, values, option_string=None):
+    from sadnet_jax import machine
+
+    print(COMMAND, machine.version('sadnet-jax') or '(not installed)', flush=True)
+    parser.exit()
+
+
+def _strength(text: str) -> float:
+  try:
+    value = float(text)
+  except ValueError:
+    value = float('nan')
+  if not 0 <= value <= 1:
+    raise argparse.ArgumentTypeError(f'must be a number from 0 to 1, not {text!r}')
+  return value
+
+
 def _tile(text: str) -> int | Literal['auto', 'whole']:
   if text == 'auto':
     return 'auto'
@@ -186,87 +304,30 @@ def _tile(text: str) -> int | Literal['auto', 'whole']:
   try:
     return int(text)
   except ValueError:
-    raise argparse.ArgumentTypeError(f'got {text!r}, want auto, whole or pixels') from None
+    raise argparse.ArgumentTypeError(f'must be auto, whole or a number of pixels, not {text!r}') from None
 
 
 def _dilations(text: str) -> tuple[int, ...]:
   try:
     return tuple(int(part) for part in text.split(','))
   except ValueError:
-    raise argparse.ArgumentTypeError(f'got {text!r}, want numbers, such as 1,2,3,4') from None
+    raise argparse.ArgumentTypeError(f'must be numbers such as 1,2,3,4, not {text!r}') from None
 
 
 def _device(text: str) -> str:
   platform, colon, number = text.partition(':')
   if platform not in ('cpu', 'gpu', 'tpu') or (colon and not number.isdecimal()):
-    raise argparse.ArgumentTypeError(f'got {text!r}, want cpu, gpu or tpu, perhaps with a number: gpu:1')
+    raise argparse.ArgumentTypeError(
+      f'must be cpu, gpu or tpu, optionally with a number as in gpu:1, not {text!r}'
+    )
   return text
 
 
-def _names_marked(argv):
-  """What follows -- are names, also where argparse, which takes options anywhere, passes over the mark."""
+def _protect_names(argv):
+  """Puts ./ before names after -- that look like options, which parse_intermixed_args would take as such."""
   arguments = list(sys.argv[1:] if argv is None else argv)
   if '--' not in arguments:
     return arguments
   at = arguments.index('--')
   names = (os.path.join(os.curdir, x) if x.startswith('-') else x for x in arguments[at + 1 :])
   return [*arguments[:at], *names]
-
-
-def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-    COMMAND,
-    description=_DESCRIPTION,
-    epilog=_EPILOG,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
-  add = parser.add_argument
-  add(
-    'inputs',
-    metavar='INPUT',
-    nargs='+',
-    help="pictures, folders of them, patterns in quotes ('**' for any subfolders)",
-  )
-  add(
-    '-o',
-    '--output',
-    metavar='OUTPUT',
-    required=True,
-    help='a picture, its ending tells the format; or a folder',
-  )
-  add(
-    '-r', '--recursive', action='store_true', help='take pictures in subfolders, too; they keep their place'
-  )
-  add('--overwrite', action='store_true', help='replace outputs that are there')
-  add(
-    '--compare', action='store_true', help='write NAME.compare.png, too: noisy and denoised beside each other'
-  )
-  add('--model', metavar='NAME', help='weights: a name of --list-models, a file, a training run or a URL')
-  add(
-    '--dilations',
-    metavar='A,B,C,D',
-    type=_dilations,
-    help='of the context block, for .pth files, which do not tell',
-  )
-  add(
-    '--self-ensemble',
-    action='store_true',
-    help='mean over 8 flips and rotations: a little better, 8 times the work',
-  )
-  add('--device', metavar='DEVICE', type=_device, help="cpu, gpu, gpu:1, ...; by default JAX's first")
-  add(
-    '--tile',
-    metavar='PIXELS',
-    type=_tile,
-    default='auto',
-    help='side of the tiles of large pictures (at least 16 more than they overlap), auto, or whole',
-  )
-  add('--overlap', metavar='PIXELS', type=int, help='of neighbouring tiles (default: 120)')
-  add('-q', '--quiet', action='store_true', help='say nothing but errors')
-  add(
-    '--no-compilation-cache', dest='compilation_cache', action='store_false', help='keep no compiled programs'
-  )
-  add('--list-models', action=_ListModels, nargs=0, help='list the published weights and end')
-  add('--version', action='version', version=f'{COMMAND} {sadnet_jax.__version__}')
-  return parser

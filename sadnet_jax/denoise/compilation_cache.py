@@ -1,4 +1,4 @@
-"""Compiled programs kept on disk, so that a command starts fast the second time."""
+"""A persistent cache of compiled programs, which makes the command start fast the second time."""
 
 import hashlib
 from pathlib import Path
@@ -8,30 +8,31 @@ import tempfile
 # A program of SADNet takes about 0.1 MB on a CPU.
 MAX_BYTES = 2**28
 _SUFFIX = '-cache'
-# Everything that takes longer is kept: the network does on any machine, what surrounds it does not.
+# Programs that compile longer are kept: the network always does, the small ones around it do not.
 _MIN_COMPILE_SECONDS = 0.1
 _DAMAGED = 'Error reading persistent compilation cache entry'
 
 
 def enable(folder: str | Path | None = None, *, max_bytes: int = MAX_BYTES) -> Path | None:
-  """Turns JAX's persistent compilation cache on; to be called before anything is compiled.
+  """Turns on JAX's persistent compilation cache; call it before anything is compiled.
 
-  A cache that the user has set up (``JAX_COMPILATION_CACHE_DIR``) stays as it is.
+  A cache that the user has set up (``JAX_COMPILATION_CACHE_DIR``) is left alone.
 
   Args:
-    folder: Where to keep programs, in a folder for this kind of processor; by default in the user's
-      cache folder. Made if missing.
-    max_bytes: What is kept at most from runs before; what was not used for longest goes first.
+    folder: Parent of the cache folder, which is created and named after the processor; by default
+      the user's cache folder.
+    max_bytes: Largest size kept from earlier runs; the least recently used programs are removed first.
 
   Returns:
-    The folder; None if it is the user's own, or cannot be written to and nothing will be kept.
+    The cache folder; None if the user has a cache, or if the folder cannot be written to, in which case
+    nothing is cached.
   """
   import jax
 
   if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
     return None
-  # Programs for a CPU are of its own instructions, and JAX finds them by their source alone: a home
-  # that several machines share must not mix them.
+  # CPU programs use the instructions of one processor, but JAX's keys do not name it: machines that share
+  # a home folder must not share programs.
   folder = Path(folder or _user_folder(), _processor())
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,12 +47,12 @@ def enable(folder: str | Path | None = None, *, max_bytes: int = MAX_BYTES) -> P
 
 
 def is_damage(warning: str) -> bool:
-  """Whether a warning of JAX tells that a kept program could not be read."""
+  """Whether a warning from JAX says that a cached program could not be read."""
   return warning.startswith(_DAMAGED)
 
 
 def clear(folder: Path) -> None:
-  """Removes all kept programs: JAX never replaces a damaged one, nor tells which it is."""
+  """Removes all cached programs: JAX neither replaces a damaged one nor names it."""
   for path in folder.glob(f'*{_SUFFIX}'):
     path.unlink(missing_ok=True)
 
@@ -63,7 +64,7 @@ def _user_folder():
 
 
 def _shrink(folder, max_bytes):
-  # JAX's own limit needs a further package, and locks the folder at each use.
+  # JAX's own size limit needs another package and locks the folder at each use.
   entries = [(path, path.stat()) for path in folder.glob(f'*{_SUFFIX}')]
   entries.sort(key=lambda entry: max(entry[1].st_atime, entry[1].st_mtime), reverse=True)
   kept_bytes = 0
@@ -74,7 +75,7 @@ def _shrink(folder, max_bytes):
 
 
 def _processor():
-  """A name for what programs are compiled for: the architecture and its extensions."""
+  """A name for the architecture and its instruction set extensions."""
   try:
     lines = Path('/proc/cpuinfo').read_text().splitlines()
     extensions = next((line for line in lines if line.lower().startswith(('flags', 'features'))), '')

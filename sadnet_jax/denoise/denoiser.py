@@ -1,7 +1,13 @@
-"""Denoising pictures with a trained network: any size, any usual dtype."""
+"""Denoising images of any size and the usual dtypes with a trained network.
+
+`Denoiser` converts dtypes, chooses tiles, averages the self-ensemble and blends by strength;
+`CompiledNetwork` runs the network on one device.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 import functools
+import math
+import numbers
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -10,31 +16,48 @@ import jax.numpy as jnp
 import numpy as np
 
 from sadnet_jax.denoise import tile_memory
-from sadnet_jax.denoise.tiling import RAMP_PX, TilePlan, blend_tiles, plan_tiles, plan_tiles_of_area
-from sadnet_jax.nn.sadnet import STRIDE, SADNet
+from sadnet_jax.denoise.tiling import (
+  RAMP_PX,
+  TilePlan,
+  blend_tiles,
+  check_tiles,
+  plan_tiles,
+  plan_tiles_by_area,
+)
+from sadnet_jax.files import one_line
+from sadnet_jax.nn.sadnet import STRIDE, SADNet, pad_to_multiple, round_up
 from sadnet_jax.ops.platform import blocks_for
 from sadnet_jax.weights import loading
 
-# Where tiles and the whole image differ by less than 1/255 with the published weights, as
-# tests/test_denoiser_with_weights.py has it; benchmarks/denoiser.py measures it.
+# With this overlap, tiles and the whole image differ by less than 1/255 with the published weights:
+# tests/denoise/test_denoiser_with_weights.py checks it, benchmarks/command.py measures it.
 OVERLAP_PX = 120
-# On a CPU, XLA's convolutions take longer for a pixel of a high image: 9% for 1392x1056 beside 2040x664.
-_HEIGHT_COST = 1 / 5000
+# On a CPU, XLA's convolutions take longer per pixel of a high image: 9% for 1392x1056 beside 2040x664.
+_CPU_HEIGHT_COST = 1 / 5000
+# Floats further outside [0, 1] are not images in that range, however noisy.
+_LARGEST_EXCESS = 4.0
+# Flips and rotations of the self-ensemble.
+TRANSFORMS = 8
+# Of R, G and B: the luma of ITU-R BT.601.
+LUMA_WEIGHTS = (0.299, 0.587, 0.114)
+
 Image = TypeVar('Image', np.ndarray, jax.Array)
 Tile = int | Literal['auto', 'whole']
 Progress = Callable[[int, int], None]
 
 
 class Denoiser:
-  """A trained SADNet, for images of any size and usual dtype.
+  """A trained SADNet, for images of any size and the usual dtypes.
 
-  An image that is larger than a tile is denoised by overlapping tiles, all of one size; a
-  smaller one as it is, which gives exactly what the network gives. Integers are rounded and clipped;
-  floats are left as they come out of the network, a little outside [0, 1] perhaps.
+  An image larger than a tile is denoised in overlapping tiles of one size; a smaller one in one piece,
+  which gives exactly what the network gives. Integer results are rounded and clipped; float results are
+  returned as the network computes them and may leave [0, 1] a little.
 
   Attributes:
     model: The network.
-    about: What its weights' file tells of them.
+    params: Its weights, on the device.
+    about: Metadata of the weights' file.
+    network: Runs the network on float32 images.
   """
 
   def __init__(
@@ -46,6 +69,8 @@ class Denoiser:
     tile_px: Tile = 'auto',
     overlap_px: int = OVERLAP_PX,
     ensemble: bool = False,
+    strength: float = 1.0,
+    chroma_strength: float | None = None,
     device: jax.Device | None = None,
   ):
     """Puts the weights on the device.
@@ -53,44 +78,50 @@ class Denoiser:
     Args:
       model: The network.
       params: Its weights.
-      about: To be kept as `about`.
-      tile_px: Longest side of a tile, a multiple of 8; 'auto' for tiles of any sides, of as many pixels as
-        fit into half of the device's free memory, up to 1504 x 1504; 'whole' for never any tiles.
-      overlap_px: Least overlap of tiles.
-      ensemble: Give the mean over the eight flips and rotations: eight times the work.
-      device: Where to run; None for JAX's first.
+      about: Stored as `about`.
+      tile_px: Longest side of a tile, a multiple of 8; 'auto' for tiles of any shape with as many pixels
+        as fit into half of the device's free memory, up to 1504 x 1504; 'whole' for no tiles.
+      overlap_px: Least overlap of neighbouring tiles.
+      ensemble: Return the mean over the eight flips and rotations: eight times the work.
+      strength: From 0, which keeps the noisy image, to 1, the fully denoised one. Values between blend
+        the two; see `blend`.
+      chroma_strength: The same for the colour of RGB images alone; `strength` is then that of their
+        luma. None for `strength`.
+      device: Where to run; None for JAX's first device.
 
     Raises:
-      ValueError: ``tile_px`` or ``overlap_px`` is of no use.
+      ValueError: An option is out of range.
     """
-    if tile_px != 'whole':
-      largest = tile_memory.SIDES_PX[0] if tile_px == 'auto' else tile_px
-      if not isinstance(largest, int):
-        raise ValueError(f"tile_px: got {tile_px!r}, want pixels, 'auto' or 'whole'")
-      if not isinstance(overlap_px, int):
-        raise ValueError(f'overlap_px: got {overlap_px!r}, want whole pixels')
-      plan_tiles(largest + 1, largest + 1, largest, overlap_px)
+    if tile_px == 'auto':
+      check_tiles(math.isqrt(tile_memory.AREAS_PX[0]), overlap_px)
+    elif tile_px != 'whole':
+      if not isinstance(tile_px, numbers.Integral):
+        raise ValueError(f"tile_px must be a number of pixels, 'auto' or 'whole', not {tile_px!r}")
+      check_tiles(tile_px, overlap_px)
+    self._strength = _checked_strength('strength', strength)
+    self._chroma_strength = (
+      self._strength if chroma_strength is None else _checked_strength('chroma_strength', chroma_strength)
+    )
     self.model, self.about = model, dict(about or {})
+    self.network = CompiledNetwork(model, params, device or jax.local_devices()[0])
+    self.params = self.network.params
     self._tile_px, self._overlap_px, self._ensemble = tile_px, overlap_px, ensemble
-    self._device = device or jax.local_devices()[0]
-    self._params = jax.device_put(params, self._device)
-    # Chosen once: pictures of one size are to have tiles of one size.
-    least = min(overlap_px + 2 * RAMP_PX, tile_memory.SIDES_PX[0])
-    self._fitting_sides = tile_memory.tile_sides(model, self._device, least)
-    platform = self._device.platform
-    options = tile_memory.compiler_options(platform)
-    self._apply = jax.jit(functools.partial(_apply, model, platform), compiler_options=options)
+    if tile_px == 'auto':
+      # Chosen once, so that images of one size always get the same tiles.
+      least_px = min((overlap_px + 2 * RAMP_PX) ** 2, tile_memory.AREAS_PX[0])
+      self._areas_px = tile_memory.tile_areas(model, self.network.device, least_px)
 
   @classmethod
   def from_pretrained(cls, name: str, **options: Any) -> 'Denoiser':
     """Loads published weights.
 
     Args:
-      name: One of `sadnet_jax.pretrained.available`, or a file's path or URL, as `pretrained.load` takes.
-      **options: Of the constructor.
+      name: One of `sadnet_jax.pretrained.available`, or whatever else `pretrained.load` accepts: the path
+        of a file or run, or a URL.
+      **options: Options of the constructor.
 
     Raises:
-      ValueError: There are no such weights, or they are damaged.
+      ValueError: The weights do not exist or are damaged.
     """
     model, params, about = loading.load(name)
     return cls(model, params, about=about, **options)
@@ -99,51 +130,64 @@ class Denoiser:
   def from_checkpoint(
     cls, path: Any, *, dilations: Sequence[int] | None = None, **options: Any
   ) -> 'Denoiser':
-    """Loads weights of one's own.
+    """Loads your own weights.
 
     Args:
-      path: A run's folder or one of its checkpoints, a ``.safetensors`` file, or a ``.pth`` file of
-        the authors' network.
-      dilations: Rates of the context block of a ``.pth`` file, which does not tell: (1, 2, 3, 4) by
-        default. Other files tell; where given, they have to agree.
-      **options: Of the constructor.
+      path: The folder of a run or of one checkpoint, a ``.safetensors`` file, or a ``.pth`` file of the
+        authors' network.
+      dilations: Dilation rates of the context block of a ``.pth`` file, which does not record them;
+        (1, 2, 3, 4) by default. Other files record them, and must agree if both are given.
+      **options: Options of the constructor.
 
     Raises:
-      ValueError: There are no readable weights of a SADNet.
+      ValueError: The path holds no readable weights of a SADNet.
     """
     model, params, about = loading.load(Path(path), dilations=dilations)
     return cls(model, params, about=about, **options)
 
   def __call__(self, image: Image, *, progress: Progress | None = None) -> Image:
-    """Denoises an image, or a batch of one size.
+    """Denoises an image, or a batch of images of one size.
 
     Args:
       image: [H, W, C], [H, W] or [N, H, W, C]; uint8, uint16, or floats in [0, 1] that noise may have
-        moved out of it. A network for colour takes grey images too (as three equal channels).
-      progress: Is called with (done, all) runs of the network, after each; begins again with more of
-        them where memory did not do for the first tiles.
+        moved out of that range. A colour network also takes grey images (as three equal channels).
+      progress: Called as ``progress(done, total)`` after each run of the network. Starts over with a larger
+        total if the first tiles did not fit in memory.
 
     Returns:
       The same shape, dtype and kind of array.
 
     Raises:
-      ValueError: Another shape or dtype, values that are no numbers or far outside [0, 1], or the
-        device's memory does not do.
+      ValueError: The shape or dtype is not supported, values are not finite or far outside [0, 1], or the
+        image does not fit in device memory.
     """
     if isinstance(image, jax.core.Tracer):
-      raise ValueError('image: got a traced array, want numbers: inside jit call `model.apply`')
+      raise ValueError('image is a traced array; inside jit, call `model.apply` instead of a Denoiser')
     if isinstance(image, jax.Array):
       denoised = self._denoise(np.asarray(image), progress)
       return jax.device_put(denoised, image.sharding)
     return self._denoise(image, progress)
 
+  def plan(self, height_px: int, width_px: int) -> TilePlan:
+    """The tiles in which an image of this size is denoised.
+
+    They are smaller after tiles of the automatic size have exhausted the device's memory.
+
+    Args:
+      height_px: Height of the image.
+      width_px: Width of the image.
+    """
+    return self._plan(height_px, width_px)[0]
+
   def _denoise(self, image, progress):
     check_dtype(image)
     batch = self._as_batch(image)
     check_values(image)
+    if self._keeps_everything(channels=batch.shape[3]):
+      return image.copy()
     denoised = np.empty(batch.shape, image.dtype)
     if denoised.size:
-      self._denoise_batch(batch, denoised, progress or _silent)
+      self._denoise_batch(batch, denoised, progress or _ignore_progress)
     return denoised.reshape(image.shape)
 
   def _as_batch(self, image):
@@ -153,169 +197,143 @@ class Denoiser:
       shape = (1, *shape)
     channels = self.model.channels
     if len(shape) != 4 or shape[3] not in (1, channels) or (shape[0] and min(shape[1:3]) < 1):
-      wanted = 'grey' if channels == 1 else f'grey or of {channels} channels'
+      accepted = 'one channel' if channels == 1 else f'one or {channels} channels'
       raise ValueError(
-        f'image: got shape {image.shape}, want [H, W, C], [H, W] or [N, H, W, C] with at least one pixel, '
-        f'{wanted}'
+        f'image must be [H, W, C], [H, W] or [N, H, W, C] with at least one pixel and {accepted}, '
+        f'not of shape {image.shape}'
       )
     return image.reshape(shape)
 
+  def _keeps_everything(self, channels):
+    has_chroma = channels == len(LUMA_WEIGHTS)
+    return self._strength == 0 and (self._chroma_strength == 0 or not has_chroma)
+
   def _denoise_batch(self, batch, denoised, progress):
-    """Tries smaller tiles where the device's memory does not do and the choice is ours."""
-    if self._tile_px == 'auto':
-      sides = self._fitting_sides
-    elif self._tile_px == 'whole':
-      longest = max(batch.shape[1:3])
-      sides = (longest + -longest % STRIDE,)
-    else:
-      sides = (self._tile_px,)
-    for i, side in enumerate(sides):
-      plan = self._plan(batch.shape[1], batch.shape[2], side)
+    """Denoises into an array; tries smaller tiles if memory runs out and their size is ours to choose."""
+    while True:
+      plan, run_px = self._plan(*batch.shape[1:3])
       try:
-        self._by_tiles(batch, denoised, plan, side**2, progress)
+        if plan.tiles == 1:
+          self._denoise_whole(batch, denoised, max(1, run_px // plan.pixels), progress)
+        else:
+          self._denoise_tiles(batch, denoised, plan, progress)
         return
       except jax.errors.JaxRuntimeError as error:
-        reason = ' '.join(str(error).split())[:200]
-        if 'RESOURCE_EXHAUSTED' in reason and i + 1 < len(sides):
-          self._fitting_sides = self._fitting_sides[1:]
+        reason = one_line(error, 200)
+        if 'RESOURCE_EXHAUSTED' in reason and self._tile_px == 'auto' and len(self._areas_px) > 1:
+          self._areas_px = self._areas_px[1:]
           continue
-        height, width = plan.tile_size
+        (height, width), (tile_height, tile_width) = batch.shape[1:3], plan.tile_size
         raise ValueError(
-          f'image: got {batch.shape[2]}x{batch.shape[1]} pixels in tiles of {width}x{height}, which the '
-          f'device fails at ({reason}), want smaller tiles or a device with more memory'
+          f'image of {width}x{height} pixels: the device fails on tiles of {tile_width}x{tile_height} '
+          f'({reason}); use smaller tiles or a device with more memory'
         ) from error
 
-  def _plan(self, height, width, side):
-    """Tiles no longer than the side asked for, or, of our own choice, as large as its square."""
+  def _plan(self, height, width):
+    """The tiles, and how many pixels one run of the network may have: small images share a run."""
     if self._tile_px == 'auto':
-      # Half of the ensemble's images are turned on their side.
-      height_cost = _HEIGHT_COST if self._device.platform == 'cpu' and not self._ensemble else 0
-      return plan_tiles_of_area(height, width, side**2, self._overlap_px, height_cost)
-    return plan_tiles(height, width, side, self._overlap_px)
+      area_px = self._areas_px[0]
+      # The ensemble turns half of its images on their side, so flat tiles gain nothing.
+      flat_is_faster = self.network.device.platform == 'cpu' and not self._ensemble
+      height_cost = _CPU_HEIGHT_COST if flat_is_faster else 0
+      return plan_tiles_by_area(height, width, area_px, self._overlap_px, height_cost), area_px
+    longest_px = round_up(max(height, width), STRIDE) if self._tile_px == 'whole' else self._tile_px
+    return plan_tiles(height, width, longest_px, self._overlap_px), longest_px**2
 
-  def _by_tiles(self, batch, denoised, plan, area_px, progress):
+  def _denoise_whole(self, batch, denoised, images_per_run, progress):
+    """Without tiles, several small images at once."""
     n = len(batch)
-    if plan.tiles == 1:
-      # Small images share a run of the network.
-      together = min(n, max(1, area_px // plan.pixels))
-      run = _Runs(self, progress, -(-n // together))
-      for start in range(0, n, together):
-        part = to_float(batch[start : start + together])
-        # Always as many, for one compiled program; the last image fills what is left.
-        full = np.concatenate([part, np.repeat(part[-1:], together - len(part), axis=0)])
-        store(denoised[start : start + together], run(full)[: len(part)])
-    else:
-      run = _Runs(self, progress, n * plan.tiles)
-      for image, out in zip(batch, denoised, strict=True):
-        _denoise_large(image, out, plan, run)
+    size = min(n, images_per_run)
+    run = self._counted_runs(progress, -(-n // size))
+    for start in range(0, n, size):
+      part = to_float(batch[start : start + size])
+      # Every run has the same size, for one compiled program; the last image fills up the last run.
+      full = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
+      self._store(denoised[start : start + size], part, run(full)[: len(part)])
 
-  def _network(self, noisy):
-    """float32 [N, H, W, 1 or the network's channels] -> the same, on the host."""
-    _, height, width, channels = noisy.shape
-    grey = channels < self.model.channels
-    given = np.repeat(noisy, self.model.channels, axis=3) if grey else noisy
-    # It would do this itself. Done here, sizes that differ by little share one compiled program.
-    given = np.pad(given, ((0, 0), (0, -height % STRIDE), (0, -width % STRIDE), (0, 0)), mode='reflect')
-    denoised = np.asarray(self._apply(self._params, jax.device_put(given, self._device)))[:, :height, :width]
-    return denoised.mean(axis=3, keepdims=True) if grey else denoised
+  def _denoise_tiles(self, batch, denoised, plan, progress):
+    run = self._counted_runs(progress, len(batch) * plan.tiles)
+    _, height, width, _ = batch.shape
+    # Indices that extend the image to multiples of 8 by reflection, as the network does.
+    rows, columns = (
+      np.pad(np.arange(length), (0, axis.length_px - length), mode='reflect')
+      for length, axis in ((height, plan.rows), (width, plan.columns))
+    )
+    for image, out in zip(batch, denoised, strict=True):
+
+      def denoise_tile(tile_rows, tile_columns, image=image):
+        tile = image[rows[tile_rows, None], columns[tile_columns]]
+        return run(to_float(tile)[None])[0]
+
+      for top, finished in blend_tiles(plan, denoise_tile):
+        here = slice(top, min(top + len(finished), height))
+        self._store(out[here], to_float(image[here]), finished[: height - top, :width])
+
+  def _counted_runs(self, progress, runs):
+    """The network as a function, with the ensemble if wanted, that reports progress."""
+    done, total = 0, runs * (TRANSFORMS if self._ensemble else 1)
+
+    def run(noisy):
+      nonlocal done
+      denoised = self.network(noisy)
+      done += 1
+      progress(done, total)
+      return denoised
+
+    return functools.partial(self_ensemble, run) if self._ensemble else run
+
+  def _store(self, out, noisy, denoised):
+    store(out, blend(noisy, denoised, self._strength, self._chroma_strength))
 
 
-class _Runs:
-  """Runs the network, with the ensemble if wanted, and counts."""
+class CompiledNetwork:
+  """A SADNet on one device, compiled once per size (in multiples of 8) and batch.
 
-  def __init__(self, denoiser: Denoiser, progress: Progress, total: int):
-    self._denoiser, self._progress = denoiser, progress
-    self._times = TRANSFORMS if denoiser._ensemble else 1
-    self._done, self._total = 0, total * self._times
+  Attributes:
+    model: The network.
+    params: Its weights, on the device.
+    device: Where it runs.
+    apply: (params, noisy float32 [N, H, W, channels]) -> denoised, jitted.
+  """
+
+  def __init__(self, model: SADNet, params: Mapping[str, Any], device: jax.Device):
+    """Puts the weights on the device."""
+    self.model, self.device = model, device
+    self.params = jax.device_put(params, device)
+    self.apply = jax.jit(
+      functools.partial(_apply, model, device.platform),
+      compiler_options=tile_memory.compiler_options(device.platform),
+    )
 
   def __call__(self, noisy: np.ndarray) -> np.ndarray:
-    return self_ensemble(self._once, noisy) if self._times > 1 else self._once(noisy)
+    """Denoises images in one piece.
 
-  def _once(self, noisy):
-    denoised = self._denoiser._network(noisy)
-    self._done += 1
-    self._progress(self._done, self._total)
-    return denoised
+    Args:
+      noisy: float32 [N, H, W, 1 or the network's channels]; grey images are repeated to its channels.
+
+    Returns:
+      The same shape, not clipped; the mean of the channels for grey images.
+    """
+    _, height, width, channels = noisy.shape
+    is_grey = channels < self.model.channels
+    given = np.repeat(noisy, self.model.channels, axis=3) if is_grey else noisy
+    # The network pads too. Padding here lets images of similar size share one compiled program.
+    padded = jax.device_put(pad_to_multiple(given, STRIDE), self.device)
+    denoised = np.asarray(self.apply(self.params, padded))[:, :height, :width]
+    return denoised.mean(axis=3, keepdims=True) if is_grey else denoised
 
 
 def _apply(model, platform, params, noisy):
-  # Of the device that it runs on, which need not be of JAX's default kind.
+  # The device need not be of JAX's default platform.
   with blocks_for(platform):
     return model.apply({'params': params}, noisy)
 
 
-def _denoise_large(image, out, plan: TilePlan, run):
-  """[H, W, C] by tiles into an array of its shape."""
-  height, width, _ = image.shape
-  # The network's own extension to multiples of 8.
-  rows = np.pad(np.arange(height), (0, plan.rows.length_px - height), mode='reflect')
-  columns = np.pad(np.arange(width), (0, plan.columns.length_px - width), mode='reflect')
-
-  def denoise(tile_rows, tile_columns):
-    tile = image[rows[tile_rows, None], columns[tile_columns]]
-    return run(to_float(tile)[None])[0]
-
-  for top, finished in blend_tiles(plan, denoise):
-    store(out[top : top + len(finished)], finished[: height - top, :width])
-
-
-def _silent(done, total):
-  pass
-
-
-# Floats beyond are no images in [0, 1], however noisy.
-_FARTHEST = 4.0
-
-
-def to_float(image: np.ndarray) -> np.ndarray:
-  """float32; integers scaled to [0, 1]."""
-  if np.issubdtype(image.dtype, np.integer):
-    return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
-  return image.astype(np.float32)
-
-
-def store(out: np.ndarray, denoised: np.ndarray) -> None:
-  """Into an array of any accepted dtype: integers scaled, clipped and rounded."""
-  if np.issubdtype(out.dtype, np.integer):
-    largest = np.iinfo(out.dtype).max
-    out[...] = np.round(np.clip(denoised, 0, 1) * np.float32(largest))
-  else:
-    out[...] = denoised
-
-
-def check_dtype(image: object) -> None:
-  """Raises ValueError for anything but an array of uint8, uint16 or floats."""
-  dtype = image.dtype if isinstance(image, np.ndarray) else None
-  if dtype is None or (not jnp.issubdtype(dtype, jnp.floating) and dtype not in (np.uint8, np.uint16)):
-    raise ValueError(
-      f'image: got {dtype or type(image).__name__}, want an array of uint8, uint16 or floats in [0, 1]'
-    )
-
-
-def check_values(image: np.ndarray) -> None:
-  """Raises ValueError for floats that are no image, before any work is done on it; takes no memory."""
-  if not image.size or np.issubdtype(image.dtype, np.integer):
-    return
-  # NaN wins both, of which some dtypes warn.
-  with np.errstate(invalid='ignore'):
-    lowest, highest = float(image.min()), float(image.max())
-  if not np.isfinite([lowest, highest]).all():
-    raise ValueError('image: got values that are no numbers (NaN or infinite), want floats in [0, 1]')
-  if lowest < -_FARTHEST or highest > 1 + _FARTHEST:
-    raise ValueError(
-      f'image: got floats from {lowest:.6g} to {highest:.6g}, want [0, 1] and noise: divide 8-bit values by '
-      '255, or pass them as uint8'
-    )
-
-
-TRANSFORMS = 8
-
-
 def self_ensemble(denoise: Callable[[np.ndarray], np.ndarray], noisy: np.ndarray) -> np.ndarray:
-  """Denoises every flip and rotation, undoes it, and takes the mean.
+  """Denoises every flip and rotation, turns the results back, and averages them.
 
   Args:
-    denoise: [N, H, W, C] -> the same shape; is given [N, W, H, C] as well.
+    denoise: [N, H, W, C] -> the same shape; also called with [N, W, H, C].
     noisy: float32 [N, H, W, C].
 
   Returns:
@@ -328,3 +346,80 @@ def self_ensemble(denoise: Callable[[np.ndarray], np.ndarray], noisy: np.ndarray
       back = np.rot90(denoise(np.ascontiguousarray(turned)), -turns, axes=(1, 2))
       total += back[:, :, ::-1] if flipped else back
   return total / np.float32(TRANSFORMS)
+
+
+def blend(noisy: np.ndarray, denoised: np.ndarray, strength: float, chroma_strength: float) -> np.ndarray:
+  """Moves from the noisy to the denoised image, separately in luma and chroma.
+
+  With d = denoised - noisy and its luma y = 0.299 d_R + 0.587 d_G + 0.114 d_B (ITU-R BT.601, on the stored,
+  gamma-encoded values), the result is noisy + strength * y + chroma_strength * (d - y): in YCbCr, Y moves by
+  `strength`, Cb and Cr by `chroma_strength`. Images of other than three channels have no chroma.
+
+  Args:
+    noisy: float32 [..., C] in [0, 1].
+    denoised: Of the same shape.
+    strength: From 0 (noisy) to 1 (denoised).
+    chroma_strength: Likewise.
+
+  Returns:
+    float32 [..., C], not clipped; `denoised` itself where both strengths are 1.
+  """
+  has_chroma = noisy.shape[-1] == len(LUMA_WEIGHTS)
+  if strength == 1 and (chroma_strength == 1 or not has_chroma):
+    return denoised
+  change = denoised - noisy
+  if strength == chroma_strength or not has_chroma:
+    return noisy + np.float32(strength) * change
+  luma = (change @ np.array(LUMA_WEIGHTS, np.float32))[..., None]
+  return noisy + np.float32(strength) * luma + np.float32(chroma_strength) * (change - luma)
+
+
+def _checked_strength(name, value):
+  if not 0 <= value <= 1:
+    raise ValueError(f'{name} must be from 0 (noisy) to 1 (denoised), not {value!r}')
+  return float(value)
+
+
+def to_float(image: np.ndarray) -> np.ndarray:
+  """An image as float32; integers are scaled to [0, 1]."""
+  if np.issubdtype(image.dtype, np.integer):
+    return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
+  return image.astype(np.float32)
+
+
+def store(out: np.ndarray, denoised: np.ndarray) -> None:
+  """Writes a float image into an array of any accepted dtype: scaled, clipped and rounded for integers."""
+  if np.issubdtype(out.dtype, np.integer):
+    largest = np.iinfo(out.dtype).max
+    out[...] = np.round(np.clip(denoised, 0, 1) * np.float32(largest))
+  else:
+    out[...] = denoised
+
+
+def check_dtype(image: object) -> None:
+  """Raises ValueError for anything but an array of uint8, uint16 or floats."""
+  dtype = image.dtype if isinstance(image, np.ndarray) else None
+  if dtype is None or (not jnp.issubdtype(dtype, jnp.floating) and dtype not in (np.uint8, np.uint16)):
+    raise ValueError(
+      f'image must be an array of uint8, uint16 or floats in [0, 1], not {dtype or type(image).__name__}'
+    )
+
+
+def check_values(image: np.ndarray) -> None:
+  """Raises ValueError for floats that are not finite or far outside [0, 1]; allocates nothing."""
+  if not image.size or np.issubdtype(image.dtype, np.integer):
+    return
+  # A NaN makes both of them NaN; some dtypes warn about it.
+  with np.errstate(invalid='ignore'):
+    lowest, highest = float(image.min()), float(image.max())
+  if not np.isfinite([lowest, highest]).all():
+    raise ValueError('image has values that are NaN or infinite; floats must be in [0, 1]')
+  if lowest < -_LARGEST_EXCESS or highest > 1 + _LARGEST_EXCESS:
+    raise ValueError(
+      f'image has floats from {lowest:.6g} to {highest:.6g}, but they must be in [0, 1] apart from noise; '
+      'divide 8-bit values by 255 or pass them as uint8'
+    )
+
+
+def _ignore_progress(done, total):
+  pass

@@ -1,17 +1,17 @@
-"""The whole denoiser, its weights inside, as one serialized StableHLO artifact.
+"""The whole denoiser with its weights as one serialized StableHLO artifact.
 
   python -m sadnet_jax.denoise.export --weights color_50 --output color_50.stablehlo
 
-The file is what `jax.export` serializes and nothing else. It takes noisy images, float32
-[N, H, W, C] in [0, 1], of any size (or of one, with ``--size``), and gives them denoised, float32
-and not clipped. Where it runs, neither this package nor Flax is needed:
+The file is what `jax.export` serializes. The program takes noisy images, float32 [N, H, W, C] in [0, 1], of
+any size (or of one size, with ``--size``), and returns them denoised, float32 and not clipped. It runs
+without this package and without Flax:
 
   denoise = jax.jit(jax.export.deserialize(open('color_50.stablehlo', 'rb').read()).call)
 
-What JAX guarantees for such files: they run with a JAX (jaxlib) built up to 6 months after the one
-that wrote them, or up to 3 weeks before it; other versions may do, too. So they are for
-deployment: keep the weights, and export again. JAX needs the package flatbuffers to write and to
-read them. Load only files you trust: a program is run.
+JAX guarantees that such a file runs with a jaxlib released up to 6 months after the one that wrote it, or up
+to 3 weeks before; other versions may work. Artifacts are therefore for deployment: keep the weights and
+export again when needed. JAX needs the package flatbuffers to write and read them. Load only files you
+trust: they contain a program.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import jax
 from jax import export, lax
 import jax.numpy as jnp
 
-from sadnet_jax.files import replacing
+from sadnet_jax.files import one_line, replacing
 from sadnet_jax.nn.sadnet import SCALES, STRIDE, SADNet, pad_to_multiple
 from sadnet_jax.ops.platform import blocks_for
 from sadnet_jax.weights import loading
@@ -47,25 +47,24 @@ def export_denoiser(
   Args:
     model: The network.
     params: Its parameters.
-    size: (height, width) in pixels of the only images it will take, or None for any.
-      The size of the batch is open in both cases.
-    platforms: Where it will run; each of them once. None has to be present here.
+    size: (height, width) in pixels of the images it accepts, or None for any size. The batch size is
+      always free.
+    platforms: Where it will run. This machine does not need to have them.
 
   Returns:
-    The function: float32 [N, H, W, channels] -> the same, not clipped; `save_denoiser`
-    saves it. A call with so many pixels that the deformable convolution cannot number
-    them is refused.
+    The function: float32 [N, H, W, channels] -> the same shape, not clipped; see `save_denoiser`. It
+    refuses images with more pixels than the deformable convolution can index.
 
   Raises:
-    ValueError: A size that no image has, or other platforms.
+    ValueError: The size is not positive, or a platform is unknown or repeated.
   """
   if not platforms or not set(platforms) <= set(PLATFORMS) or len(set(platforms)) != len(platforms):
-    raise ValueError(f'platforms: got {platforms!r}, want one or more of {PLATFORMS}, each once')
-  # The blocks of the deformable convolution that suit one platform are slow on another.
+    raise ValueError(f'platforms must be one or more of {PLATFORMS}, each once, not {platforms!r}')
+  # The deformable convolution's block sizes that suit one platform are slow on another.
   on_platform = {platform: functools.partial(_denoise, model, platform) for platform in platforms}
 
   def denoise(noisy):
-    # As arguments: inside, each platform would have constants of its own.
+    # The weights are arguments here; as constants, each platform would have its own copy.
     return lax.platform_dependent(params, noisy, **on_platform)
 
   noisy = jax.ShapeDtypeStruct(_shape(model, size), jnp.float32)
@@ -73,51 +72,57 @@ def export_denoiser(
 
 
 def save_denoiser(path: str | Path, exported: export.Exported) -> None:
-  """Writes the artifact, whole or not at all, over a file of that name.
+  """Writes the artifact, completely or not at all; replaces an existing file.
 
   Args:
-    path: Ends in '.stablehlo'; its folder exists.
-    exported: What `export_denoiser` gave.
+    path: A path with the extension .stablehlo, in an existing folder.
+    exported: The result of `export_denoiser`.
 
   Raises:
-    ValueError: Another ending.
-    ImportError: No package flatbuffers.
+    ValueError: The path has another extension.
+    ImportError: The package flatbuffers is missing.
   """
-  path = Path(path)
-  if path.suffix != SUFFIX:
-    raise ValueError(f'{path}: got the ending {path.suffix!r}, want {SUFFIX}')
+  path = _checked_path(path)
   content = exported.serialize()
   with replacing(path) as temporary:
     temporary.write_bytes(content)
 
 
+def _checked_path(path):
+  path = Path(path)
+  if path.suffix != SUFFIX:
+    raise ValueError(f'{path}: the extension must be {SUFFIX}, not {path.suffix!r}')
+  return path
+
+
 class ExportedDenoiser:
-  """A denoiser read from a file; call it with noisy images. It is compiled once for each shape.
+  """A denoiser read from a file; call it with noisy images. It is compiled once per shape.
 
   Attributes:
-    platforms: What it was exported for.
-    channels: Image channels.
-    size: (height, width) in pixels of the images it takes, or None for any.
+    platforms: The platforms it was exported for.
+    channels: Number of image channels.
+    size: (height, width) in pixels of the images it accepts, or None for any.
+    apply: The exported function, jitted.
   """
 
   def __init__(self, exported: export.Exported):
-    """Takes what `export_denoiser` gave."""
+    """Wraps the result of `export_denoiser`."""
     _, height, width, self.channels = exported.in_avals[0].shape
     self.size = None if export.is_symbolic_dim(height) else (height, width)
     self.platforms = exported.platforms
-    self._call = jax.jit(exported.call)
+    self.apply = jax.jit(exported.call)
 
   def __call__(self, noisy: jax.Array) -> jax.Array:
     """Denoises a batch.
 
     Args:
-      noisy: [N, H, W, channels], float32 in [0, 1] (noise may leave that range), N at least 1.
+      noisy: float32 [N, H, W, channels], N at least 1, in [0, 1] apart from noise.
 
     Returns:
       The same shape and dtype, not clipped.
 
     Raises:
-      ValueError: Another shape, dtype or platform.
+      ValueError: The shape or dtype is wrong, or it was exported for other platforms.
     """
     height, width = self.size or ('H', 'W')
     if (
@@ -128,36 +133,35 @@ class ExportedDenoiser:
       or self.size not in (None, noisy.shape[1:3])
     ):
       raise ValueError(
-        f'noisy: got {noisy.dtype} {noisy.shape}, want float32 [N, {height}, {width}, {self.channels}]'
+        f'noisy must be float32 [N, {height}, {width}, {self.channels}], not {noisy.dtype} {noisy.shape}'
       )
     if self.size:
-      return self._call(noisy)
-    # It would do this itself. Done here, sizes that differ by little share one compiled program.
-    return self._call(pad_to_multiple(noisy, STRIDE))[:, : noisy.shape[1], : noisy.shape[2]]
+      return self.apply(noisy)
+    # The program pads too. Padding here lets images of similar size share one compiled program.
+    return self.apply(pad_to_multiple(noisy, STRIDE))[:, : noisy.shape[1], : noisy.shape[2]]
 
 
 def load_denoiser(path: str | Path) -> ExportedDenoiser:
   """Reads an artifact.
 
   Args:
-    path: A file of `save_denoiser` that you trust.
+    path: A file written by `save_denoiser`, which you trust.
 
   Raises:
-    ValueError: No such file, or it is damaged, written for another version of JAX, or holds
-      another kind of function.
-    ImportError: No package flatbuffers.
+    ValueError: The file is missing, damaged, written by a newer JAX, or not a denoiser.
+    ImportError: The package flatbuffers is missing.
   """
   try:
     exported = export.deserialize(bytearray(Path(path).read_bytes()))
-    # Parses the program, which otherwise would be done by the first call.
+    # Parse the program now rather than at the first call.
     exported.mlir_module()
   except ImportError:
     raise
-  # Which error it is depends on what is read in the place of what is missing.
+  # Damaged bytes raise all kinds of errors.
   except Exception as error:
     raise ValueError(
-      f'{path}: got no readable artifact ({error}), want a complete {SUFFIX} file, of a JAX that is no newer '
-      f'than {jax.__version__}'
+      f'{path} is not a readable artifact ({error}); it must be a complete {SUFFIX} file, written by JAX '
+      f'{jax.__version__} or older'
     ) from error
   arguments, results = exported.in_avals, exported.out_avals
   if not (
@@ -165,7 +169,7 @@ def load_denoiser(path: str | Path) -> ExportedDenoiser:
     and arguments[0].shape == results[0].shape
     and len(arguments[0].shape) == 4
   ):
-    raise ValueError(f'{path}: got a function {arguments} -> {results}, want a denoiser of images')
+    raise ValueError(f'{path} holds a function {arguments} -> {results}, which is not a denoiser')
   return ExportedDenoiser(exported)
 
 
@@ -175,12 +179,11 @@ def _denoise(model, platform, params, noisy):
 
 
 def _shape(model, size):
-  """[N, H, W, channels] with symbolic N, and H and W if there is no size.
+  """[N, H, W, channels] with symbolic N, and symbolic H and W if there is no size.
 
-  Their constraints are what the deformable convolution of each scale asks for in order to
-  number what it samples from.
+  The constraints are those of the deformable convolution at each scale, which indexes its samples in int32.
   """
-  height, width = ('height', 'width') if size is None else _sides(size)
+  height, width = ('height', 'width') if size is None else _checked_size(size)
   names = f'batch, {height}, {width}'
   n, h, w = export.symbolic_shape(names)
   h, w = -(-h // STRIDE), -(-w // STRIDE)
@@ -190,44 +193,46 @@ def _shape(model, size):
   return export.symbolic_shape(f'{names}, {model.channels}', constraints=constraints)
 
 
-def _sides(size):
+def _checked_size(size):
   try:
     height, width = (operator.index(side) for side in size)
   except (TypeError, ValueError):
     height = width = 0
   if min(height, width) < 1:
-    raise ValueError(f'size: got {size!r}, want (height, width) in pixels, each at least 1, or None for any')
+    raise ValueError(f'size must be (height, width) in pixels, each at least 1, or None, not {size!r}')
   return height, width
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-  """Exports a file of weights; the command of this module."""
+  """Runs the export command."""
   parser = argparse.ArgumentParser(
     prog='python -m sadnet_jax.denoise.export',
     description='Exports a denoiser with its weights as one file for jax.export.deserialize.',
   )
   parser.add_argument(
-    '--weights', required=True, metavar='NAME', help='as pretrained.load takes: a name, a file, a run, a URL'
+    '--weights', required=True, metavar='NAME', help='a published name, a file, a training run or a URL'
   )
   parser.add_argument('--output', required=True, metavar=f'FILE{SUFFIX}', help='the file to write')
-  parser.add_argument('--size', metavar='HxW', help='the only size of images it will take (default: any)')
+  parser.add_argument('--size', metavar='HxW', help='accept images of this size only (default: any size)')
   parser.add_argument(
-    '--platforms', default='cpu,cuda', help=f'of {",".join(PLATFORMS)}, where it will run (%(default)s)'
+    '--platforms',
+    default='cpu,cuda',
+    help=f'where it will run, of {",".join(PLATFORMS)} (default: %(default)s)',
   )
-  parser.add_argument('--overwrite', action='store_true', help='write over a file that is there')
+  parser.add_argument('--overwrite', action='store_true', help='replace an existing file')
   given = parser.parse_args(arguments)
   try:
     _run(given)
   except (ValueError, ImportError, OSError) as error:
-    raise SystemExit(f'stablehlo: {" ".join(str(error).split())}') from error
+    raise SystemExit(f'export: {one_line(error)}') from error
 
 
 def _run(given):
-  if Path(given.output).exists() and not given.overwrite:
-    raise ValueError(f'--output: got {given.output}, which is there, want another, or pass --overwrite')
+  if _checked_path(given.output).exists() and not given.overwrite:
+    raise ValueError(f'{given.output} already exists; choose another --output or pass --overwrite')
   sides = re.fullmatch(r'(\d+)x(\d+)', given.size or '')
   if given.size is not None and not sides:
-    raise ValueError(f'--size: got {given.size!r}, want HEIGHTxWIDTH in pixels, such as 480x320')
+    raise ValueError(f'--size must be HEIGHTxWIDTH in pixels, such as 480x320, not {given.size!r}')
   size = (int(sides[1]), int(sides[2])) if sides else None
   model, params, _ = loading.load(given.weights)
   exported = export_denoiser(model, params, size=size, platforms=given.platforms.split(','))

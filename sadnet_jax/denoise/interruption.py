@@ -1,6 +1,7 @@
-"""Ctrl-C and the like, acted on where nothing is half done.
+"""Ctrl-C and termination signals, acted on only between pictures and between runs of the network.
 
-An exception in the middle of an import or of a callback from compiled code may crash it or be lost.
+An exception raised in the middle of an import or of a callback from compiled code may crash the import, or
+be lost.
 """
 
 from collections.abc import Iterator
@@ -13,10 +14,10 @@ _received: list[int] = []
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-  """Only takes note of the first signal that asks the process to end; the second acts at once."""
+  """Records the first signal that asks the process to end, for `check`; a second one acts at once."""
   names = [name for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
   defaults = (signal.SIG_DFL, signal.default_int_handler)
-  # Some are ignored, as by nohup, which is to stay.
+  # Ignored signals stay ignored, as nohup wants.
   before = {number: signal.getsignal(number) for number in (getattr(signal, name) for name in names)}
   before = {number: handler for number, handler in before.items() if handler in defaults}
   if threading.current_thread() is not threading.main_thread():
@@ -26,13 +27,13 @@ def deferred() -> Iterator[None]:
     for number, handler in before.items():
       signal.signal(number, handler)
 
-  def take_note(number, frame):
+  def record(number, frame):
     _received.append(number)
     restore()
 
   try:
     for number in before:
-      signal.signal(number, take_note)
+      signal.signal(number, record)
     yield
   finally:
     restore()
@@ -40,7 +41,7 @@ def deferred() -> Iterator[None]:
 
 
 def check() -> None:
-  """Ends what runs if a signal came: KeyboardInterrupt after Ctrl-C, else SystemExit."""
+  """Raises KeyboardInterrupt if Ctrl-C was recorded, SystemExit if another signal was."""
   if _received:
     if _received[0] == signal.SIGINT:
       raise KeyboardInterrupt

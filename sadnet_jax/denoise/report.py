@@ -1,131 +1,140 @@
-"""What the command tells while it works: a bar on a terminal, lines elsewhere."""
+"""What the command shows while it works: a progress bar on a terminal, lines of text elsewhere.
+
+Imports nothing heavy: `sadnet-denoise --help` needs this module too.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sadnet_jax.denoise.targets import Target
-from sadnet_jax.images.reading import shown_path
+from sadnet_jax.files import one_line
+
+if TYPE_CHECKING:
+  from sadnet_jax.denoise.targets import Target
 
 COMMAND = 'sadnet-denoise'
-_LONGEST = 600
-
-
-def tell(text: str) -> None:
-  """Prints an error."""
-  print(f'{COMMAND}: {one_line(text)}', file=sys.stderr, flush=True)
-
-
-def one_line(text: str) -> str:
-  """A text without line ends and control characters, cut off where it is very long."""
-  line = ' '.join(''.join(c if c.isprintable() else ' ' for c in text).split())
-  return line if len(line) <= _LONGEST else f'{line[:_LONGEST]}...'
-
-
 _MEGA = 1e6
 
 
+def print_error(text: str) -> None:
+  """Prints an error as one line."""
+  print(f'{COMMAND}: {one_line(text)}', file=sys.stderr, flush=True)
+
+
 class Report:
-  """Tells what is done, what failed, and, on a terminal, how long the rest takes.
+  """Shows finished and failed pictures and, on a terminal, the time left.
 
   Attributes:
-    failed: Pictures that are not.
+    failed: Number of pictures that could not be denoised.
   """
 
-  def __init__(self, targets: Sequence[Target], *, quiet: bool):
-    """Shows the bar, unless quiet or not on a terminal."""
+  def __init__(self, targets: Sequence['Target'], *, quiet: bool):
+    """Shows the progress bar, unless quiet or not on a terminal.
+
+    Args:
+      targets: All pictures.
+      quiet: Show errors only.
+    """
     self.failed = 0
     self._quiet = quiet
     self._finished = 0.0
-    self._pixels: dict[Path, float] = {}
+    self._megapixels: dict[Path, float] = {}
     self._bar: Any = None
-    # None where the caller closed it.
+    # stderr is None where the caller closed it.
     if not quiet and sys.stderr is not None and sys.stderr.isatty():
       self._show_bar(targets)
 
   def __enter__(self):
-    """The report itself."""
+    """Returns the report itself."""
     return self
 
   def __exit__(self, *_):
-    """Leaves the bar as it is."""
+    """Leaves the bar on the screen."""
     if self._bar is not None:
       self._bar.close()
 
-  def starts(self, target: Target) -> None:
-    """A picture's turn."""
+  def start(self, target: 'Target') -> None:
+    """Shows which picture is next."""
     if self._bar is not None:
       self._bar.set_description_str(one_line(target.source.name)[-30:])
 
-  def has_size(self, target: Target, width: int, height: int) -> None:
-    """A picture is read; files' headers do not always tell, or not the truth."""
+  def set_size(self, target: 'Target', width: int, height: int) -> None:
+    """Corrects the total once a picture is read: its header may be missing or wrong."""
     if self._bar is not None:
-      self._bar.total += width * height / _MEGA - self._pixels[target.source]
-      self._pixels[target.source] = width * height / _MEGA
+      self._bar.total += width * height / _MEGA - self._megapixels[target.source]
+      self._megapixels[target.source] = width * height / _MEGA
 
-  def goes_on(self, target: Target, done: int, total: int) -> None:
-    """So many of all runs of the network for a picture are done."""
+  def advance(self, target: 'Target', done: int, total: int) -> None:
+    """Shows that `done` of `total` network runs for a picture are finished."""
     if self._bar is not None:
-      self._bar.update(self._finished + self._pixels[target.source] * done / total - self._bar.n)
+      self._bar.update(self._finished + self._megapixels[target.source] * done / total - self._bar.n)
 
-  def ends(self, target: Target, *, width: int, height: int, seconds: float) -> None:
-    """A picture is written."""
-    took = f'{seconds:.0f}' if seconds >= 10 else f'{seconds:.1f}'
-    self._line(f'{shown_path(target.source)} -> {shown_path(target.output)}  {width}x{height}, {took} s')
-    self._advance(target)
+  def finish(self, target: 'Target', *, width: int, height: int, seconds: float) -> None:
+    """Shows that a picture is written."""
+    shown = f'{seconds:.0f}' if seconds >= 10 else f'{seconds:.1f}'
+    self._print_unless_quiet(
+      f'{_shown(target.source)} -> {_shown(target.output)}  {width}x{height}, {shown} s'
+    )
+    self._count(target)
 
-  def notes(self, path: Path, notes: Sequence[str]) -> None:
-    """What a picture's user should know of it."""
+  def note(self, path: Path, notes: Sequence[str]) -> None:
+    """Shows what the user should know about a file."""
     for note in notes:
-      self._line(f'{shown_path(path)}: {one_line(note)}')
+      self._print_unless_quiet(f'{_shown(path)}: {one_line(note)}')
 
-  def fails(self, target: Target, text: str) -> None:
-    """A picture is not written: tells why, even if quiet."""
+  def fail(self, target: 'Target', text: str) -> None:
+    """Shows why a picture could not be denoised, even if quiet."""
     self.failed += 1
-    self._write(f'{COMMAND}: {text}')
-    self._advance(target)
+    self._print(f'{COMMAND}: {text}')
+    self._count(target)
 
-  def _line(self, text):
+  def _print_unless_quiet(self, text):
     if not self._quiet:
-      self._write(text)
+      self._print(text)
 
-  def _write(self, text):
+  def _print(self, text):
     if self._bar is None:
       print(text, file=sys.stderr, flush=True)
     else:
       self._bar.write(text, file=sys.stderr)
 
-  def _advance(self, target):
+  def _count(self, target):
     if self._bar is not None:
-      self._finished += self._pixels[target.source]
+      self._finished += self._megapixels[target.source]
       self._bar.update(self._finished - self._bar.n)
 
   def _show_bar(self, targets):
     from tqdm import tqdm
 
-    sizes = {target.source: _megapixels(target.source) for target in targets}
+    sizes = {target.source: _megapixels_by_header(target.source) for target in targets}
     known = [size for size in sizes.values() if size is not None]
-    typical = sum(known) / len(known) if known else 1.0
-    self._pixels = {source: typical if size is None else size for source, size in sizes.items()}
+    mean = sum(known) / len(known) if known else 1.0
+    self._megapixels = {source: mean if size is None else size for source, size in sizes.items()}
     self._bar = tqdm(
-      total=sum(self._pixels[target.source] for target in targets),
+      total=sum(self._megapixels[target.source] for target in targets),
       bar_format='{desc} {percentage:3.0f}%|{bar}| {n:.1f} of {total:.1f} megapixels, {remaining} left',
       file=sys.stderr,
       dynamic_ncols=True,
     )
 
 
-def _megapixels(path):
-  """By the file's header, None if it does not tell."""
+def _shown(path):
+  from sadnet_jax.images.reading import shown_path
+
+  return shown_path(path)
+
+
+def _megapixels_by_header(path):
+  """None if the file's header does not say."""
   from PIL import Image
 
   try:
-    # Opening a pipe would wait for its other end.
+    # Opening a pipe would block until its other end is opened.
     if path.is_file():
       with Image.open(path) as image:
         return image.width * image.height / _MEGA
-  # Whatever is wrong with it is told when it is read.
+  # Whatever is wrong with the file is reported when it is read.
   except Exception:
     return None
   return None

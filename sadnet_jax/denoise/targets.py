@@ -1,4 +1,4 @@
-"""Which pictures to denoise, and which file each goes into: settled before any work."""
+"""Which pictures to denoise, and the output file of each, all settled before any work is done."""
 
 from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
@@ -10,22 +10,23 @@ from sadnet_jax.images import PHOTOGRAPH_SUFFIXES, check_output
 from sadnet_jax.images.reading import shown_path as shown
 
 COMPARISON_SUFFIX = '.compare.png'
-# What pictures are called whose formats are not written: as an output none of them is meant as a folder.
+# Extensions of picture formats that are not written: an output with one of them is not meant as a folder.
 _OTHER_SUFFIXES = (
   '.apng', '.avif', '.cr2', '.cr3', '.dng', '.exr', '.gif', '.hdr', '.heic', '.heif', '.ico', '.jp2', '.jpe',
   '.jxl', '.mpo', '.nef', '.pbm', '.pdf', '.pgm', '.pnm', '.ppm', '.psd', '.raw', '.svg', '.tga',
 )  # fmt: skip
-_SHOWN = 3
+# Existing outputs that an error names.
+_NAMED_OUTPUTS = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """A picture and where it goes.
+  """A picture and its output files.
 
   Attributes:
     source: The file to read.
     output: The file to write.
-    comparison: The file for noisy and denoised beside each other, or None.
+    comparison: The file to write noisy and denoised side by side, or None.
   """
 
   source: Path
@@ -34,7 +35,7 @@ class Target:
 
   @property
   def files(self) -> tuple[Path, ...]:
-    """What is written."""
+    """All files to write."""
     return (self.output,) if self.comparison is None else (self.output, self.comparison)
 
 
@@ -49,29 +50,30 @@ def find_targets(
   """Finds the pictures and names their outputs; writes nothing.
 
   Args:
-    inputs: Files, folders, and patterns of ``glob`` (with ``**``); a name that exists is no pattern.
-      Below folders and patterns, pictures keep their place; hidden files, comparisons and what is below
-      the output folder do not count.
-    output: A file for one picture, or a folder: one that exists, or a name that ends in a separator or
-      not like a picture.
-    recursive: Take what is in subfolders of folders, too; links to folders are not followed.
-    compare: Name comparisons, too.
-    overwrite: Let outputs replace files, which inputs never are.
+    inputs: Files, folders, and ``glob`` patterns (with ``**``); an existing name is never a pattern.
+      Pictures found by folder or pattern keep their relative path in the output folder. Hidden files,
+      comparisons and everything below the output folder are skipped.
+    output: A file, for one picture; or a folder: an existing one, or a name that ends in a separator or
+      has no picture's extension.
+    recursive: Also search the subfolders of folders; links to folders are not followed.
+    compare: Also name comparisons.
+    overwrite: Allow outputs to replace existing files; inputs are never replaced.
 
   Raises:
-    ValueError: An output folder that cannot be written to, no picture at an input, two outputs of one
-      name, an output that is an input, or one that is there and not to be overwritten.
+    ValueError: The output folder is not writable, an input has no pictures, two pictures have the same
+      output, an output is an input, or an output exists and `overwrite` is False.
   """
   if not output:
-    raise ValueError('--output: got an empty name, want a file or a folder')
+    raise ValueError('--output is empty; name a file or a folder')
   folder = _is_folder(output)
   found = _unique(_find(inputs, recursive, os.path.realpath(output) if folder else None))
   if folder:
-    _check_can_be_written_to(Path(output))
-    targets = [Target(source, Path(output) / place) for source, place in found]
+    _check_writable(Path(output))
+    targets = [Target(source, Path(output) / relative) for source, relative in found]
   elif len(found) > 1:
     raise ValueError(
-      f'{shown(output)}: got one file for {len(found)} pictures, want a folder: {shown(output)}{os.sep}'
+      f'{shown(output)} is one file for {len(found)} pictures; to write into a folder, pass '
+      f'{shown(output)}{os.sep}'
     )
   else:
     check_output(Path(output), None)
@@ -81,7 +83,7 @@ def find_targets(
   _check_clashes(targets)
   _check_inputs_are_kept(targets)
   if not overwrite:
-    _check_nothing_is_there(targets)
+    _check_no_output_exists(targets)
   return targets
 
 
@@ -89,38 +91,40 @@ def _is_folder(output):
   if os.path.isdir(output):
     return True
   separators = tuple(filter(None, (os.sep, os.altsep)))
-  named_so = output.endswith(separators)
-  if os.path.lexists(output.rstrip(''.join(separators)) or output):
-    if named_so or not _ends_like_a_picture(output):
-      raise ValueError(f'{shown(output)}: got a file for a folder, want a new name or a folder that is there')
-    return False
-  return named_so or not _ends_like_a_picture(output)
+  means_folder = output.endswith(separators) or not _has_picture_suffix(output)
+  if means_folder and os.path.lexists(output.rstrip(''.join(separators)) or output):
+    raise _file_for_a_folder(output)
+  return means_folder
 
 
-def _check_can_be_written_to(folder):
-  there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-  if not os.path.isdir(there):
-    raise ValueError(f'{shown(there)}: got a file for a folder, want a new name or a folder that is there')
-  if not os.access(there, os.W_OK | os.X_OK):
-    raise ValueError(f'{shown(there)}: got a folder without permission to write, want another')
+def _check_writable(folder):
+  existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+  if not os.path.isdir(existing):
+    raise _file_for_a_folder(existing)
+  if not os.access(existing, os.W_OK | os.X_OK):
+    raise ValueError(f'no permission to write into the folder {shown(existing)}; choose another')
 
 
-def _ends_like_a_picture(name):
+def _file_for_a_folder(path):
+  return ValueError(f'{shown(path)} is a file, not a folder; choose an existing folder or a new name')
+
+
+def _has_picture_suffix(name):
   return Path(name).suffix.lower() in (*PHOTOGRAPH_SUFFIXES, *_OTHER_SUFFIXES)
 
 
 def _find(inputs: Sequence[str], recursive: bool, output: str | None) -> Iterator[tuple[Path, Path]]:
-  """Pictures and their places in the output folder."""
+  """Pictures and their paths relative to the output folder."""
   for text in inputs:
     if os.path.isdir(text):
       yield from _in_folder(text, recursive, output)
-    # As well a link that leads nowhere: when it is read, it fails alone.
+    # A broken link too: reading it fails later, and only for this picture.
     elif os.path.lexists(text):
       yield Path(text), Path(os.path.basename(text))
     elif glob.has_magic(text):
       yield from _by_pattern(text, output)
     else:
-      raise ValueError(f'{shown(text)}: got no such file or folder, want pictures')
+      raise ValueError(f'{shown(text)}: no such file or folder')
 
 
 def _in_folder(folder, recursive, output):
@@ -133,15 +137,15 @@ def _in_folder(folder, recursive, output):
     )
     if path == folder and not recursive:
       deeper, folders[:] = bool(folders), []
-    found += [Path(path, name) for name in sorted(names) if _counts(name)]
+    found += [Path(path, name) for name in sorted(names) if _is_input(name)]
   if not found:
-    hint = ', or --recursive for its subfolders' if deeper else ''
-    raise ValueError(f'{shown(folder)}: got no picture in it, want {", ".join(PHOTOGRAPH_SUFFIXES)}{hint}')
+    hint = '; pass --recursive to search its subfolders' if deeper else ''
+    raise ValueError(f'the folder {shown(folder)} has no pictures ({", ".join(PHOTOGRAPH_SUFFIXES)}){hint}')
   return [(path, path.relative_to(folder)) for path in found]
 
 
 def _refuse(error):
-  raise ValueError(f'{shown(error.filename)}: got a folder that cannot be read ({error.strerror})') from error
+  raise ValueError(f'cannot read the folder {shown(error.filename)}: {error.strerror}') from error
 
 
 def _by_pattern(pattern, output):
@@ -149,30 +153,30 @@ def _by_pattern(pattern, output):
   while glob.has_magic(fixed):
     fixed = os.path.dirname(fixed)
   rest = os.path.relpath(pattern, fixed or os.curdir)
-  # What ends in ** means files as well, which Python says differently by its version.
+  # A final ** also means files; pathlib agrees from Python 3.13 on.
   rest = os.path.join(rest, '*') if rest.endswith('**') else rest
   try:
-    # Not `glob.glob`, which goes round in circles of links.
+    # Not `glob.glob`, which follows circular links.
     paths = sorted(Path(fixed).glob(rest))
   except ValueError as error:
-    raise ValueError(f'{shown(pattern)}: got a pattern that is none ({error})') from error
+    raise ValueError(f'{shown(pattern)} is not a valid pattern: {error}') from error
   found = [
-    (path, place)
-    for path, place in ((path, Path(os.path.relpath(path, fixed or os.curdir))) for path in paths)
-    if _counts(path.name)
-    and not any(part.startswith('.') for part in place.parts)
+    (path, relative)
+    for path, relative in ((path, Path(os.path.relpath(path, fixed or os.curdir))) for path in paths)
+    if _is_input(path.name)
+    and not any(part.startswith('.') for part in relative.parts)
     and not path.is_dir()
     and not _is_below(path, output)
   ]
   if not found:
-    raise ValueError(f'{shown(pattern)}: got a pattern of no picture, want {", ".join(PHOTOGRAPH_SUFFIXES)}')
+    raise ValueError(f'no picture ({", ".join(PHOTOGRAPH_SUFFIXES)}) matches {shown(pattern)}')
   return found
 
 
-def _counts(name):
+def _is_input(name):
   lower = name.lower()
-  hidden_or_ours = lower.startswith('.') or lower.endswith(COMPARISON_SUFFIX)
-  return os.path.splitext(lower)[1] in PHOTOGRAPH_SUFFIXES and not hidden_or_ours
+  skipped = lower.startswith('.') or lower.endswith(COMPARISON_SUFFIX)
+  return os.path.splitext(lower)[1] in PHOTOGRAPH_SUFFIXES and not skipped
 
 
 def _is_below(path, folder):
@@ -180,12 +184,14 @@ def _is_below(path, folder):
 
 
 def _unique(found):
-  """Without pictures that were named twice and go to one place."""
-  return list({(os.path.abspath(source), place): (source, place) for source, place in found}.values())
+  """Drops repetitions of a picture with the same output."""
+  return list(
+    {(os.path.abspath(source), relative): (source, relative) for source, relative in found}.values()
+  )
 
 
 def _with_comparisons(targets):
-  """A comparison is called after the picture, with its ending where another's would be called the same."""
+  """Names comparisons by the output's stem, or by its full name where two outputs share a stem."""
   stems = [target.output.with_suffix('') for target in targets]
   named = []
   for target, stem in zip(targets, stems, strict=True):
@@ -201,8 +207,8 @@ def _check_clashes(targets):
       other = first.setdefault(os.path.abspath(file), target)
       if other is not target:
         raise ValueError(
-          f'{shown(file)}: got {shown(other.source)} and {shown(target.source)} for one output, want a name '
-          'for each: give them in separate runs, or the folder above them with --recursive'
+          f'{shown(other.source)} and {shown(target.source)} have the same output, {shown(file)}; denoise '
+          'them in separate runs, or pass the folder above them with --recursive'
         )
 
 
@@ -213,12 +219,12 @@ def _check_inputs_are_kept(targets):
     identity = _identity(file)
     if identity in sources:
       raise ValueError(
-        f'{shown(file)}: got the input {shown(sources[identity])} as an output, want another name or folder'
+        f'the output {shown(file)} is the input {shown(sources[identity])}; choose another name or folder'
       )
 
 
 def _identity(path):
-  """What a file is, by whatever name; None where there is none."""
+  """Device and inode, the same for all names of a file; None if it does not exist."""
   try:
     status = os.stat(path)
   except (OSError, ValueError):
@@ -226,14 +232,14 @@ def _identity(path):
   return status.st_dev, status.st_ino
 
 
-def _check_nothing_is_there(targets):
-  there = [file for file in _files(targets) if os.path.lexists(file)]
-  if there:
-    names = ', '.join(map(shown, there[:_SHOWN]))
-    more = f' and {len(there) - _SHOWN} more' if len(there) > _SHOWN else ''
-    raise ValueError(
-      f'{names}{more}: got outputs that are there, want another name or folder, or --overwrite'
-    )
+def _check_no_output_exists(targets):
+  existing = [file for file in _files(targets) if os.path.lexists(file)]
+  if existing:
+    names = ', '.join(map(shown, existing[:_NAMED_OUTPUTS]))
+    more = len(existing) - _NAMED_OUTPUTS
+    names += f' and {more} more' if more > 0 else ''
+    exist = 'exist' if len(existing) > 1 else 'exists'
+    raise ValueError(f'{names} already {exist}; choose another output or pass --overwrite')
 
 
 def _files(targets: Iterable[Target]) -> Iterator[Path]:

@@ -1,6 +1,5 @@
-"""How much memory there is, and how large a tile fits into it."""
+"""How many pixels a tile may have, so that denoising it fits into the device's free memory."""
 
-from collections.abc import Sequence
 import functools
 
 import jax
@@ -8,36 +7,44 @@ import jax
 from sadnet_jax.machine import free_host_bytes
 from sadnet_jax.nn.sadnet import SADNet
 
+# Pixels a tile may have, largest first. With the largest, 12 megapixels take less than 2 GiB on a CPU, and
+# tiles have at most 1.25 times the pixels of an image of up to 100 megapixels; with 640**2 they have 1.3 to
+# 1.55 times as many from 2 megapixels on.
+AREAS_PX = tuple(side**2 for side in (1504, 1280, 1024, 640, 512, 384, 256, 192, 128))
+# Largest where the device does not report its memory.
+_LARGEST_UNREPORTED_PX = 640**2
 # Share of the free memory that a tile may take.
 _SHARE = 0.5
-# A tile has as many pixels as a square of such a side; largest first. With the largest, 12 megapixels take
-# less than 2 GiB on a CPU, and tiles have at most 1.25 times the pixels of an image of up to 100 megapixels;
-# with 640 they have 1.3 to 1.55 times as many from 2 megapixels on.
-SIDES_PX = (1504, 1280, 1024, 640, 512, 384, 256, 192, 128)
-# Where the system does not tell how much memory there is.
-_LARGEST_UNTOLD_PX = 640
 
 
-def tile_sides(model: SADNet, device: jax.Device, least_px: int = 0) -> Sequence[int]:
-  """Sides of squares whose pixels fit into the device's free memory as a tile, largest first, in pixels.
+def tile_areas(model: SADNet, device: jax.Device, least_px: int = 0) -> tuple[int, ...]:
+  """The `AREAS_PX` whose tiles fit into half of the device's free memory.
 
-  The smallest of at least ``least_px`` is there in any case.
+  Args:
+    model: The network.
+    device: Where it runs.
+    least_px: Fewest pixels of a useful tile.
+
+  Returns:
+    Pixels a tile may have, largest first, all at least `least_px`. The smallest useful area is returned
+    even if it does not fit.
   """
+  useful = tuple(area for area in AREAS_PX if area >= least_px)
   free = _free_bytes(device)
-  usable = [side for side in SIDES_PX if side >= least_px]
   if free is None:
-    return [side for side in usable if side <= _LARGEST_UNTOLD_PX] or usable[-1:]
-  needed = bytes_per_pixel(model, device.platform)
-  return [side for side in usable if side**2 * needed <= _SHARE * free] or usable[-1:]
+    largest = _LARGEST_UNREPORTED_PX
+  else:
+    largest = int(_SHARE * free / bytes_per_pixel(model, device.platform))
+  return tuple(area for area in useful if area <= largest) or useful[-1:]
 
 
 def bytes_per_pixel(model: SADNet, platform: str) -> int:
-  """Temporary memory of the network for each pixel of an image, in float32; a little more than is measured.
+  """Temporary memory of the network per pixel of a float32 image; a little more than measured.
 
-  On a CPU, of a program compiled with `compiler_options`, these are some feature maps of scale 1; the
-  blocks of samples, some MiB that do not grow with the image, count as of 512x512. Elsewhere most of it
-  are the offsets and masks of scale 1, 27 values for each deformable group (`adaptive_conv`), which are
-  there twice; that is what XLA on a CPU makes of the accelerators' program, and not measured on one.
+  On a CPU, with `compiler_options`, it is a few feature maps of scale 1; the sampling blocks of a few MiB,
+  which do not grow with the image, are counted as for 512x512. Elsewhere most of it is the offsets and masks
+  of scale 1, 27 values for each deformable group (`ops.adaptive_conv`), held twice. That estimate is the
+  accelerator's program compiled for a CPU, not measured on an accelerator.
   """
   if not model.use_rsab:
     return round(4 * 4.5 * model.width)
@@ -50,10 +57,13 @@ def bytes_per_pixel(model: SADNet, platform: str) -> int:
 
 @functools.cache
 def compiler_options(platform: str) -> dict[str, str] | None:
-  """For `jax.jit` of the network: what makes its program take least memory; None where nothing does.
+  """Options for `jax.jit` that make the network's program take the least memory.
 
-  On a CPU, XLA orders a program so that much of it could run at once. Ordered for memory, the network takes
-  544 instead of 770 bytes a pixel of 512x512, and as long. An XLA that does not know the option gets none.
+  By default, XLA orders a CPU program for parallel execution. Ordered for memory, the network takes 544
+  instead of 770 bytes per pixel of 512x512, and no more time.
+
+  Returns:
+    None if there is nothing to set, or if this XLA version lacks the option.
   """
   if platform != 'cpu':
     return None
@@ -67,7 +77,7 @@ def compiler_options(platform: str) -> dict[str, str] | None:
 
 
 def _free_bytes(device: jax.Device) -> int | None:
-  """What is free of a device's memory, None where it does not tell."""
+  """Free memory of a device, None if it does not report it."""
   if device.platform == 'cpu':
     return free_host_bytes()
   stats = device.memory_stats() or {}

@@ -191,6 +191,11 @@ def param_shapes(model: SADNet) -> dict:
   return jax.eval_shape(model.init, jax.random.key(0), image)['params']
 
 
+def round_up(value: int, multiple: int) -> int:
+  """The smallest multiple that is not less than the value; also for arrays and symbolic sizes."""
+  return -(-value // multiple) * multiple
+
+
 def pad_to_multiple(x: jax.Array | np.ndarray, multiple: int) -> jax.Array | np.ndarray:
   """Extends height and width at the bottom and right to a multiple.
 

@@ -22,9 +22,11 @@ def denoiser():
 
 def test_compiling_for_an_image_denoises_one_tile_of_it(denoiser, monkeypatch):
   runs = []
-  network = denoiser._network
-  monkeypatch.setattr(denoiser, '_network', lambda noisy: runs.append(noisy.shape) or network(noisy))
-  wide = (8, denoiser._fitting_sides[0] ** 2 // 8 + 40, 3)
+  apply = denoiser.network.apply
+  counted = lambda params, noisy: runs.append(noisy.shape) or apply(params, noisy)  # noqa: E731
+  monkeypatch.setattr(denoiser.network, 'apply', counted)
+  # The smallest tile that is useful with the default overlap has 192**2 pixels.
+  wide = (8, 192**2 // 8 + 40, 3)
   plan = image_size.tiles_of(denoiser, np.zeros(wide, np.uint8))
   assert plan.tiles == 2
   assert runs == [(1, *plan.tile_size, 3)]

@@ -36,7 +36,7 @@ def test_tiles_give_what_the_whole_image_does(weights, sigma_255):
   """Two times two, which overlap by the default."""
   noisy = with_noise(photograph(392, 392), sigma_255)
   whole = Denoiser.from_pretrained(weights)
-  by_tiles = Denoiser(whole.model, whole._params, tile_px=256)
+  by_tiles = Denoiser(whole.model, whole.params, tile_px=256)
   seen = []
   difference = by_tiles(noisy, progress=lambda done, total: seen.append(total)) - whole(noisy)
   assert seen == [4] * 4
@@ -45,7 +45,7 @@ def test_tiles_give_what_the_whole_image_does(weights, sigma_255):
 
 def test_without_overlap_there_would_be_seams(denoiser):
   noisy = with_noise(photograph(160, 384), 25)
-  by_tiles = Denoiser(denoiser.model, denoiser._params, tile_px=192, overlap_px=0)
+  by_tiles = Denoiser(denoiser.model, denoiser.params, tile_px=192, overlap_px=0)
   assert np.abs(by_tiles(noisy) - denoiser(noisy)).max() > 10 * LEVEL
 
 
@@ -88,6 +88,6 @@ def test_saturated_colours_stay(denoiser):
 def test_the_ensemble_is_not_worse(denoiser):
   clean = photograph(96, 96)
   noisy = with_noise(clean, 40)
-  ensemble = Denoiser(denoiser.model, denoiser._params, ensemble=True)
+  ensemble = Denoiser(denoiser.model, denoiser.params, ensemble=True)
   error = [np.mean((d(noisy) - clean) ** 2) for d in (denoiser, ensemble)]
   assert error[1] < error[0]

@@ -20,7 +20,7 @@ def test_a_command_that_is_stopped_leaves_whole_files_only(folder, weights, numb
   _, rest = finish(process, succeeds=False)
   assert process.returncode == status
   lines = [first, *rest.splitlines()]
-  ends = ['sadnet-denoise: interrupted: what is written is complete'] * (number == signal.SIGINT)
+  ends = ['sadnet-denoise: interrupted; all written pictures are complete'] * (number == signal.SIGINT)
   assert lines[len(lines) - len(ends) :] == ends
   done = lines[: len(lines) - len(ends)]
   assert all(' -> ' in line for line in done)

@@ -41,7 +41,7 @@ def test_a_terminal_shows_how_far_it_is(folder, weights, monkeypatch, capsys):
   assert any('a.png ' in part for part in shown)
   assert '100%|' in shown[-1]
   assert any(part.startswith('in/a.png -> out/a.png  40x40, ') for part in parts)
-  assert any(part.startswith('sadnet-denoise: in/c.png: got ') for part in parts)
+  assert any(part.startswith('sadnet-denoise: in/c.png: ') for part in parts)
 
 
 def test_progress_is_by_pixels(folder, monkeypatch):
@@ -54,14 +54,14 @@ def test_progress_is_by_pixels(folder, monkeypatch):
     bar = report._bar
     # The third counts as much as the others do in the mean, for nothing is known of it.
     assert bar.total == pytest.approx(0.006)
-    report.goes_on(targets[0], 1, 4)
+    report.advance(targets[0], 1, 4)
     assert bar.n == pytest.approx(0.0005)
-    report.ends(targets[0], width=50, height=40, seconds=1)
+    report.finish(targets[0], width=50, height=40, seconds=1)
     assert bar.n == pytest.approx(0.002)
     # It is another picture than its header said.
-    report.has_size(targets[1], 200, 20)
+    report.set_size(targets[1], 200, 20)
     assert bar.total == pytest.approx(0.008)
-    report.fails(targets[1], 'b.png: got this')
+    report.fail(targets[1], 'b.png: got this')
     assert bar.n == pytest.approx(0.006)
   assert report.failed == 1
   assert Report(targets, quiet=True)._bar is None

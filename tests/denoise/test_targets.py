@@ -82,6 +82,6 @@ def test_comparisons_have_names_of_their_own(folder):
 def test_a_folder_that_cannot_be_written_to_is_refused(folder, monkeypatch):
   picture(folder / 'a.png', size=(8, 8))
   monkeypatch.setattr(os, 'access', lambda path, mode: False)
-  with pytest.raises(ValueError, match='got a folder without permission to write, want another'):
+  with pytest.raises(ValueError, match=r'no permission to write into the folder \.; choose another'):
     find_targets(['a.png'], 'out/deep')
   assert not (folder / 'out').exists()

@@ -1,3 +1,5 @@
+"""How large tiles may be: the estimate against compiled networks, and what follows from free memory."""
+
 import math
 import types
 
@@ -5,115 +7,98 @@ import jax
 import numpy as np
 import pytest
 
-from sadnet_jax import machine
 from sadnet_jax.denoise import denoiser, tile_memory
-from sadnet_jax.denoise.tiling import LONGEST_SIDE_PX, plan_tiles_of_area
+from sadnet_jax.denoise.tiling import LONGEST_SIDE_PX, plan_tiles_by_area
 from sadnet_jax.nn.sadnet import SADNet
-from sadnet_jax.ops import platform
-from sadnet_jax.ops.platform import blocks_for
-from tests.support.small_networks import SMALL, param_shapes
+from tests.support.small_networks import param_shapes
 
+MODEL = SADNet()
+# They make compiling three times faster and leave the program's memory as it is.
+QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
 # Of 12 megapixels on a CPU.
-PHOTOGRAPH_TILE = plan_tiles_of_area(
-  3000, 4000, tile_memory.SIDES_PX[0] ** 2, denoiser.OVERLAP_PX, denoiser._HEIGHT_COST
-).tile_size
+PHOTOGRAPH_TILE = plan_tiles_by_area(3000, 4000, tile_memory.AREAS_PX[0], denoiser.OVERLAP_PX, 1 / 5000)
 
 
-def device(platform='gpu', **stats):
-  return types.SimpleNamespace(platform=platform, memory_stats=lambda: stats)
+def compiled_bytes(model, size=(512, 512), platform='cpu'):
+  """Temporary memory of the denoiser's program for a platform, as a CPU compiles it: the best available."""
+  device = types.SimpleNamespace(platform=platform)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(jax, 'device_put', lambda params, device: params)
+    network = denoiser.CompiledNetwork(model, {}, device)
+  image = jax.ShapeDtypeStruct((1, *size, 3), np.float32)
+  compiled = network.apply.lower(param_shapes(model), image).compile(compiler_options=QUICK)
+  return compiled.memory_analysis().temp_size_in_bytes
 
 
-def compile_for(platform, model, image):
-  jitted = jax.jit(model.apply, compiler_options=tile_memory.compiler_options(platform))
-  return jitted.lower({'params': param_shapes(model)}, image).compile()
-
-
-@pytest.mark.parametrize('platform', ['cpu', 'cuda'])
-@pytest.mark.parametrize('fields', [{}, SMALL, {'use_rsab': False}, {'width': 16, 'deformable_groups': 4}])
+@pytest.mark.parametrize(
+  ('fields', 'platform'),
+  [
+    ({}, 'cpu'),
+    ({}, 'cuda'),
+    ({'use_rsab': False}, 'cpu'),
+    ({'width': 16, 'deformable_groups': 4}, 'cpu'),
+    ({'width': 16, 'deformable_groups': 4}, 'cuda'),
+  ],
+)
 def test_the_estimate_is_a_little_more_than_the_compiled_network_takes(fields, platform):
   model = SADNet(**fields)
-  image = jax.ShapeDtypeStruct((1, 512, 512, 3), np.float32)
-  # What a CPU makes of the accelerator's program: no more can be had here.
-  with blocks_for(platform):
-    compiled = compile_for(platform, model, image)
-  measured = compiled.memory_analysis().temp_size_in_bytes / 512**2
+  tile_memory.compiler_options('cpu')
+  measured = compiled_bytes(model, platform=platform) / 512**2
   assert measured < tile_memory.bytes_per_pixel(model, platform) < 1.3 * measured
 
 
-@pytest.mark.parametrize('size', [PHOTOGRAPH_TILE, (8, LONGEST_SIDE_PX), (LONGEST_SIDE_PX, 24)])
+@pytest.mark.parametrize('size', [PHOTOGRAPH_TILE.tile_size, (8, LONGEST_SIDE_PX), (LONGEST_SIDE_PX, 24)])
 def test_the_estimate_holds_for_flat_and_for_high_tiles(size):
-  model = SADNet()
-  image = jax.ShapeDtypeStruct((1, *size, 3), np.float32)
-  compiled = compile_for('cpu', model, image)
-  # Blocks of samples are as large for few pixels as for many.
-  measured = compiled.memory_analysis().temp_size_in_bytes - platform._BLOCK_BYTES_CPU
-  assert measured / math.prod(size) < 1.2 * tile_memory.bytes_per_pixel(model, 'cpu')
+  tile_memory.compiler_options('cpu')
+  # Blocks of samples, 4 MiB on a CPU, are as large for few pixels as for many.
+  measured = compiled_bytes(MODEL, size) - 4 * 2**20
+  assert measured / math.prod(size) < 1.2 * tile_memory.bytes_per_pixel(MODEL, 'cpu')
 
 
-def test_on_a_processor_a_480x320_image_takes_less_than_220_megabytes():
-  model = SADNet()
-  image = jax.ShapeDtypeStruct((1, 320, 480, 3), np.float32)
-  compiled = jax.jit(model.apply).lower({'params': param_shapes(model)}, image).compile()
-  assert compiled.memory_analysis().temp_size_in_bytes < 220e6
-
-
-def test_an_option_that_this_xla_does_not_know_is_left_out(monkeypatch):
-  jit = jax.jit
-  monkeypatch.setattr(jax, 'jit', lambda f, compiler_options: jit(f, compiler_options={'xla_no_such': '1'}))
-  assert tile_memory.compiler_options.__wrapped__('cpu') is None
-  monkeypatch.undo()
-  assert tile_memory.compiler_options.__wrapped__('cpu')
-
-
-def test_without_the_option_the_estimate_holds_too(monkeypatch):
+def test_the_estimate_holds_for_an_xla_without_the_option(monkeypatch):
   monkeypatch.setattr(tile_memory, 'compiler_options', lambda platform: None)
-  model = SADNet()
-  image = jax.ShapeDtypeStruct((1, 512, 512, 3), np.float32)
-  measured = compile_for('cpu', model, image).memory_analysis().temp_size_in_bytes / 512**2
-  assert measured < tile_memory.bytes_per_pixel(model, 'cpu') < 1.3 * measured
+  measured = compiled_bytes(MODEL) / 512**2
+  assert measured < tile_memory.bytes_per_pixel(MODEL, 'cpu') < 1.3 * measured
 
 
-def test_tiles_take_at_most_half_of_what_is_free():
-  model = SADNet()
-  gigabyte = 2**30
-  for free in (gigabyte // 4, gigabyte, 4 * gigabyte, 80 * gigabyte):
-    sides = tile_memory.tile_sides(model, device(bytes_limit=free + 1000, bytes_in_use=1000))
-    largest = sides[0]
-    assert largest**2 * tile_memory.bytes_per_pixel(model, 'gpu') <= free / 2
-    assert list(sides) == sorted(sides, reverse=True)
-    assert sides[-1] == 128
-  assert largest == 1504
+def test_an_option_unknown_to_xla_is_not_used(monkeypatch):
+  jit, uncached = jax.jit, tile_memory.compiler_options.__wrapped__
+  assert uncached('cpu')
+  monkeypatch.setattr(jax, 'jit', lambda f, compiler_options: jit(f, compiler_options={'xla_no_such': '1'}))
+  assert uncached('cpu') is None
 
 
-def test_tiles_are_no_smaller_than_they_have_to_be():
-  small = device(bytes_limit=1000, bytes_in_use=999)
-  assert list(tile_memory.tile_sides(SADNet(), small, 200)) == [256]
+def device(**stats):
+  return types.SimpleNamespace(platform='gpu', memory_stats=lambda: stats)
 
 
-def test_the_smallest_tile_is_tried_in_any_case():
-  assert list(tile_memory.tile_sides(SADNet(), device(bytes_limit=1000, bytes_in_use=999))) == [128]
+def test_tiles_take_at_most_half_of_the_free_memory():
+  for free in (2**28, 2**30, 2**32, 80 * 2**30):
+    areas = tile_memory.tile_areas(MODEL, device(bytes_limit=free + 1000, bytes_in_use=1000))
+    assert areas[0] * tile_memory.bytes_per_pixel(MODEL, 'gpu') <= free / 2
+    assert list(areas) == sorted(areas, reverse=True)
+    assert areas[-1] == 128**2
+  assert areas[0] == 1504**2
 
 
-def test_a_device_that_does_not_tell_gets_moderate_tiles():
-  assert tile_memory.tile_sides(SADNet(), device())[0] == 640
-  assert list(tile_memory.tile_sides(SADNet(), device(), 700)) == [1024]
+@pytest.mark.parametrize(
+  ('stats', 'least_px', 'areas'),
+  [
+    # The smallest useful tile is tried in any case.
+    ({'bytes_limit': 1000, 'bytes_in_use': 999}, 0, (128**2,)),
+    ({'bytes_limit': 1000, 'bytes_in_use': 999}, 200**2, (256**2,)),
+    # A device that does not report its memory gets moderate tiles.
+    ({}, 500**2, (640**2, 512**2)),
+    ({}, 700**2, (1024**2,)),
+  ],
+)
+def test_tiles_are_no_smaller_than_useful(stats, least_px, areas):
+  assert tile_memory.tile_areas(MODEL, device(**stats), least_px) == areas
 
 
-def test_the_processor_has_the_memory_of_the_machine(monkeypatch):
+def test_a_cpu_has_the_memory_of_the_machine(monkeypatch):
   cpu = jax.local_devices()[0]
-  free = machine.free_host_bytes()
-  assert free is None or 2**20 < free < 2**46
   monkeypatch.setattr(tile_memory, 'free_host_bytes', lambda: 100 * 2**30)
-  assert tile_memory.tile_sides(SADNet(), cpu)[0] == 1504
+  assert tile_memory.tile_areas(MODEL, cpu)[0] == 1504**2
   monkeypatch.setattr(tile_memory, 'free_host_bytes', lambda: 2**29)
-  assert tile_memory.tile_sides(SADNet(), cpu)[0] < 640
-
-
-def test_the_limit_of_a_container_counts(tmp_path):
-  assert tile_memory._free_of_group(tmp_path) is None
-  (tmp_path / 'memory.max').write_text('1000\n')
-  (tmp_path / 'memory.current').write_text('700\n')
-  (tmp_path / 'memory.stat').write_text('anon 500\ninactive_file 150\n')
-  assert tile_memory._free_of_group(tmp_path) == 450
-  (tmp_path / 'memory.max').write_text('max\n')
-  assert tile_memory._free_of_group(tmp_path) is None
+  assert tile_memory.tile_areas(MODEL, cpu)[0] < 640**2

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from sadnet_jax.denoise.tiling import LONGEST_SIDE_PX, RAMP_PX, blend_tiles, plan_tiles, plan_tiles_of_area
+from sadnet_jax.denoise.tiling import LONGEST_SIDE_PX, RAMP_PX, blend_tiles, plan_tiles, plan_tiles_by_area
 
 LENGTHS = (1, 7, 8, 31, 63, 64, 65, 72, 97, 128, 129, 200, 255, 601, 3001)
 TILES_AND_OVERLAPS = ((640, 80), (96, 80), (128, 64), (104, 40), (64, 8), (64, 3), (64, 0), (32, 16))
@@ -31,7 +31,7 @@ def test_tiles_cover_an_axis_with_weights_that_add_up_to_one(length_px, tile_px,
 
 @pytest.mark.parametrize(('tile_px', 'overlap_px'), TILES_AND_OVERLAPS)
 @pytest.mark.parametrize('length_px', LENGTHS)
-def test_neighbours_overlap_by_what_was_wanted_with_the_fewest_tiles(length_px, tile_px, overlap_px):
+def test_neighbours_overlap_enough_with_the_fewest_tiles(length_px, tile_px, overlap_px):
   plan = axis(length_px, tile_px, overlap_px)
   overlaps = [a + plan.tile_px - b for a, b in zip(plan.starts, plan.starts[1:], strict=False)]
   assert min(overlaps, default=overlap_px) >= overlap_px
@@ -51,19 +51,19 @@ def test_margins_have_no_weight():
   np.testing.assert_allclose(ramp, (np.arange(RAMP_PX) + 0.5) / RAMP_PX)
 
 
-def test_tiles_shrink_where_as_many_smaller_ones_do():
+def test_tiles_shrink_if_that_takes_no_more_of_them():
   assert axis(700, 640, 80).tile_px == 392
   assert plan_tiles(700, 300, 640, 80).tile_size == (392, 304)
 
 
-def test_the_wanted_overlap_is_rounded_up_to_a_multiple_of_8():
+def test_the_overlap_is_rounded_up_to_a_multiple_of_8():
   assert axis(3001, 640, 73) == axis(3001, 640, 80)
 
 
 @pytest.mark.parametrize(
   ('size', 'tile_px', 'overlap_px'), [((97, 210), 64, 24), ((40, 333), 64, 16), ((20, 20), 64, 16)]
 )
-def test_blending_what_was_not_changed_gives_the_image_back(size, tile_px, overlap_px):
+def test_blending_unchanged_tiles_gives_the_image_back(size, tile_px, overlap_px):
   plan = plan_tiles(*size, tile_px, overlap_px)
   padded = (plan.rows.length_px, plan.columns.length_px)
   image = np.random.default_rng(0).uniform(size=(*padded, 2)).astype(np.float32)
@@ -82,7 +82,7 @@ def test_blending_what_was_not_changed_gives_the_image_back(size, tile_px, overl
   assert sizes == {plan.tile_size}
 
 
-def test_a_tile_passes_into_the_next_without_a_step():
+def test_a_tile_fades_into_the_next_without_a_step():
   plan = plan_tiles(8, 1160, 640, 80)
   width = plan.columns.tile_px
   tiles = iter([np.zeros((8, width, 1), np.float32), np.ones((8, width, 1), np.float32)])
@@ -96,16 +96,15 @@ def test_a_tile_passes_into_the_next_without_a_step():
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    ((0, 5, 64, 8), 'image: got 5x0 pixels, want at least 1x1'),
-    ((5, 5, 60, 8), 'tile_px: got 60, want a positive multiple of 8'),
-    ((5, 5, 0, 8), 'tile_px: got 0, want a positive multiple of 8'),
-    ((5, 500, 64, 56), 'overlap_px: got 56 for tiles of 64, want from 0 to 48'),
-    ((5, 500, 64, 49), 'overlap_px: got 49 for tiles of 64, want from 0 to 48'),
-    ((5, 500, 64, -8), 'overlap_px: got -8 for tiles of 64'),
-    ((5, 500, 8, 0), 'overlap_px: got 0 for tiles of 8, want from 0 to 0'),
+    ((0, 5, 64, 8), 'the image must have at least 1x1 pixels, not 5x0'),
+    ((5, 500, 60, 8), 'tile_px must be a multiple of 8, at least 16, not 60'),
+    ((5, 500, 8, 0), 'tile_px must be a multiple of 8, at least 16, not 8'),
+    ((5, 500, 64, 56), 'overlap_px must be a whole number from 0 to 48 for tiles of 64 pixels, not 56'),
+    ((5, 500, 64, 49), 'from 0 to 48 for tiles of 64 pixels, not 49'),
+    ((5, 500, 64, -8), 'from 0 to 48 for tiles of 64 pixels, not -8'),
   ],
 )
-def test_what_no_tiling_has_is_refused(arguments, message):
+def test_tiles_that_cover_nothing_are_refused(arguments, message):
   with pytest.raises(ValueError, match=message):
     plan_tiles(*arguments)
 
@@ -124,7 +123,7 @@ def test_what_no_tiling_has_is_refused(arguments, message):
   ],
 )
 def test_tiles_of_an_area_are_as_high_and_wide_as_is_least_work(size, side_px, tile_size, tiles):
-  plan = plan_tiles_of_area(*size, side_px**2, 80)
+  plan = plan_tiles_by_area(*size, side_px**2, 80)
   assert plan.tile_size == tile_size
   assert plan.tiles == tiles
 
@@ -140,7 +139,7 @@ def test_tiles_of_an_area_are_as_high_and_wide_as_is_least_work(size, side_px, t
   ],
 )
 def test_tiles_are_flat_where_height_costs(size, tile_size):
-  assert plan_tiles_of_area(*size, 1280**2, 80, 1 / 5000).tile_size == tile_size
+  assert plan_tiles_by_area(*size, 1280**2, 80, 1 / 5000).tile_size == tile_size
 
 
 @pytest.mark.parametrize('height_cost', [0, 1 / 5000, 1 / 100])
@@ -149,7 +148,7 @@ def test_tiles_of_an_area_are_those_of_least_work_of_all(height_cost):
   rng = np.random.default_rng(0)
   for _ in range(40):
     height, width, side, overlap = *rng.integers(1, 400, 2), 8 * rng.integers(12, 20), 8 * rng.integers(0, 9)
-    found = plan_tiles_of_area(height, width, side**2, overlap, height_cost)
+    found = plan_tiles_by_area(height, width, side**2, overlap, height_cost)
     if found.tiles == 1:
       assert found.pixels <= side**2
       continue
@@ -169,7 +168,7 @@ def test_tiles_of_an_area_cover_any_image():
   for _ in range(300):
     height, width = (int(10 ** rng.uniform(0, 4)) for _ in range(2))
     side, overlap = (128, 640, 1280)[rng.integers(3)], int(rng.integers(0, 112))
-    plan = plan_tiles_of_area(height, width, side**2, overlap, 1 / 5000)
+    plan = plan_tiles_by_area(height, width, side**2, overlap, 1 / 5000)
     assert plan.tile_size[0] * plan.tile_size[1] <= side**2
     assert max(plan.tile_size) <= LONGEST_SIDE_PX
     for axis_, length in ((plan.rows, height), (plan.columns, width)):
@@ -182,13 +181,13 @@ def test_tiles_of_an_area_cover_any_image():
       np.testing.assert_allclose(weights, 1, atol=1e-6)
 
 
-def test_very_long_images_are_planned_at_once():
+def test_very_long_images_are_planned_quickly():
   start = time.perf_counter()
   for size in ((4_000_000, 1), (1, 4_000_000), (100_000, 200), (65_500, 800), (20_000, 25_000)):
-    assert plan_tiles_of_area(*size, 1280**2, 80, 1 / 5000).tiles > 1
+    assert plan_tiles_by_area(*size, 1280**2, 80, 1 / 5000).tiles > 1
   assert time.perf_counter() - start < 10
 
 
 def test_areas_too_small_for_the_overlap_are_refused():
-  with pytest.raises(ValueError, match='overlap_px: got 56 for tiles of 64, want from 0 to 48'):
-    plan_tiles_of_area(5, 5000, 64**2, 56)
+  with pytest.raises(ValueError, match='from 0 to 48 for tiles of 64 pixels, not 56'):
+    plan_tiles_by_area(5, 5000, 64**2, 56)
