@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import os
 from pathlib import Path
-import tempfile
 import time
 from typing import Any
 
@@ -13,8 +12,8 @@ import numpy as np
 from sadnet_jax.denoise import interruption
 from sadnet_jax.denoise.denoiser import Denoiser
 from sadnet_jax.denoise.report import Report
-from sadnet_jax.denoise.targets import Target
-from sadnet_jax.files import one_line
+from sadnet_jax.denoise.targets import Target, file_identity
+from sadnet_jax.files import one_line, replacing
 from sadnet_jax.images import Metadata, Photograph, check_output, read_photograph, upright, write_photograph
 from sadnet_jax.images.arrays import side_by_side
 from sadnet_jax.images.reading import shown_path
@@ -151,15 +150,13 @@ class Outputs:
   def __init__(self, *, overwrite: bool):
     """Replaces existing files if `overwrite`, except those it has written itself."""
     self._overwrite = overwrite
-    self._written: set[tuple[int, int]] = set()
+    self._written: set[tuple[int, int] | None] = set()
 
   def check(self, path: Path) -> None:
     """Raises ValueError if the path is already taken."""
-    try:
-      status = path.lstat()
-    except FileNotFoundError:
+    if not os.path.lexists(path):
       return
-    if (status.st_dev, status.st_ino) in self._written:
+    if file_identity(path) in self._written:
       raise ValueError(
         f'{shown_path(path)} is the output of another picture on this file system; rename one of them'
       )
@@ -175,33 +172,16 @@ class Outputs:
     Raises:
       ValueError: The path is taken, perhaps only since `check`, or the file cannot be written.
     """
-    # A temporary folder allows a short file name, however long the output's is, and hides the unfinished
-    # picture from other programs.
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix='.sadnet-') as folder:
-      temporary = Path(folder, f'picture{path.suffix}')
-      try:
+    try:
+      with replacing(path, overwrite=self._overwrite) as temporary:
         notes = write_photograph(temporary, photograph)
-      except ValueError as error:
-        raise ValueError(str(error).replace(shown_path(temporary), shown_path(path))) from error
-      self.check(path)
-      if self._overwrite:
-        temporary.replace(path)
-      else:
-        _move_to_new(temporary, path)
-    status = path.lstat()
-    self._written.add((status.st_dev, status.st_ino))
+        self.check(path)
+    except FileExistsError as error:
+      raise _already_exists(path) from error
+    except ValueError as error:
+      raise ValueError(str(error).replace(shown_path(temporary), shown_path(path))) from error
+    self._written.add(file_identity(path))
     return notes
-
-
-def _move_to_new(temporary, path):
-  try:
-    # Unlike renaming, linking fails if the file exists, even if it was created a moment ago.
-    os.link(temporary, path)
-  except FileExistsError as error:
-    raise _already_exists(path) from error
-  except OSError:
-    # This file system has no hard links. `check` has just seen that the path is free.
-    temporary.rename(path)
 
 
 def _already_exists(path):

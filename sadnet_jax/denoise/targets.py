@@ -213,18 +213,18 @@ def _check_clashes(targets):
 
 
 def _check_inputs_are_kept(targets):
-  sources = {_identity(target.source): target.source for target in targets}
+  sources = {file_identity(target.source): target.source for target in targets}
   sources.pop(None, None)
   for file in _files(targets):
-    identity = _identity(file)
+    identity = file_identity(file)
     if identity in sources:
       raise ValueError(
         f'the output {shown(file)} is the input {shown(sources[identity])}; choose another name or folder'
       )
 
 
-def _identity(path):
-  """Device and inode, the same for all names of a file; None if it does not exist."""
+def file_identity(path: Path) -> tuple[int, int] | None:
+  """Device and inode, the same for all names of a file and links to it; None if it does not exist."""
   try:
     status = os.stat(path)
   except (OSError, ValueError):

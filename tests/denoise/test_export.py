@@ -118,7 +118,6 @@ def test_memory_holds_one_block_of_samples_at_a_time():
   noisy = jax.ShapeDtypeStruct((1, 192, 192, 3), np.float32)
   exported = export_denoiser(model, random_variables(model)['params'], platforms=['cpu'])
   compiled = fast_jit(exported.call).lower(noisy).compile()
-  print(compiled.memory_analysis().temp_size_in_bytes/(64*192*192*4))
   features = 64 * 192 * 192 * 4
   assert compiled.memory_analysis().temp_size_in_bytes < 6 * features
 
