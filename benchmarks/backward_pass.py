@@ -29,7 +29,7 @@ from benchmarks import common
 from benchmarks.limits import DEFORMABLE_GROUPS, TAPS, deform_conv_cost
 from benchmarks.paper_deform_conv import paper_deform_conv
 from sadnet_jax.ops import deform_conv
-from sadnet_jax.ops.platform import block_pixels_for, blocks_for
+from sadnet_jax.ops.platform import choose_block_pixels, target_platform
 
 SHAPES = ((4, 128, 128, 32), (1, 320, 480, 32))
 
@@ -51,7 +51,7 @@ def random_inputs(shape: tuple[int, int, int, int]) -> list[jax.Array]:
 def compile_both(inputs: list[jax.Array]) -> dict[str, jax.stages.Compiled]:
   """The gradients by hand and by JAX, compiled for these inputs."""
   n, h, w, c = inputs[0].shape
-  block_pixels = block_pixels_for(n * h * w, 4 * TAPS * c)
+  block_pixels = choose_block_pixels(n * h * w, 4 * TAPS * c)
 
   def gradients(x, offset, mask, kernel, dy):
     forward = functools.partial(paper_deform_conv, block_pixels=block_pixels)
@@ -60,7 +60,7 @@ def compile_both(inputs: list[jax.Array]) -> dict[str, jax.stages.Compiled]:
   by_hand = jax.jit(gradients).lower(*inputs).compile()
   # The same forward pass without its custom derivative.
   plain = deform_conv.deform_conv_by_blocks.fun
-  with mock.patch.object(deform_conv, 'deform_conv_by_blocks', plain), blocks_for('cuda'):
+  with mock.patch.object(deform_conv, 'deform_conv_by_blocks', plain), target_platform('cuda'):
     # A function of its own, so that JAX does not reuse the trace of the first.
     automatic = jax.jit(lambda *inputs: gradients(*inputs)).lower(*inputs).compile()
   return {'by_hand': by_hand, 'autodiff': automatic}

@@ -39,7 +39,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-  """Imports a name when it is first asked for: JAX takes a second, and not all that is here needs it."""
+  """Imports public names on first use, so that importing the package does not import JAX."""
   if name == 'pretrained':
     return importlib.import_module(f'{__name__}.{name}')
   if name not in _MODULES:

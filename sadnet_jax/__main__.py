@@ -1,4 +1,4 @@
-"""``python -m sadnet_jax``: the same as the command sadnet-denoise."""
+"""``python -m sadnet_jax`` runs the command sadnet-denoise."""
 
 import sys
 

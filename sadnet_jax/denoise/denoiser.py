@@ -26,7 +26,7 @@ from sadnet_jax.denoise.tiling import (
 )
 from sadnet_jax.files import one_line
 from sadnet_jax.nn.sadnet import STRIDE, SADNet, pad_to_multiple, round_up
-from sadnet_jax.ops.platform import blocks_for
+from sadnet_jax.ops.platform import target_platform
 from sadnet_jax.weights import loading
 
 # With this overlap, tiles and the whole image differ by less than 1/255 with the published weights:
@@ -325,7 +325,7 @@ class CompiledNetwork:
 
 def _apply(model, platform, params, noisy):
   # The device need not be of JAX's default platform.
-  with blocks_for(platform):
+  with target_platform(platform):
     return model.apply({'params': params}, noisy)
 
 

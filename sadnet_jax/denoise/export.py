@@ -28,7 +28,7 @@ import jax.numpy as jnp
 
 from sadnet_jax.files import one_line, replacing
 from sadnet_jax.nn.sadnet import SCALES, STRIDE, SADNet, pad_to_multiple
-from sadnet_jax.ops.platform import blocks_for
+from sadnet_jax.ops.platform import target_platform
 from sadnet_jax.weights import loading
 
 SUFFIX = '.stablehlo'
@@ -174,7 +174,7 @@ def load_denoiser(path: str | Path) -> ExportedDenoiser:
 
 
 def _denoise(model, platform, params, noisy):
-  with blocks_for(platform):
+  with target_platform(platform):
     return model.apply({'params': params}, noisy)
 
 

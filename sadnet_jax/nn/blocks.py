@@ -1,7 +1,7 @@
 """The blocks of SADNet (Chang et al., ECCV 2020), as Flax Linen modules.
 
 Layout is NHWC everywhere. Every convolution has a bias, the activation is leaky
-ReLU with slope 0.2, and nothing is normalised.
+ReLU with slope 0.2, and there are no normalisation layers.
 """
 
 from collections.abc import Sequence
@@ -12,17 +12,17 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from sadnet_jax.nn.layers import Conv, DeformConv, Dtype, FusionConv
-from sadnet_jax.ops.adaptive_conv import adaptive_conv2d, deform_conv2d_as_predicted, predict_offsets
+from sadnet_jax.nn.layers import Conv, DeformConv, Dtype, FusionConv, OffsetMaskConv
+from sadnet_jax.ops import adaptive_conv2d, deform_conv2d_packed
 
 Order = Literal['deform_first', 'deform_last']
 OffsetInit = Literal['zeros', 'xavier']
 
 
 def check_option(name: str, value: str, options: Any) -> None:
-  """Raises ValueError unless the value is one of those of a Literal type."""
+  """Raises ValueError unless the value is one of a Literal type's values."""
   if value not in get_args(options):
-    raise ValueError(f'{name}: got {value!r}, want one of {get_args(options)}')
+    raise ValueError(f'{name} must be one of {get_args(options)}, not {value!r}')
 
 
 def leaky_relu(x: jax.Array) -> jax.Array:
@@ -37,7 +37,7 @@ def upsample_2x(x: jax.Array) -> jax.Array:
     x: [N, H, W, C].
 
   Returns:
-    [N, 2 * H, 2 * W, C], as PyTorch's ``interpolate(scale_factor=2,
+    [N, 2 * H, 2 * W, C], equal to PyTorch's ``interpolate(scale_factor=2,
     mode='bilinear', align_corners=False)``.
   """
   for axis in (1, 2):
@@ -59,8 +59,8 @@ class ResBlock(nn.Module):
 
   Attributes:
     features: Channels.
-    project: First map the input to ``features`` channels with a 1x1 convolution
-      (the paper's "first layer"); the mapped tensor is the skip.
+    project: Whether a 1x1 convolution first maps the input to ``features`` channels
+      (the paper's "first layer"). The skip connection starts after it.
     dtype: Computation dtype.
   """
 
@@ -80,8 +80,8 @@ class ResBlock(nn.Module):
 class ContextBlock(nn.Module):
   """Parallel dilated convolutions at the coarsest scale (paper, section 3.2).
 
-  1x1 compression by 4, one 3x3 convolution per dilation rate, concatenation,
-  1x1 fusion, and the input added.
+  A 1x1 convolution to a quarter of the channels, one 3x3 convolution per dilation
+  rate, concatenation, a 1x1 convolution, and the input added.
 
   Attributes:
     features: Channels of input and output.
@@ -105,11 +105,11 @@ class ContextBlock(nn.Module):
 
 
 class OffsetBlock(nn.Module):
-  """Offset features of one scale, from its own and the coarser scale's (paper, eq. 5).
+  """Offset features of one scale, from its decoder features and the coarser scale (paper, eq. 5).
 
-  What travels from scale to scale is this feature map, as in the authors' code,
-  rather than the offsets and masks computed from it. Upsampled, it is also
-  multiplied by 2: an offset of one pixel is two pixels at the finer scale.
+  As in the authors' code, scales pass on this feature map, not the offsets and masks
+  computed from it. It is upsampled and multiplied by 2, because an offset of one pixel is two
+  pixels at the finer scale.
 
   Attributes:
     features: Channels of the offset features.
@@ -139,28 +139,20 @@ class OffsetBlock(nn.Module):
     return leaky_relu(make(name='offset_conv3')(o))
 
 
-class PredictionConv(Conv):
-  """The 3x3 convolution that predicts offsets and masks, see `adaptive_conv.predict_offsets`."""
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """[N, H, W, C] -> [N, H, W, features]."""
-    return predict_offsets(*self.prepared(x))
-
-
 class RSABlock(nn.Module):
   """Residual spatial-adaptive block (paper, eq. 4): x + conv(lrelu(deform_conv(x))).
 
-  Sows the mean absolute offset in pixels as ``offset_abs_mean`` into the
-  collection ``intermediates``; this does not change the result.
+  Where the collection ``intermediates`` is mutable, sows the mean absolute offset in pixels into it
+  as ``offset_abs_mean``. The result stays the same up to rounding.
 
   Attributes:
     features: Channels of input and output.
     deformable_groups: Groups of channels that share offsets and mask.
-    order: 'deform_first' as in the paper of ECCV 2020; 'deform_last' as in its
-      first version (arXiv v1, eq. 6), x + deform_conv(lrelu(conv(x))).
-    offset_init: 'zeros', so that training starts from regular 3x3 sampling as in
-      the deformable-convolution papers, or 'xavier', which is what the authors'
-      code ends up with.
+    order: 'deform_first' as in the ECCV 2020 paper, or 'deform_last' as in its
+      first version (arXiv v1, eq. 6): x + deform_conv(lrelu(conv(x))).
+    offset_init: Initialiser of the kernel that predicts offsets and masks. With 'zeros' training
+      starts from regular 3x3 sampling, as in the deformable-convolution papers; 'xavier' is
+      what the authors' code effectively uses.
     dtype: Computation dtype.
   """
 
@@ -172,7 +164,7 @@ class RSABlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, offset_features: jax.Array) -> jax.Array:
-    """[N, H, W, features] and [N, H, W, any] -> [N, H, W, features]."""
+    """[N, H, W, features] and [N, H, W, F] -> [N, H, W, features]."""
     check_option('RSABlock.order', self.order, Order)
     check_option('RSABlock.offset_init', self.offset_init, OffsetInit)
     plain = Conv(self.features, 3, dtype=self.dtype, name='conv1')
@@ -181,11 +173,11 @@ class RSABlock(nn.Module):
     return x + self._deform(leaky_relu(plain(x)), offset_features)
 
   def _deform(self, x, offset_features):
-    """Predicts offsets and masks, and samples and convolves x accordingly."""
+    """Predicts offsets and masks, then samples and convolves x with them."""
     zeros = self.offset_init == 'zeros'
     init = nn.initializers.zeros_init() if zeros else nn.initializers.xavier_uniform()
     samples = self.deformable_groups * 9
-    predict = PredictionConv(3 * samples, 3, dtype=self.dtype, kernel_init=init, name='conv_offset_mask')
+    predict = OffsetMaskConv(3 * samples, 3, dtype=self.dtype, kernel_init=init, name='conv_offset_mask')
     deform = DeformConv(
       self.features,
       padding=1,
@@ -193,11 +185,12 @@ class RSABlock(nn.Module):
       dtype=self.dtype,
       name='deform_conv',
     )
-    x, kernel, bias = deform.prepared(x)
+    x, kernel, bias = deform.operands(x)
+    groups = self.deformable_groups
     if not self.is_mutable_collection('intermediates'):
-      predicting = predict.prepared(offset_features)
-      return adaptive_conv2d(x, *predicting, kernel, bias, deformable_groups=self.deformable_groups)
-    prediction = predict(offset_features)
-    offset = prediction[..., : 2 * samples]
+      return adaptive_conv2d(x, *predict.operands(offset_features), kernel, bias, deformable_groups=groups)
+    # The whole prediction is needed here, `adaptive_conv2d` may compute it in strips.
+    offset_mask = predict(offset_features)
+    offset = offset_mask[..., : 2 * samples]
     self.sow('intermediates', 'offset_abs_mean', jnp.mean(jnp.abs(offset.astype(jnp.float32))))
-    return deform_conv2d_as_predicted(x, prediction, kernel, bias, deformable_groups=self.deformable_groups)
+    return deform_conv2d_packed(x, offset_mask, kernel, bias, padding=1, deformable_groups=groups)

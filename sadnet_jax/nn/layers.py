@@ -1,4 +1,4 @@
-"""Linen layers: plain, fusing, transposed and deformable convolutions."""
+"""Linen layers: plain, fusing, transposed and deformable convolutions. NHWC."""
 
 from typing import Any
 
@@ -6,25 +6,23 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from sadnet_jax.ops.conv import add_bias, conv2d
-from sadnet_jax.ops.deform_conv import deform_conv2d
+from sadnet_jax.ops import add_bias, conv2d, deform_conv2d, predict_offset_mask
 
 Dtype = Any
 
 
 class Conv(nn.Module):
-  """Convolution with bias and the paper's initialisation; padding keeps the size (none if strided).
+  """Convolution with bias and the paper's initialisation, padded to keep the size (unpadded if strided).
 
-  Flax's own, but for bfloat16: there the gradient of the bias, a sum over all pixels,
-  would be summed in bfloat16 on a CPU, where small terms are lost. Here it is summed
-  in the bias's own dtype.
+  Equals `flax.linen.Conv` except in bfloat16, where a CPU would sum the gradient of the bias
+  over all pixels in bfloat16 and lose small terms. Here it is summed in the bias's own dtype.
 
   Attributes:
     features: Output channels.
-    kernel_size: Side of the kernel.
-    stride: Step between two outputs.
-    dilation: Step between two taps.
-    dtype: Computation dtype.
+    kernel_size: Height and width of the kernel.
+    stride: Distance between neighbouring outputs in pixels.
+    dilation: Distance between neighbouring taps in pixels.
+    dtype: Computation dtype; None is the common dtype of input and weights.
     kernel_init: Initialiser of the kernel [kernel_size, kernel_size, C, features].
   """
 
@@ -36,8 +34,8 @@ class Conv(nn.Module):
   kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
 
   @nn.compact
-  def prepared(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """``x`` [N, H, W, C] and the kernel in the computation dtype, and the bias: what `conv2d` takes."""
+  def operands(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The operands of `conv2d`: ``x`` [N, H, W, C] and the kernel in the computation dtype, and the bias."""
     shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
     kernel = self.param('kernel', self.kernel_init, shape)
     bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
@@ -46,16 +44,24 @@ class Conv(nn.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """[N, H, W, C] -> [N, H / stride, W / stride, features]."""
-    return conv2d(*self.prepared(x), stride=self.stride, dilation=self.dilation)
+    return conv2d(*self.operands(x), stride=self.stride, dilation=self.dilation)
+
+
+class OffsetMaskConv(Conv):
+  """The 3x3 convolution that predicts offsets and mask logits, see `predict_offset_mask`."""
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[N, H, W, C] -> [N, H, W, features]."""
+    return predict_offset_mask(*self.operands(x))
 
 
 class FusionConv(nn.Module):
-  """Convolution of two feature maps as if they were concatenated; in float32 they never are.
+  """Convolution of the concatenation of two feature maps, which is not stored in float32.
 
   Attributes:
     features: Output channels.
-    kernel_size: Side of the kernel.
-    dtype: Computation dtype.
+    kernel_size: Height and width of the kernel.
+    dtype: Computation dtype; None is the common dtype of inputs and weights.
   """
 
   features: int
@@ -70,18 +76,22 @@ class FusionConv(nn.Module):
     bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
     a, b, kernel = nn.dtypes.promote_dtype(a, b, kernel, dtype=self.dtype)
     if a.dtype.itemsize < 4:
-      # Each sum would be rounded to it, and their sum once more.
+      # Two convolutions would round each sum to 16 bits, and their sum once more.
       return conv2d(jnp.concatenate([a, b], axis=-1), kernel, bias)
-    of_a, of_b = jnp.split(kernel, [a.shape[-1]], axis=2)
-    return conv2d(a, of_a) + conv2d(b, of_b, bias)
+    kernel_a, kernel_b = jnp.split(kernel, [a.shape[-1]], axis=2)
+    return conv2d(a, kernel_a) + conv2d(b, kernel_b, bias)
 
 
 class UpConv(nn.Module):
   """2x2 transposed convolution with stride 2.
 
-  Stride equals kernel size, so no two taps meet: it is one matrix product to
-  four times the channels, then depth to space. ``kernel`` is [2, 2, C, O], where
+  The stride equals the kernel size, so taps do not overlap: one matrix product gives
+  four times the channels, then depth to space. ``kernel`` is [2, 2, C, features], and
   ``kernel[a, b]`` makes output pixel (2 * y + a, 2 * x + b).
+
+  Attributes:
+    features: Output channels.
+    dtype: Computation dtype; None is the common dtype of input and weights.
   """
 
   features: int
@@ -94,7 +104,7 @@ class UpConv(nn.Module):
     bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
     x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
     n, h, w, channels = x.shape
-    # One plain product: asked for in the order of the result, XLA would transpose the input.
+    # A plain product: an einsum with axes in the order of the result makes XLA transpose the input.
     y = x @ jnp.moveaxis(kernel, 2, 0).reshape(channels, 4 * self.features)
     y = y.reshape(n, h, w, 2, 2, self.features).swapaxes(2, 3)
     return add_bias(y.reshape(n, 2 * h, 2 * w, self.features), bias)
@@ -108,11 +118,11 @@ class DeformConv(nn.Module):
     kernel_size: (Kh, Kw).
     stride, padding, dilation, groups, deformable_groups: See `deform_conv2d`.
     use_bias: Whether to add a bias.
-    dtype: Computation dtype; None keeps the common dtype of input and weights.
+    dtype: Computation dtype; None is the common dtype of input and weights.
     param_dtype: Dtype of the weights.
-    kernel_init: By default uniform(+-1 / sqrt(Kh * Kw * C / groups)), the
-      initialisation of the deformable-convolution papers.
-    bias_init: By default zeros.
+    kernel_init: Initialiser of the kernel, by default uniform(+-1 / sqrt(Kh * Kw * C / groups))
+      as in the deformable-convolution papers.
+    bias_init: Initialiser of the bias, by default zeros.
   """
 
   features: int
@@ -130,9 +140,9 @@ class DeformConv(nn.Module):
   bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
 
   @nn.compact
-  def prepared(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+  def operands(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """``x`` [N, H, W, C] and the kernel in the computation dtype, if one is set, and the bias."""
-    # Below 1, `deform_conv2d` refuses.
+    # `deform_conv2d` rejects groups below 1.
     channels = x.shape[-1] // max(self.groups, 1)
     kernel_shape = (*self.kernel_size, channels, self.features)
     kernel = self.param('kernel', self.kernel_init, kernel_shape, self.param_dtype)
@@ -143,7 +153,7 @@ class DeformConv(nn.Module):
 
   def __call__(self, x: jax.Array, offset: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """Shapes as in `deform_conv2d`."""
-    x, kernel, bias = self.prepared(x)
+    x, kernel, bias = self.operands(x)
     return deform_conv2d(
       x,
       offset,

@@ -1,7 +1,7 @@
 """SADNet: the whole network (Chang et al., ECCV 2020), as a Flax Linen module.
 
-Scale s in 1..4 works at 1 / 2**(s - 1) of the resolution with base width
-* 2**(s - 1) channels; `blocks` has the parts.
+Scale s in 1..4 works at 1 / 2**(s - 1) of the resolution with
+width * 2**(s - 1) channels. The blocks are in `blocks`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,10 +28,10 @@ from sadnet_jax.nn.blocks import (
 from sadnet_jax.nn.layers import Conv, Dtype, FusionConv, UpConv
 
 SCALES = 4
-# Sides inside the network must be a multiple of this: three halvings.
+# Height and width inside the network must be a multiple of this, as they are halved three times.
 STRIDE = 2 ** (SCALES - 1)
-# No width or rate is larger, and shapes of such do not overflow.
-_LARGEST = 2**20
+# Upper limit of widths and rates, so that shapes computed from them do not overflow.
+_MAX_INT = 2**20
 
 
 class SADNet(nn.Module):
@@ -46,14 +46,14 @@ class SADNet(nn.Module):
     offset_width: Channels of the offset features.
     deformable_groups: Deformable groups of every RSAB.
     dilations: Rates of the context block; (1, 2, 4, 8) is Table 4's "SADNet (1248)".
-    use_rsab: False puts a ResBlock in place of every RSAB (Table 1).
-    use_offset_transfer: False estimates offsets from the current scale only.
-    use_context: False leaves out the context block.
+    use_rsab: False replaces every RSAB with a ResBlock (Table 1).
+    use_offset_transfer: False predicts offsets from the current scale only.
+    use_context: False omits the context block.
     rsab_order: See `RSABlock`; 'deform_last' is the network of arXiv v1.
-    last_kernel: 3, as in the authors' code, or 1, as the paper says.
+    last_kernel: Kernel size of the last layer: 3 as in the authors' code, or 1 as in the paper.
     offset_init: See `RSABlock`.
-    dtype: Computation dtype (weights stay float32); None is the common dtype of
-      input and weights. The output is in the input's dtype.
+    dtype: Computation dtype; None is the common dtype of input and weights. Weights stay
+      float32, and the output has the input's dtype.
   """
 
   channels: int = 3
@@ -70,11 +70,11 @@ class SADNet(nn.Module):
   dtype: Dtype = None
 
   def __post_init__(self):
-    """Refuses what no SADNet has, before anything is built."""
+    """Raises ValueError for invalid fields when the module is created."""
     check_option('SADNet.rsab_order', self.rsab_order, Order)
     check_option('SADNet.offset_init', self.offset_init, OffsetInit)
     groups = self.deformable_groups
-    wanted = {
+    valid = {
       'channels': (self.channels >= 1, 'at least 1'),
       'deformable_groups': (groups >= 1, 'at least 1'),
       'width': (
@@ -83,14 +83,14 @@ class SADNet(nn.Module):
       ),
       'offset_width': (self.offset_width >= 1, 'at least 1'),
       'dilations': (
-        self.dilations and all(1 <= rate <= _LARGEST for rate in self.dilations),
-        f'one or more rates from 1 to {_LARGEST}',
+        self.dilations and all(1 <= rate <= _MAX_INT for rate in self.dilations),
+        f'one or more rates from 1 to {_MAX_INT}',
       ),
       'last_kernel': (self.last_kernel in (1, 3), '1 or 3'),
     }
-    for name, (holds, text) in wanted.items():
-      if not holds:
-        raise ValueError(f'SADNet.{name}: got {getattr(self, name)!r}, want {text}')
+    for name, (is_valid, requirement) in valid.items():
+      if not is_valid:
+        raise ValueError(f'SADNet.{name} must be {requirement}, not {getattr(self, name)!r}')
     super().__post_init__()
 
   @nn.compact
@@ -98,22 +98,22 @@ class SADNet(nn.Module):
     """Denoises a batch.
 
     Args:
-      noisy: [N, H, W, channels], values in [0, 1] (noise may leave that range).
-        Sides that are no multiple of 8 are extended at the bottom and right by
-        reflection (see `pad_to_multiple`) and cropped again.
+      noisy: [N, H, W, channels], values in [0, 1] (noise may exceed that range).
+        Any H and W: the image is padded to multiples of 8 by reflection
+        (`pad_to_multiple`), and the result is cropped.
 
     Returns:
       [N, H, W, channels], not clipped.
 
     Raises:
-      ValueError: ``noisy`` is not [N, H, W, channels] with at least one pixel, or
+      ValueError: ``noisy`` is not [N, H, W, channels] with at least one pixel, or is
         not floating point.
     """
     if not jnp.issubdtype(noisy.dtype, jnp.floating):
-      raise ValueError(f'noisy: got dtype {noisy.dtype}, want floating point with values in [0, 1]')
+      raise ValueError(f'noisy must be floating point with values in [0, 1], but has dtype {noisy.dtype}')
     if noisy.ndim != 4 or noisy.shape[-1] != self.channels or any(side < 1 for side in noisy.shape[1:3]):
       raise ValueError(
-        f'noisy: got shape {noisy.shape}, want [N, H, W, {self.channels}] with H, W of at least 1'
+        f'noisy must be [N, H, W, {self.channels}] with H and W at least 1, but has shape {noisy.shape}'
       )
     padded = pad_to_multiple(noisy, STRIDE)
     negative_noise = self._negative_noise(padded)
@@ -141,7 +141,7 @@ class SADNet(nn.Module):
     return make(self.channels, self.last_kernel, name='out')(x)
 
   def _adapt(self, x, coarser, scale):
-    """Offset block and RSAB of one decoder scale, or the ResBlock in their place."""
+    """Offset block and RSAB of one decoder scale, or the ResBlock that replaces them."""
     features = x.shape[-1]
     if not self.use_rsab:
       return ResBlock(features, dtype=self.dtype, name=f'dres{scale}')(x), None
@@ -159,62 +159,61 @@ class SADNet(nn.Module):
 
 
 def model_from_fields(fields: Mapping[str, Any]) -> SADNet:
-  """Builds a network from its fields, as a config's ``model`` or a file of weights has them.
+  """Builds a network from its fields as stored in a config or in a file of weights.
 
   Args:
-    fields: All attributes of `SADNet`, ``dilations`` as a list or tuple, ``dtype`` 'float32' or 'bfloat16'.
+    fields: All attributes of `SADNet`; ``dilations`` is a list or tuple, ``dtype`` 'float32' or 'bfloat16'.
 
   Raises:
-    ValueError: A field is missing, unknown, or has a value that no SADNet has.
+    ValueError: A field is missing, unknown or invalid.
   """
   defaults = {f.name: f.default for f in dataclasses.fields(SADNet) if f.name not in ('parent', 'name')}
   if set(fields) != set(defaults):
     missing, unknown = sorted(set(defaults) - set(fields)), sorted(set(fields) - set(defaults))
-    raise ValueError(f'model: got fields without {missing} and with {unknown}, want those of SADNet')
+    raise ValueError(f'model must have exactly the fields of SADNet: missing {missing}, unknown {unknown}')
   values = dict(fields)
   if values['dtype'] not in ('float32', 'bfloat16'):
-    raise ValueError(f"model.dtype: got {values['dtype']!r}, want 'float32' or 'bfloat16'")
+    raise ValueError(f"model.dtype must be 'float32' or 'bfloat16', not {values['dtype']!r}")
   for name in defaults.keys() - {'dtype', 'dilations'}:
     kind = type(defaults[name])
-    if type(values[name]) is not kind or (kind is int and values[name] > _LARGEST):
-      most = f' of at most {_LARGEST}' if kind is int else ''
-      raise ValueError(f'model.{name}: got {values[name]!r}, want a value of type {kind.__name__}{most}')
+    if type(values[name]) is not kind or (kind is int and values[name] > _MAX_INT):
+      limit = f', at most {_MAX_INT}' if kind is int else ''
+      raise ValueError(f'model.{name} must be of type {kind.__name__}{limit}, not {values[name]!r}')
   rates = values['dilations']
   if not isinstance(rates, list | tuple) or not all(type(r) is int for r in rates):
-    raise ValueError(f'model.dilations: got {rates!r}, want a list of whole numbers')
+    raise ValueError(f'model.dilations must be a list of integers, not {rates!r}')
   return SADNet(**{**values, 'dtype': jnp.dtype(values['dtype']), 'dilations': tuple(rates)})
 
 
 def param_shapes(model: SADNet) -> dict:
-  """The tree of a network's parameters, with shapes and dtypes (`jax.ShapeDtypeStruct`) for values."""
+  """The tree of a network's parameters as `jax.ShapeDtypeStruct`, computed without allocating them."""
   image = jax.ShapeDtypeStruct((1, STRIDE, STRIDE, model.channels), jnp.float32)
   return jax.eval_shape(model.init, jax.random.key(0), image)['params']
 
 
 def round_up(value: int, multiple: int) -> int:
-  """The smallest multiple that is not less than the value; also for arrays and symbolic sizes."""
+  """The smallest multiple of ``multiple`` that is at least ``value``; also for arrays and symbolic dimensions."""
   return -(-value // multiple) * multiple
 
 
 def pad_to_multiple(x: jax.Array | np.ndarray, multiple: int) -> jax.Array | np.ndarray:
-  """Extends height and width at the bottom and right to a multiple.
+  """Pads height and width to a multiple by reflection, at the bottom and right.
 
-  The extension is the image's reflection without repeating the border pixel.
-  Where the image is smaller than the extension, the reflection is reflected again,
-  and a side of one pixel is repeated.
+  The border pixel is not repeated, as in ``np.pad(mode='reflect')``: where the padding is larger than the
+  image it is reflected again, and a side of one pixel is repeated.
 
   Args:
-    x: [N, H, W, C], H and W at least 1. NumPy arrays are padded on the host, without compiling anything.
-    multiple: What the sides become a multiple of.
+    x: [N, H, W, C], H and W at least 1. A NumPy array is padded on the host, without compilation.
+    multiple: What the new height and width are multiples of, in pixels.
 
   Returns:
-    [N, H', W', C], of NumPy if ``x`` is; ``x`` itself if nothing has to be added.
+    [N, H', W', C], a NumPy array if ``x`` is one; ``x`` itself if no padding is needed.
   """
   for axis in (1, 2):
     size = x.shape[axis]
     if jax.export.is_symbolic_dim(size):
-      # The same reflection, as a formula: there and back again is one period.
-      position = jnp.arange(-(-size // multiple) * multiple) % jnp.maximum(2 * size - 2, 1)
+      # The same reflection as a formula: its period is forth and back, 2 * size - 2 pixels.
+      position = jnp.arange(round_up(size, multiple)) % jnp.maximum(2 * size - 2, 1)
       x = jnp.take(x, jnp.minimum(position, 2 * size - 2 - position), axis=axis)
     elif extra := -size % multiple:
       source = np.pad(np.arange(size), (0, extra), mode='reflect')
@@ -224,11 +223,11 @@ def pad_to_multiple(x: jax.Array | np.ndarray, multiple: int) -> jax.Array | np.
 
 
 def scale_of(module: str) -> int:
-  """The scale, 1 to 4, that a top-level module of `SADNet` works at: 'dres3' -> 3."""
+  """The scale (1 to 4) of a top-level module of `SADNet`: 'dres3' -> 3."""
   if module in ('context', 'out'):
     return {'context': SCALES, 'out': 1}[module]
   kind, number = re.match(r'([a-z]+)(\d)', module).groups()  # type: ignore[union-attr]
-  # The n-th downsampling makes scale n + 1.
+  # 'down1' produces scale 2.
   return int(number) + (kind == 'down')
 
 
@@ -236,7 +235,7 @@ def mean_abs_offsets(intermediates: dict) -> dict[str, jax.Array]:
   """Reads the mean absolute offset of each scale, in pixels of that scale.
 
   Args:
-    intermediates: The collection of that name, as returned by
+    intermediates: The collection ``intermediates`` returned by
       ``SADNet.apply(variables, noisy, mutable=['intermediates'])``.
 
   Returns:

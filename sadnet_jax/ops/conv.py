@@ -1,7 +1,4 @@
-"""Convolutions with bias and the paper's initialisation, as functions and as Flax Linen modules.
-
-Layout is NHWC.
-"""
+"""Plain convolution and bias, NHWC."""
 
 import functools
 
@@ -9,9 +6,10 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from sadnet_jax.ops.platform import traced_for
+from sadnet_jax.ops.platform import current_platform
 
-_FEW_CHANNELS = 8
+# Up to this many input channels, a 1x1 convolution on a CPU is written as a sum over channels.
+_MAX_UNROLLED_CHANNELS = 8
 
 
 def conv2d(
@@ -23,22 +21,22 @@ def conv2d(
   dilation: int = 1,
   padding: str | tuple[tuple[int, int], tuple[int, int]] | None = None,
 ) -> jax.Array:
-  """Convolution.
+  """Convolves an image with a square kernel.
 
   Args:
     x: [N, H, W, C].
     kernel: [K, K, C, O], in the dtype of ``x``.
     bias: [O], or None.
-    stride: Step between two outputs.
-    dilation: Step between two taps.
-    padding: As in `jax.lax.conv_general_dilated`; by default what keeps the size,
-      none if strided.
+    stride: Distance between neighbouring outputs in pixels.
+    dilation: Distance between neighbouring taps in pixels.
+    padding: As in `jax.lax.conv_general_dilated`. By default 'SAME' for stride 1 and
+      'VALID' otherwise.
 
   Returns:
-    [N, H / stride, W / stride, O], in the dtype of ``x``.
+    [N, Ho, Wo, O] in the dtype of ``x``; with the default padding Ho, Wo are H, W for stride 1.
   """
   if padding is None and kernel.shape[:2] == (stride, stride) and dilation == 1:
-    y = _conv2d_of_squares(x, kernel)
+    y = _conv2d_without_overlap(x, kernel)
   else:
     y = lax.conv_general_dilated(
       x,
@@ -51,14 +49,16 @@ def conv2d(
   return y if bias is None else add_bias(y, bias)
 
 
-def _conv2d_of_squares(x, kernel):
-  """`conv2d` where stride is the kernel's size, so no two outputs see the same pixel: one product.
+def _conv2d_without_overlap(x, kernel):
+  """`conv2d` where the stride is the kernel's size, so no two outputs share a pixel: one matrix product.
 
-  XLA's convolution takes up to 7 times as long for it on a CPU; on an accelerator neither is measured.
+  On a CPU, XLA's convolution is up to 7 times slower. Not compared on accelerators.
   """
   size, channels = kernel.shape[0], x.shape[3]
-  if size == 1 and channels <= _FEW_CHANNELS and traced_for() == 'cpu' and x.dtype.itemsize >= 4:
-    # A product of so few columns takes four times as long as these sums, which XLA makes one loop.
+  if (
+    size == 1 and channels <= _MAX_UNROLLED_CHANNELS and current_platform() == 'cpu' and x.dtype.itemsize >= 4
+  ):
+    # XLA fuses these sums into one loop, four times faster than a product with so few columns.
     terms = [x[..., i : i + 1] * kernel[0, 0, i] for i in range(channels)]
     return functools.reduce(jnp.add, terms)
   n, h, w = x.shape[0], x.shape[1] // size, x.shape[2] // size
@@ -67,6 +67,6 @@ def _conv2d_of_squares(x, kernel):
 
 
 def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
-  """y [..., C] + bias [C] in the dtype of y; the bias's gradient is summed in its own."""
-  # Cast after broadcasting: so the transpose casts before it sums.
+  """Adds a bias [C] to y [..., C] in the dtype of y; the gradient of the bias is summed in its own dtype."""
+  # The cast comes after broadcasting, so that the transpose casts before it sums.
   return y + jnp.broadcast_to(bias, y.shape).astype(y.dtype)

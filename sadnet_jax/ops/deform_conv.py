@@ -1,16 +1,27 @@
-"""Modulated deformable convolution: one pure function and a thin Linen module.
+"""Modulated deformable convolution with a hand-written backward pass.
 
-y(p) = b + sum_k w_k . x(p * stride - padding + k * dilation + offset_k(p)) * mask_k(p)
+  y(p) = b + sum_k w_k . x(p * stride - padding + k * dilation + offset_k(p)) * mask_k(p)
 
-Eq. (3) of SADNet (Chang et al., ECCV 2020), after Dai et al. (ICCV 2017) and
-Zhu et al. (CVPR 2019), with the sampling rules of torchvision's operator. This
-file has what users call; `deform_conv_vjp` computes it and its gradients,
-`deform_sampling` says where it samples.
+This is eq. (3) of SADNet (Chang et al., ECCV 2020), after Dai et al. (ICCV 2017) and Zhu et
+al. (CVPR 2019), with the sampling rules of torchvision's operator.
+
+How it is computed: the samples x(...) * mask of all taps are Kh * Kw times as large as x.
+Instead of storing them, the output pixels are processed in blocks. Each block locates its
+samples, gathers and blends them (see `sampling`), and multiplies them by the kernel, one matrix
+product [p, S * C / G] @ [S * C / G, O]. The samples of a block fit in the cache.
+
+The backward pass works on the same blocks and samples again. JAX's own differentiation of the
+loop would store the samples of all blocks, which is the memory that the blocks save; hence
+`jax.custom_vjp`.
+
+On a CPU `fusion_barrier` keeps XLA from merging the steps of a block.
+
+Shapes: p pixels in a block, K = Kh * Kw taps, G deformable groups, S = G * K samples per pixel.
 """
 
 from collections.abc import Callable
 import functools
-from typing import Any
+from typing import NamedTuple, TypeVar
 
 import jax
 from jax import lax
@@ -18,15 +29,17 @@ import jax.numpy as jnp
 
 from sadnet_jax.ops.platform import accumulation_dtype
 from sadnet_jax.ops.sampling import (
-  Geometry,
-  Site,
+  ConvSpec,
+  SampleLocations,
   blend,
-  checked_geometry,
+  check_arguments,
   corner_products,
   locate,
   make_table,
   scatter_add_rows,
 )
+
+T = TypeVar('T')
 
 
 def deform_conv2d(
@@ -46,18 +59,18 @@ def deform_conv2d(
   """Modulated deformable convolution (SADNet, eq. 3) in NHWC.
 
   With K = Kh * Kw taps in row-major order and G deformable groups, the channels
-  of ``offset`` and ``mask`` are ordered group, then tap, then (dy, dx): channel
+  of ``offset`` and ``mask`` are ordered by group, then tap, then (dy, dx): channel
   ``2 * (g * K + k)`` is dy, ``2 * (g * K + k) + 1`` is dx, and ``g * K + k`` is
   the modulation. Deformable group g moves input channels
   ``[g * C / G, (g + 1) * C / G)``. Sampling is bilinear, and each of the four
   neighbours outside the image counts as zero: a location in (-1, 0) still blends
   with the border, one at or beyond -1 or H (W) gives zero. Offsets of any size,
-  infinities included, give finite values and gradients; a NaN offset spoils what
-  depends on it and never reads outside the image.
+  including infinity, give finite values and gradients. A NaN offset makes everything
+  that depends on it NaN, but never reads outside the image.
 
   Locations and blending weights are computed in float32 (float64 if ``offset``
   is), products accumulate in float32 (float64 if ``x`` or ``kernel`` is).
-  Differentiable in reverse mode, once; forward mode is not defined.
+  Differentiable once, in reverse mode; forward mode is not supported.
 
   Args:
     x: Input, [N, H, W, C], finite.
@@ -68,14 +81,12 @@ def deform_conv2d(
     bias: [O], or None.
     stride: Stride in pixels, one number or (vertical, horizontal).
     padding: Zeros added at both ends, one number or (vertical, horizontal).
-    dilation: Distance of the taps in pixels, one number or (vertical,
-      horizontal).
+    dilation: Distance between taps in pixels, one number or (vertical, horizontal).
     groups: Groups of the convolution; divides C and O.
     deformable_groups: Groups of input channels that move together, G; divides C.
-    block_pixels: Output pixels processed at a time; by default chosen for the
-      backend that JAX uses by default (see `deform_geometry.blocks_for`), on a CPU so that a block
-      of samples fits the cache. Changes memory and speed, not the result beyond
-      rounding.
+    block_pixels: Output pixels processed at a time. By default chosen for the
+      platform (see `platform.target_platform`); on a CPU so that a block of samples fits
+      in the cache. Changes memory and speed, and the result only by rounding.
 
   Returns:
     [N, Ho, Wo, O] in the common dtype of ``x`` and ``kernel``, where
@@ -83,29 +94,126 @@ def deform_conv2d(
 
   Raises:
     ValueError: A shape does not fit the others, an option is out of range, or an
-      array is not floating point; the message says what was got and wanted.
+      array is not floating point.
 
   Source:
-    torchvision ``ops.deform_conv2d`` defines the semantics; there the layout is
-    NCHW / OIHW, the order of the offset channels is the same.
+    torchvision ``ops.deform_conv2d`` defines the semantics; its layout is
+    NCHW / OIHW, its order of the offset channels is the same.
   """
-  moved = {'offset': offset, 'mask': mask}
-  geometry = checked_geometry(
-    x, moved, kernel, bias, stride, padding, dilation, groups, deformable_groups, block_pixels
+  spec = check_arguments(
+    x,
+    kernel,
+    bias,
+    {'offset': (offset, 2), 'mask': (mask, 1)},
+    stride=stride,
+    padding=padding,
+    dilation=dilation,
+    groups=groups,
+    deformable_groups=deformable_groups,
+    block_pixels=block_pixels,
   )
+  return _deform_conv2d(spec, x, OffsetAndMask(offset, mask), kernel, bias, groups)
+
+
+def deform_conv2d_packed(
+  x: jax.Array,
+  offset_mask: jax.Array,
+  kernel: jax.Array,
+  bias: jax.Array | None = None,
+  *,
+  stride: int | tuple[int, int] = 1,
+  padding: int | tuple[int, int] = 0,
+  dilation: int | tuple[int, int] = 1,
+  groups: int = 1,
+  deformable_groups: int = 1,
+  block_pixels: int | None = None,
+) -> jax.Array:
+  """`deform_conv2d` with offsets and mask logits packed in one array, as one convolution predicts them.
+
+  Equivalent to splitting ``offset_mask`` and applying the sigmoid first, but the two
+  arrays are never stored: each block splits its own part.
+
+  Args:
+    x: Input, [N, H, W, C], finite.
+    offset_mask: [N, Ho, Wo, 3 * G * K]: first the offsets, 2 * G * K channels in the order of
+      `deform_conv2d`, then the logits of the mask, G * K channels; mask = sigmoid(logits).
+    kernel, bias, stride, padding, dilation, groups, deformable_groups, block_pixels: As in
+      `deform_conv2d`.
+
+  Returns:
+    As `deform_conv2d`.
+
+  Raises:
+    ValueError: As `deform_conv2d`.
+  """
+  spec = check_arguments(
+    x,
+    kernel,
+    bias,
+    {'offset_mask': (offset_mask, 3)},
+    stride=stride,
+    padding=padding,
+    dilation=dilation,
+    groups=groups,
+    deformable_groups=deformable_groups,
+    block_pixels=block_pixels,
+  )
+  return _deform_conv2d(spec, x, PackedOffsetMask(offset_mask), kernel, bias, groups)
+
+
+class OffsetAndMask(NamedTuple):
+  """Offsets [..., 2 * S] and mask [..., S] (or None for ones) in two arrays.
+
+  This and `PackedOffsetMask` are the two forms of an operator's input that say where and how much
+  to sample; gradients have the form of what they belong to.
+  """
+
+  offset: jax.Array
+  mask: jax.Array | None
+
+  def unpack(self) -> tuple[jax.Array, jax.Array | None]:
+    """Offsets [..., 2 * S] and mask [..., S] or None."""
+    return self.offset, self.mask
+
+  def gradient(self, doffset: jax.Array, dmask: jax.Array, _: jax.Array | None) -> 'OffsetAndMask':
+    """The gradient in this form, from those of what `unpack` returns."""
+    return OffsetAndMask(doffset, None if self.mask is None else dmask)
+
+
+class PackedOffsetMask(NamedTuple):
+  """Offsets and the mask's logits in one array [..., 3 * S], see `deform_conv2d_packed`."""
+
+  offset_mask: jax.Array
+
+  def unpack(self) -> tuple[jax.Array, jax.Array]:
+    """Offsets [..., 2 * S] and mask [..., S]."""
+    offsets = self.offset_mask.shape[-1] // 3 * 2
+    return self.offset_mask[..., :offsets], mask_from_logits(self.offset_mask[..., offsets:])
+
+  def gradient(self, doffset: jax.Array, dmask: jax.Array, mask: jax.Array) -> 'PackedOffsetMask':
+    """The gradient in this form, from those of what `unpack` returns, and the mask itself."""
+    dlogits = dmask * mask * (1 - mask)
+    return PackedOffsetMask(jnp.concatenate([doffset, dlogits], axis=-1))
+
+
+def mask_from_logits(logits: jax.Array) -> jax.Array:
+  """The sigmoid, computed and returned in at least float32."""
+  return jax.nn.sigmoid(logits.astype(accumulation_dtype(logits.dtype)))
+
+
+def _deform_conv2d(spec, x, offset_and_mask, kernel, bias, groups):
   dtype = jnp.result_type(x, kernel)
-  n = x.shape[0]
-  if n == 0:
-    return jnp.zeros((0, *geometry.output_size, kernel.shape[3]), dtype)
-  weights = _dense_kernel(kernel.astype(dtype), groups)
-  return with_bias(deform_conv_by_blocks(geometry, x.astype(dtype), offset, mask, weights), bias)
+  if x.shape[0] == 0:
+    return jnp.zeros((0, *spec.output_size, kernel.shape[3]), dtype)
+  kernel = _dense_kernel(kernel.astype(dtype), groups)
+  return add_output_bias(deform_conv_by_blocks(spec, x.astype(dtype), offset_and_mask, kernel), bias)
 
 
 def _dense_kernel(kernel, groups):
   """Grouped kernel [Kh, Kw, C / groups, O] as [Kh, Kw, C, O] with zeros between groups.
 
-  The product is a small part of the cost (the sampling dominates), so groups are
-  not worth a path of their own.
+  Sampling dominates the cost and the product is a small part of it, so groups are not worth an
+  algorithm of their own.
   """
   if groups == 1:
     return kernel
@@ -115,183 +223,109 @@ def _dense_kernel(kernel, groups):
   return (grouped * diagonal).reshape(kh, kw, groups * channels, features)
 
 
+def add_output_bias(y: jax.Array, bias: jax.Array | None) -> jax.Array:
+  """Adds a bias [O] or None to y [..., O]; result in the dtype of y, sums in at least float32.
+
+  Unlike `conv.add_bias`, which rounds the bias to the dtype of y before it adds.
+  """
+  if bias is None:
+    return y
+  wide = accumulation_dtype(y.dtype)
+  return (y.astype(wide) + bias.astype(wide)).astype(y.dtype)
+
+
+# --- Forward pass, block by block.
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def deform_conv_by_blocks(
-  geometry: Geometry, x: jax.Array, offset: jax.Array, mask: jax.Array | None, kernel: jax.Array
+  spec: ConvSpec, x: jax.Array, offset_and_mask: OffsetAndMask | PackedOffsetMask, kernel: jax.Array
 ) -> jax.Array:
-  """`deform_conv2d` without bias and convolution groups.
+  """The operator without bias and convolution groups, on checked arguments.
 
   Args:
-    geometry: The call's static numbers.
+    spec: The call's static parameters.
     x: [N, H, W, C], N at least 1.
-    offset: [N, Ho, Wo, 2 * S]; or [N, Ho, Wo, 3 * S] and no ``mask``, if after the
-      offsets come the modulations before their sigmoid.
-    mask: [N, Ho, Wo, S] or None.
+    offset_and_mask: Of [N, Ho, Wo, ...].
     kernel: [Kh, Kw, C, O], in the dtype of ``x``.
 
   Returns:
     [N, Ho, Wo, O] in the dtype of ``x``.
   """
-  table = make_table(x, geometry)
-  weights = weights_by_sample(kernel, geometry)
+  table = make_table(x, spec)
+  weights = weights_by_sample(kernel, spec)
 
   def block(args):
-    pixels, offset_block, mask_block = args
-    moved = functools.partial(_offset_and_modulation, geometry, offset_block, mask_block)
-    return deform_conv_block(geometry, table, weights, pixels, moved)
+    pixels, offset_and_mask_block = args
+    return deform_conv_block(spec, table, weights, pixels, offset_and_mask_block.unpack)
 
-  y = lax.map(block, (_pixels(x.shape[0], geometry), *_split(geometry, offset, mask)))
-  return _join(y, (x.shape[0], *geometry.output_size, kernel.shape[3]))
+  y = lax.map(block, (_pixels(x.shape[0], spec), _split_into_blocks(spec, offset_and_mask)))
+  return _join_blocks(y, (x.shape[0], *spec.output_size, kernel.shape[3]))
 
 
 def deform_conv_block(
-  geometry: Geometry,
+  spec: ConvSpec,
   table: jax.Array,
   weights: jax.Array,
   pixels: jax.Array,
-  moved: Callable[[], tuple[jax.Array, jax.Array | None]],
+  offset_and_mask: Callable[[], tuple[jax.Array, jax.Array | None]],
 ) -> jax.Array:
-  """The output of some pixels.
+  """The output of one block of pixels.
 
   Args:
-    geometry: The call's static numbers.
-    table: See `deform_sampling.make_table`.
+    spec: The call's static parameters.
+    table: See `sampling.make_table`.
     weights: See `weights_by_sample`.
-    pixels: Flat output pixel numbers, [p].
-    moved: Gives the offsets [p, 2 * S] and the modulation [p, S] or None of these pixels; what it
-      computes is merged into the loop that locates.
+    pixels: Flat indices of the output pixels, [p].
+    offset_and_mask: Returns the offsets [p, 2 * S] and the mask [p, S] or None of these pixels.
+      What it computes is fused with locating the samples.
 
   Returns:
     [p, O] in the dtype of ``table``.
   """
 
-  def where():
-    offset, modulation = moved()
-    site = locate(pixels, offset, geometry)
-    return site.row, site.fy, site.fx, modulation
+  def locate_samples():
+    offset, mask = offset_and_mask()
+    at = locate(pixels, offset, spec)
+    return at.row, at.fy, at.fx, mask
 
-  row, fy, fx, modulation = _apart(geometry, pixels, where)
-  sampled = _apart(geometry, pixels, lambda: blend(table, row, fy, fx, modulation, geometry))
+  row, fy, fx, mask = fusion_barrier(spec, pixels, locate_samples)
+  sampled = fusion_barrier(spec, pixels, lambda: blend(table, row, fy, fx, mask, spec))
   return _dot(sampled.astype(table.dtype).reshape(pixels.size, -1), weights).astype(table.dtype)
 
 
-def _deform_conv_fwd(geometry, x, offset, mask, kernel):
-  return deform_conv_by_blocks(geometry, x, offset, mask, kernel), (x, offset, mask, kernel)
+def fusion_barrier(spec: ConvSpec, pixels: jax.Array, function: Callable[[], T]) -> T:
+  """Calls a function so that XLA on a CPU does not fuse its loops with those around it.
 
+  Without it, XLA fuses the steps of a block (locate, gather and blend, ...) into one loop over
+  channels, which recomputes the location of a sample for every channel and corner. XLA fuses
+  across everything except the boundary of a computation (it drops
+  `lax.optimization_barrier` before it fuses), so the function becomes the branch of a conditional
+  that is always taken: XLA does not know that pixel indices are never negative.
 
-def _deform_conv_bwd(geometry, residuals, dy):
-  """Gradients of `deform_conv_by_blocks`, block by block; notation: d<name> = dL/d<name>."""
-  x, offset, mask, kernel = residuals
-  table = make_table(x, geometry)
-  weights = weights_by_sample(kernel, geometry)
-  accumulate = accumulation_dtype(x.dtype)
+  On an accelerator the function is simply called: there a conditional would wait for the device.
 
-  def block(carry, args):
-    dtable, dweights = carry
-    pixels, offset_block, mask_block, dy_block = args
-    apart = functools.partial(_apart, geometry, pixels)
-
-    site, modulation = apart(lambda: _locate_and_modulate(geometry, pixels, offset_block, mask_block))
-    sampled = apart(lambda: blend(table, site.row, site.fy, site.fx, modulation, geometry))
-    dweights += _dot(sampled.astype(x.dtype).reshape(pixels.size, -1).T, dy_block)
-    dsampled = _dot(dy_block, weights.T).reshape(sampled.shape)
-
-    products = apart(lambda: corner_products(table, site.row, dsampled, geometry))
-    doffset, dmask = apart(lambda: _doffset_and_dmask(site, modulation, products))
-    if mask_block is None and modulation is not None:
-      dlogit = dmask * modulation * (1 - modulation)
-      doffset, dmask = jnp.concatenate([doffset, dlogit], axis=-1), None
-
-    for step, weight in zip(geometry.corner_steps, site.corner_weights(), strict=True):
-      factor = weight if modulation is None else weight * modulation
-      updates = apart(functools.partial(_scaled, dsampled, factor))
-      dtable = scatter_add_rows(dtable, site.row + step, updates)
-    return (dtable, dweights), (doffset, None if mask_block is None else dmask)
-
-  carry = (jnp.zeros(table.shape, accumulate), jnp.zeros(weights.shape, accumulate))
-  blocks = (_pixels(x.shape[0], geometry), *_split(geometry, offset, mask, dy))
-  (dtable, dweights), (doffset, dmask) = lax.scan(block, carry, blocks)
-  h, w = geometry.image_size
-  dx = dtable.reshape(x.shape[0], h + 2, w + 2, x.shape[3])[:, 1:-1, 1:-1]
-  g = geometry.deformable_groups
-  dkernel = jnp.moveaxis(dweights.reshape(g, geometry.taps, -1, kernel.shape[3]), 1, 0).reshape(kernel.shape)
-  return (
-    dx.astype(x.dtype),
-    _join(doffset, offset.shape).astype(offset.dtype),
-    None if mask is None else _join(dmask, mask.shape).astype(mask.dtype),
-    dkernel.astype(kernel.dtype),
-  )
-
-
-deform_conv_by_blocks.defvjp(_deform_conv_fwd, _deform_conv_bwd)
-
-
-def _apart(geometry: Geometry, pixels: jax.Array, function: Callable[[], Any]) -> Any:
-  """Calls a function; on a CPU so that XLA does not merge its loops with others.
-
-  XLA merges across anything but the boundary of a computation (it drops
-  `lax.optimization_barrier` before), and it does not know that no pixel number is
-  negative. On an accelerator a conditional would wait for the device.
+  Args:
+    spec: The call's static parameters; ``fusion_barriers`` is False on an accelerator and for
+      small inputs.
+    pixels: Flat indices of the output pixels, [p].
+    function: Returns a pytree of arrays.
   """
-  if not geometry.split_loops:
+  if not spec.fusion_barriers:
     return function()
   shapes = jax.eval_shape(function)
+  always = pixels[0] >= 0
   return lax.cond(
-    pixels[0] >= 0, function, lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    always, function, lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
   )
 
 
-def _locate_and_modulate(geometry, pixels, offset_block, mask_block) -> tuple[Site, jax.Array | None]:
-  """Where a block samples, and its modulation [p, S] or None."""
-  offset, modulation = _offset_and_modulation(geometry, offset_block, mask_block)
-  return locate(pixels, offset, geometry), modulation
-
-
-def _offset_and_modulation(geometry, offset_block, mask_block):
-  """Offsets [p, 2 * S] and modulation [p, S] or None, of what `deform_conv_by_blocks` takes."""
-  offsets = 2 * geometry.samples
-  if offset_block.shape[1] == offsets:
-    return offset_block, mask_block
-  return offset_block[:, :offsets], modulation_of(offset_block[:, offsets:])
-
-
-def modulation_of(logits: jax.Array) -> jax.Array:
-  """The sigmoid, in at least float32."""
-  return jax.nn.sigmoid(logits.astype(accumulation_dtype(logits.dtype)))
-
-
-def _scaled(dsampled, factor):
-  return dsampled * factor[..., None]
-
-
-def _doffset_and_dmask(site, modulation, products):
-  """Gradients of the offsets [p, 2 * S] and of the modulation [p, S]."""
-  d00, d01, d10, d11 = products
-  fy, fx = site.fy, site.fx
-  dmask = (1 - fy) * ((1 - fx) * d00 + fx * d01) + fy * ((1 - fx) * d10 + fx * d11)
-  dlocation_y = (1 - fx) * (d10 - d00) + fx * (d11 - d01)
-  dlocation_x = (1 - fy) * (d01 - d00) + fy * (d11 - d10)
-  dlocation = jnp.stack([dlocation_y, dlocation_x], axis=-1)
-  if modulation is not None:
-    dlocation *= modulation[..., None]
-  doffset = jnp.where(site.inside[..., None], dlocation, 0)
-  return doffset.reshape(doffset.shape[0], -1), dmask
-
-
-def weights_by_sample(kernel: jax.Array, geometry: Geometry) -> jax.Array:
+def weights_by_sample(kernel: jax.Array, spec: ConvSpec) -> jax.Array:
   """[Kh, Kw, C, O] -> [S * C / G, O], rows in the order of the samples."""
   channels, features = kernel.shape[2:]
-  g = geometry.deformable_groups
-  by_tap = kernel.reshape(geometry.taps, g, channels // g, features)
+  g = spec.deformable_groups
+  by_tap = kernel.reshape(spec.taps, g, channels // g, features)
   return jnp.moveaxis(by_tap, 1, 0).reshape(-1, features)
-
-
-def with_bias(y: jax.Array, bias: jax.Array | None) -> jax.Array:
-  """y [..., O] + bias [O] or None, in the dtype of y; added and its gradient summed in at least float32."""
-  if bias is None:
-    return y
-  wide = accumulation_dtype(y.dtype)
-  return (y.astype(wide) + bias.astype(wide)).astype(y.dtype)
 
 
 def _dot(a, b):
@@ -299,29 +333,110 @@ def _dot(a, b):
   return jnp.dot(a, b, preferred_element_type=dtype)
 
 
-def _pixels(n, geometry):
-  """Flat output pixel numbers in blocks, [blocks, p]; padding repeats the last."""
-  total = n * geometry.output_size[0] * geometry.output_size[1]
-  blocks = -(-total // geometry.block_pixels)
-  numbers = jnp.arange(blocks * geometry.block_pixels, dtype=jnp.int32)
-  return jnp.minimum(numbers, total - 1).reshape(blocks, geometry.block_pixels)
+def _pixels(n, spec):
+  """Flat indices of the output pixels in blocks, [blocks, p]; the last block repeats the last pixel."""
+  total = n * spec.output_size[0] * spec.output_size[1]
+  blocks = -(-total // spec.block_pixels)
+  indices = jnp.arange(blocks * spec.block_pixels, dtype=jnp.int32)
+  return jnp.minimum(indices, total - 1).reshape(blocks, spec.block_pixels)
 
 
-def _split(geometry, *arrays):
-  """[N, Ho, Wo, c] -> [blocks, p, c], filled up with zeros; None stays None."""
-  return tuple(None if a is None else _split_one(a, geometry.block_pixels) for a in arrays)
+def _split_into_blocks(spec, arrays):
+  """[N, Ho, Wo, c] -> [blocks, p, c] for every array of a pytree, padded with zeros."""
+  return jax.tree.map(lambda array: _split_one(array, spec.block_pixels), arrays)
 
 
 def _split_one(array, block_pixels):
   flat = array.reshape(-1, array.shape[-1])
   blocks = -(-flat.shape[0] // block_pixels)
-  fill = blocks * block_pixels - flat.shape[0]
-  # A symbolic number is not 0 either.
-  if fill != 0:
-    flat = jnp.pad(flat, ((0, fill), (0, 0)))
+  padding = blocks * block_pixels - flat.shape[0]
+  # True for a symbolic size, too.
+  if padding != 0:
+    flat = jnp.pad(flat, ((0, padding), (0, 0)))
   return flat.reshape(blocks, block_pixels, array.shape[-1])
 
 
-def _join(blocks, shape):
+def _join_blocks(blocks, shape):
+  """[blocks, p, c] -> [N, Ho, Wo, c]."""
   flat = blocks.reshape(-1, shape[-1])
   return flat[: shape[0] * shape[1] * shape[2]].reshape(shape)
+
+
+# --- Backward pass, on the same blocks. Notation: d<name> = dL/d<name>.
+
+
+def _forward(spec, x, offset_and_mask, kernel):
+  return deform_conv_by_blocks(spec, x, offset_and_mask, kernel), (x, offset_and_mask, kernel)
+
+
+def _backward(spec, residuals, dy):
+  """Gradients of `deform_conv_by_blocks` for x, offset_and_mask and kernel."""
+  x, offset_and_mask, kernel = residuals
+  table = make_table(x, spec)
+  weights = weights_by_sample(kernel, spec)
+
+  def block(carry, args):
+    dtable, dweights = carry
+    pixels, offset_and_mask_block, dy_block = args
+    barrier = functools.partial(fusion_barrier, spec, pixels)
+
+    def locate_samples():
+      offset, mask = offset_and_mask_block.unpack()
+      return locate(pixels, offset, spec), mask
+
+    at, mask = barrier(locate_samples)
+    sampled = barrier(lambda: blend(table, at.row, at.fy, at.fx, mask, spec))
+    dweights += _dot(sampled.astype(x.dtype).reshape(pixels.size, -1).T, dy_block)
+    dsampled = _dot(dy_block, weights.T).reshape(sampled.shape)
+
+    products = barrier(lambda: corner_products(table, at.row, dsampled, spec))
+    doffset, dmask = barrier(lambda: _doffset_and_dmask(at, mask, products))
+
+    for step, weight in zip(spec.corner_steps, at.corner_weights(), strict=True):
+      factor = weight if mask is None else weight * mask
+      updates = barrier(functools.partial(_scale, dsampled, factor))
+      dtable = scatter_add_rows(dtable, at.row + step, updates)
+    return (dtable, dweights), offset_and_mask_block.gradient(doffset, dmask, mask)
+
+  accumulate = accumulation_dtype(x.dtype)
+  carry = (jnp.zeros(table.shape, accumulate), jnp.zeros(weights.shape, accumulate))
+  blocks = (_pixels(x.shape[0], spec), *_split_into_blocks(spec, (offset_and_mask, dy)))
+  (dtable, dweights), doffset_and_mask = lax.scan(block, carry, blocks)
+  return (
+    _image_from_table(dtable, x.shape).astype(x.dtype),
+    jax.tree.map(lambda d, a: _join_blocks(d, a.shape).astype(a.dtype), doffset_and_mask, offset_and_mask),
+    _kernel_from_weights(dweights, kernel.shape, spec).astype(kernel.dtype),
+  )
+
+
+deform_conv_by_blocks.defvjp(_forward, _backward)
+
+
+def _doffset_and_dmask(at: SampleLocations, mask, products):
+  """Gradients of the offsets [p, 2 * S] and of the mask [p, S]."""
+  d00, d01, d10, d11 = products
+  fy, fx = at.fy, at.fx
+  dmask = (1 - fy) * ((1 - fx) * d00 + fx * d01) + fy * ((1 - fx) * d10 + fx * d11)
+  dlocation_y = (1 - fx) * (d10 - d00) + fx * (d11 - d01)
+  dlocation_x = (1 - fy) * (d01 - d00) + fy * (d11 - d10)
+  dlocation = jnp.stack([dlocation_y, dlocation_x], axis=-1)
+  if mask is not None:
+    dlocation *= mask[..., None]
+  doffset = jnp.where(at.inside[..., None], dlocation, 0)
+  return doffset.reshape(doffset.shape[0], -1), dmask
+
+
+def _scale(dsampled, factor):
+  return dsampled * factor[..., None]
+
+
+def _image_from_table(table, shape):
+  """Inverse of `sampling.make_table`: removes the ring of zeros."""
+  n, h, w, c = shape
+  return table.reshape(n, h + 2, w + 2, c)[:, 1:-1, 1:-1]
+
+
+def _kernel_from_weights(weights, shape, spec):
+  """Inverse of `weights_by_sample`."""
+  by_group = weights.reshape(spec.deformable_groups, spec.taps, -1, shape[3])
+  return jnp.moveaxis(by_group, 1, 0).reshape(shape)

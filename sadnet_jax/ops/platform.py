@@ -1,4 +1,4 @@
-"""Which platform a program is traced for, and the block sizes that suit it."""
+"""The platform that a program is compiled for, and the block sizes that suit it."""
 
 from collections.abc import Iterator
 import contextlib
@@ -7,48 +7,63 @@ import contextvars
 import jax
 import jax.numpy as jnp
 
-# Bytes of sampled values held at once. On a CPU a block should stay in a cache (1, 2, 4, 8 MiB
-# measured on the network: 4 is fastest forward by 3%, and as fast as 2 backward). An accelerator
-# wants few, large blocks; its number is not measured.
-_BLOCK_BYTES_CPU = 4 * 2**20
-_BLOCK_BYTES_ACCELERATOR = 64 * 2**20
-# With fewer sampled numbers than this, what separate loops save is less than they take to compile.
-_LEAST_SPLIT_VALUES = 2**18
-_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar('platform', default=None)
+# Bytes of sampled values held at once. On a CPU a block should fit in a cache: of 1, 2, 4 and 8 MiB,
+# measured on the network, 4 is fastest forward by 3% and as fast as 2 backward. An accelerator wants few,
+# large blocks; its value has not been tuned.
+BLOCK_BYTES_CPU = 4 * 2**20
+BLOCK_BYTES_ACCELERATOR = 64 * 2**20
+# A call that samples fewer values loses more to compiling fusion barriers than it gains from them.
+MIN_VALUES_FOR_BARRIERS = 2**18
+
+_target: contextvars.ContextVar[str | None] = contextvars.ContextVar('target_platform', default=None)
 
 
 @contextlib.contextmanager
-def blocks_for(platform: str) -> Iterator[None]:
-  """Chooses the blocks of what is traced inside for this platform, not for JAX's default one."""
-  token = _platform.set(platform)
+def target_platform(platform: str) -> Iterator[None]:
+  """Traces everything inside for the given platform instead of JAX's default one.
+
+  The operators choose block sizes and algorithms by platform while they are traced, when
+  JAX does not yet know where the program will run. Programs for another than the
+  default device need this; they stay correct without it, but are slower.
+
+  Args:
+    platform: As in `jax.Device.platform`, for example 'cpu' or 'cuda'.
+  """
+  token = _target.set(platform)
   try:
     yield
   finally:
-    _platform.reset(token)
+    _target.reset(token)
 
 
-def traced_for() -> str:
-  """The platform that `blocks_for` names, or JAX's default one."""
-  return _platform.get() or jax.default_backend()
+def current_platform() -> str:
+  """The platform set by `target_platform`, or else JAX's default one."""
+  return _target.get() or jax.default_backend()
 
 
 def accumulation_dtype(dtype: jnp.dtype) -> jnp.dtype:
-  """At least float32: the dtype of locations, blending and sums."""
+  """The dtype of locations, blending and sums: ``dtype``, but at least float32."""
   return jnp.promote_types(dtype, jnp.float32)
 
 
-def pays_to_split(values: int) -> bool:
-  """Whether a call samples enough numbers for separate loops to save more than they take to compile."""
-  return jax.export.is_symbolic_dim(values) or values >= _LEAST_SPLIT_VALUES
+def needs_fusion_barriers(values: int) -> bool:
+  """Whether a call that samples this many values runs faster with `deform_conv.fusion_barrier`."""
+  if current_platform() != 'cpu':
+    return False
+  return jax.export.is_symbolic_dim(values) or values >= MIN_VALUES_FOR_BARRIERS
 
 
-def block_pixels_for(total: int, bytes_per_pixel: int) -> int:
-  """Pixels per block: near the byte budget, dividing the total where it can.
+def choose_block_pixels(total: int, bytes_per_pixel: int) -> int:
+  """Pixels per block: close to the platform's byte budget, and a divisor of the total if possible.
 
-  A divisor avoids copying offset and mask to fill up the last block. A symbolic total has
-  none that is known: a power of two fits the usual sizes.
+  With a divisor, no offsets and masks are copied to fill up the last block. The divisors of a
+  symbolic total are unknown; it gets a power of two, which divides most image sizes.
+
+  Args:
+    total: Pixels of all blocks together.
+    bytes_per_pixel: Bytes of the values sampled for one pixel.
   """
-  budget = _BLOCK_BYTES_CPU if traced_for() == 'cpu' else _BLOCK_BYTES_ACCELERATOR
+  budget = BLOCK_BYTES_CPU if current_platform() == 'cpu' else BLOCK_BYTES_ACCELERATOR
   limit = max(1, budget // bytes_per_pixel)
   if jax.export.is_symbolic_dim(total):
     return 2 ** (limit.bit_length() - 1)

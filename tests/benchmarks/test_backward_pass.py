@@ -12,7 +12,7 @@ from sadnet_jax.ops import platform
 
 
 def test_only_the_hand_written_path_has_conditionals(monkeypatch):
-  monkeypatch.setattr(platform, '_LEAST_SPLIT_VALUES', 0)
+  monkeypatch.setattr(platform, 'MIN_VALUES_FOR_BARRIERS', 0)
   inputs = backward_pass.random_inputs((1, 6, 9, 8))
   both = backward_pass.compile_both(inputs)
   assert jax.default_backend() == 'cpu'

@@ -8,7 +8,7 @@ import pytest
 from sadnet_jax import ContextBlock, OffsetBlock, ResBlock, RSABlock
 from sadnet_jax.nn.blocks import upsample_2x
 from sadnet_jax.nn.layers import Conv, FusionConv, UpConv
-from sadnet_jax.ops.conv import add_bias, conv2d
+from sadnet_jax.ops import add_bias, conv2d, target_platform
 from tests.support.small_networks import image, to_nhwc
 
 # --- Resampling.
@@ -98,7 +98,7 @@ def test_convolution_without_overlap_equals_that_of_xla(platform, size, channels
     numbers = ('NHWC', 'HWIO', 'NHWC')
     return jax.lax.conv_general_dilated(x, kernel, (size, size), padding, dimension_numbers=numbers) + bias
 
-  with platform.blocks_for(platform):
+  with target_platform(platform):
     np.testing.assert_allclose(conv2d(x, kernel, bias, stride=size), of_xla('VALID'), rtol=1e-5)
     around = ((1, 2), (2, 1))
     got = conv2d(x, kernel, bias, stride=size, padding=around)

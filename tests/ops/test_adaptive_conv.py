@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 
 from sadnet_jax import deform_conv2d
-from sadnet_jax.ops import platform
-from sadnet_jax.ops.adaptive_conv import adaptive_conv2d, deform_conv2d_as_predicted, predict_offsets
-from sadnet_jax.ops.conv import conv2d
+from sadnet_jax.ops import adaptive_conv2d, conv2d, deform_conv2d_packed, platform, predict_offset_mask
 
 GROUPS = 2
 NAMES = ('x', 'offset_features', 'predict_kernel', 'predict_bias', 'kernel', 'bias')
@@ -39,9 +37,9 @@ def way(request, monkeypatch):
   """How it is computed: by strips of 3 rows (the last overlaps), of all, or the accelerators' way."""
   bytes_of_row = 5 * 9 * 6 * 8
   budget = 3 * bytes_of_row if request.param == 'strips' else 100 * bytes_of_row
-  monkeypatch.setattr(platform, '_BLOCK_BYTES_CPU', budget)
-  monkeypatch.setattr(platform, '_LEAST_SPLIT_VALUES', 0)
-  with platform.blocks_for('cuda' if request.param == 'whole' else 'cpu'):
+  monkeypatch.setattr(platform, 'BLOCK_BYTES_CPU', budget)
+  monkeypatch.setattr(platform, 'MIN_VALUES_FOR_BARRIERS', 0)
+  with platform.target_platform('cuda' if request.param == 'whole' else 'cpu'):
     yield request.param
 
 
@@ -77,14 +75,14 @@ def test_value_beside_gradients_is_the_value_without(way):
 
 def test_a_prediction_in_two_parts(monkeypatch):
   # With eight groups the offsets fill 144 of the first part's 192 outputs, and the masks both parts.
-  monkeypatch.setattr(platform, '_BLOCK_BYTES_CPU', 2 * 5 * 9 * 8 * 4)
-  monkeypatch.setattr(platform, '_LEAST_SPLIT_VALUES', 0)
+  monkeypatch.setattr(platform, 'BLOCK_BYTES_CPU', 2 * 5 * 9 * 8 * 4)
+  monkeypatch.setattr(platform, 'MIN_VALUES_FOR_BARRIERS', 0)
   rng = np.random.default_rng(3)
   shapes = ((1, 7, 5, 8), (1, 7, 5, 3), (3, 3, 3, 216), (216,), (3, 3, 8, 4), (4,))
   args = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
-  with platform.blocks_for('cuda'):
+  with platform.target_platform('cuda'):
     want = adaptive_conv2d(*args, deformable_groups=8)
-  with platform.blocks_for('cpu'):
+  with platform.target_platform('cpu'):
     got = adaptive_conv2d(*args, deformable_groups=8)
   assert relative_error(got, want) < 1e-5
 
@@ -119,21 +117,21 @@ def test_gradients_of_any_height_and_width_can_be_exported():
     jax.ShapeDtypeStruct((n, h, w, a.shape[3]) if name in NAMES[:2] else a.shape, a.dtype)
     for name, a in zip(NAMES, args, strict=True)
   ]
-  gradient = jax.jit(jax.grad(lambda k, *a: jnp.sum(predict_offsets(a[0], k, a[1]))))
+  gradient = jax.jit(jax.grad(lambda k, *a: jnp.sum(predict_offset_mask(a[0], k, a[1]))))
   exported = jax.export.export(gradient)(shapes[2], shapes[1], shapes[3])
   want = gradient(args[2], args[1], args[3])
   np.testing.assert_allclose(exported.call(args[2], args[1], args[3]), want, rtol=1e-4, atol=1e-4)
 
 
 def test_a_not_finite_offset_spoils_the_same_pixels_in_each_way(monkeypatch):
-  monkeypatch.setattr(platform, '_LEAST_SPLIT_VALUES', 0)
+  monkeypatch.setattr(platform, 'MIN_VALUES_FOR_BARRIERS', 0)
   args = inputs(dtype=np.float32)
   args[1] = args[1].copy()
   args[1][0, 6, 2] = np.nan
   args[1][1, 2, 4] = np.inf
   spoiled = []
   for name in ('cpu', 'cuda'):
-    with platform.blocks_for(name):
+    with platform.target_platform(name):
       spoiled.append(~np.isfinite(np.asarray(adaptive_conv2d(*args, deformable_groups=GROUPS))))
   assert spoiled[0].any()
   assert not spoiled[0].all()
@@ -141,7 +139,7 @@ def test_a_not_finite_offset_spoils_the_same_pixels_in_each_way(monkeypatch):
 
 
 def test_vmap_over_images(monkeypatch):
-  monkeypatch.setattr(platform, '_LEAST_SPLIT_VALUES', 0)
+  monkeypatch.setattr(platform, 'MIN_VALUES_FOR_BARRIERS', 0)
   args = inputs(dtype=np.float32)
   function = functools.partial(adaptive_conv2d, deformable_groups=GROUPS)
   one = lambda x, features: function(x[None], features[None], *args[2:])[0]  # noqa: E731
@@ -151,9 +149,13 @@ def test_vmap_over_images(monkeypatch):
 def test_prediction_of_another_shape_is_refused():
   x, features, predict_kernel, predict_bias, kernel, bias = inputs(dtype=np.float32)
   prediction = conv2d(features, predict_kernel, predict_bias)
-  with pytest.raises(ValueError, match=r'prediction: got shape \(2, 13, 5, 54\), want \(2, 13, 5, 81\)'):
-    deform_conv2d_as_predicted(x, prediction, kernel, bias, deformable_groups=3)
-  with pytest.raises(ValueError, match=r'prediction: got shape \(2, 12, 5, 54\), want \(2, 13, 5, 54\)'):
+  with pytest.raises(
+    ValueError, match=r'offset_mask has shape \(2, 13, 5, 54\), but must have \(2, 13, 5, 81\)'
+  ):
+    deform_conv2d_packed(x, prediction, kernel, bias, padding=1, deformable_groups=3)
+  with pytest.raises(
+    ValueError, match=r'offset_mask has shape \(2, 12, 5, 54\), but must have \(2, 13, 5, 54\)'
+  ):
     adaptive_conv2d(x, features[:, 1:], predict_kernel, predict_bias, kernel, bias, deformable_groups=GROUPS)
 
 
@@ -170,14 +172,14 @@ def test_prediction_and_its_gradients_equal_the_plain_convolution(size):
       loss = jax.value_and_grad(lambda *a: jnp.sum(weights * function(*a)), argnums=(0, 1, 2))
       return jax.tree.leaves(jax.jit(loss)(features, kernel, bias))
 
-    got, want = value_and_gradients(predict_offsets), value_and_gradients(conv2d)
+    got, want = value_and_gradients(predict_offset_mask), value_and_gradients(conv2d)
     assert all(relative_error(g, w) < 1e-12 for g, w in zip(got, want, strict=True))
 
 
 def test_kernel_gradient_of_bfloat16_is_summed_in_float32():
   x = np.ones((1, 64, 64, 1), np.float32)
   kernel = jnp.zeros((3, 3, 1, 1), jnp.bfloat16)
-  gradient = jax.grad(lambda k: jnp.sum(predict_offsets(jnp.asarray(x, jnp.bfloat16), k, np.zeros(1))))(
+  gradient = jax.grad(lambda k: jnp.sum(predict_offset_mask(jnp.asarray(x, jnp.bfloat16), k, np.zeros(1))))(
     kernel
   )
   # Summed in bfloat16, it would stop at 256.

@@ -11,7 +11,7 @@ import pytest
 
 from sadnet_jax import deform_conv2d
 from sadnet_jax.ops import sampling
-from sadnet_jax.ops.platform import blocks_for
+from sadnet_jax.ops.platform import target_platform
 from tests.support.deform_conv_layers import (
   ASYMMETRIC,
   NAMES,
@@ -58,9 +58,9 @@ def load_case(golden, name, dtype):
 @pytest.mark.parametrize('platform', ['cpu', 'cuda'])
 @pytest.mark.parametrize('name', CASES)
 def test_float64_output_and_gradients_equal_torchvision(golden, name, platform, monkeypatch):
-  monkeypatch.setattr(platform, '_LEAST_SPLIT_VALUES', 0)
+  monkeypatch.setattr('sadnet_jax.ops.platform.MIN_VALUES_FOR_BARRIERS', 0)
   # What is traced for an accelerator runs on a CPU as well.
-  with jax.enable_x64(True), blocks_for(platform):
+  with jax.enable_x64(True), target_platform(platform):
     inputs, y, cotangent, wanted, options = load_case(golden, name, np.float64)
     output, got = output_and_gradients(lambda *args: deform_conv2d(*args, **options), inputs, cotangent)
     assert output.dtype == np.float64
@@ -74,9 +74,9 @@ def test_float64_output_and_gradients_equal_torchvision(golden, name, platform, 
 @pytest.mark.parametrize('platform', ['cpu', 'cuda'])
 @pytest.mark.parametrize('name', CASES)
 def test_float32_output_equals_torchvision(golden, name, platform, monkeypatch):
-  monkeypatch.setattr(platform, '_LEAST_SPLIT_VALUES', 0)
+  monkeypatch.setattr('sadnet_jax.ops.platform.MIN_VALUES_FOR_BARRIERS', 0)
   inputs, y, _, _, options = load_case(golden, name, np.float32)
-  with blocks_for(platform):
+  with target_platform(platform):
     got = jax.jit(lambda *args: deform_conv2d(*args, **options))(*inputs)
   assert got.dtype == jnp.float32
   assert relative_error(got, y) < 1e-5
@@ -97,7 +97,7 @@ def test_written_out_sums_over_channels_change_no_gradient(monkeypatch):
   inputs, cotangent = asymmetric_inputs(3), np.random.default_rng(4).normal(size=(3, 3, 5, 4))
   results = []
   for channels in (0, 100):
-    monkeypatch.setattr(sampling, '_UNROLLED_CHANNELS', channels)
+    monkeypatch.setattr(sampling, 'UNROLLED_CHANNELS', channels)
     with jax.enable_x64(True):
       results.append(
         output_and_gradients(lambda *args: deform_conv2d(*args, **ASYMMETRIC), inputs, cotangent)

@@ -12,8 +12,7 @@ import pytest
 from configs import color
 from sadnet_jax.nn import blocks
 from sadnet_jax.nn.sadnet import SADNet
-from sadnet_jax.ops.adaptive_conv import deform_conv2d_as_predicted
-from sadnet_jax.ops.deform_conv import deform_conv2d
+from sadnet_jax.ops import deform_conv2d, deform_conv2d_packed
 from sadnet_jax.training.state import create_train_state
 from sadnet_jax.weights import checkpoints
 from tests.support.command import finish, start
@@ -96,10 +95,10 @@ def test_the_samples_are_those_that_the_operator_takes(monkeypatch):
 
     def record(*arguments, **options):
       calls.append(arguments)
-      return deform_conv2d_as_predicted(*arguments, **options)
+      return deform_conv2d_packed(*arguments, **options)
 
     with monkeypatch.context() as patch:
-      patch.setattr(blocks, 'deform_conv2d_as_predicted', record)
+      patch.setattr(blocks, 'deform_conv2d_packed', record)
       model.apply(variables, noisy, mutable=['intermediates'])
     # From the coarsest scale to the finest.
     return {4 - number: arguments[:2] for number, arguments in enumerate(calls)}
@@ -143,7 +142,7 @@ def test_pixels_and_networks_that_have_no_samples_are_refused():
     sampling_positions(model, params, noisy, [])
   with pytest.raises(ValueError, match=r'noisy: got shape \(1, 9, 12, 3\), want one image \[H, W, 3\]'):
     sampling_positions(model, params, noisy[None], [(0, 0)])
-  with pytest.raises(ValueError, match=r'noisy: got shape \(1, 9, 12, 1\), want \[N, H, W, 3\]'):
+  with pytest.raises(ValueError, match=r'noisy must be \[N, H, W, 3\] .* shape \(1, 9, 12, 1\)'):
     sampling_positions(model, params, noisy[..., :1], [(0, 0)])
   with pytest.raises(ValueError, match=r'model\.use_rsab: got False, want True'):
     sampling_positions(SADNet(**SMALL, use_rsab=False), params, noisy, [(0, 0)])

@@ -337,8 +337,8 @@ def _config(**changes):
     ),
     ({'data.train.div2k': 'there'}, r"config\.data\.reader: got 'files' with div2k, want 'tiles'"),
     # Of the network and the optimiser, before anything is compiled.
-    ({'model.dtype': 'float16'}, r"model\.dtype: got 'float16', want 'float32' or 'bfloat16'"),
-    ({'model.width': 12}, r'SADNet\.width: got 12, want a multiple of deformable_groups = 8'),
+    ({'model.dtype': 'float16'}, r"model\.dtype must be 'float32' or 'bfloat16', not 'float16'"),
+    ({'model.width': 12}, r'SADNet\.width must be a multiple of deformable_groups = 8, not 12'),
     ({'optimizer.schedule': 'linear'}, r"schedule: got 'linear', want 'step_halving' or 'cosine'"),
     ({'optimizer.name': 'sgd'}, r"optimizer: got 'sgd', want 'adam' or 'muon'"),
   ],

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sadnet_jax import SADNet
-from sadnet_jax.ops.platform import blocks_for
+from sadnet_jax.ops.platform import target_platform
 from sadnet_jax.weights.authors import (
   check_in_authors_code,
   model_from_state_dict,
@@ -39,7 +39,7 @@ def load_golden(golden, name):
 @pytest.mark.parametrize('platform', ['cpu', 'cuda'])
 @pytest.mark.parametrize('name', GOLDEN_NETWORKS)
 def test_output_and_every_gradient_equal_the_authors_network(golden, name, platform, monkeypatch):
-  monkeypatch.setattr(platform, '_LEAST_SPLIT_VALUES', 0)
+  monkeypatch.setattr('sadnet_jax.ops.platform.MIN_VALUES_FOR_BARRIERS', 0)
   model = GOLDEN_NETWORKS[name]
   arrays, state_dict, gradients = load_golden(golden, name)
   params = params_from_state_dict(state_dict, param_shapes(model))
@@ -52,7 +52,7 @@ def test_output_and_every_gradient_equal_the_authors_network(golden, name, platf
     return y, *pull_back(cotangent)
 
   # What is traced for an accelerator runs on a CPU as well.
-  with blocks_for(platform):
+  with target_platform(platform):
     y, dparams, dx = output_and_gradients(params, to_nhwc(arrays['x']), to_nhwc(arrays['cotangent']))
     inferred = jax.jit(lambda p, v: model.apply({'params': p}, v))(params, to_nhwc(arrays['x']))
   # Inference on a CPU has a way of its own, see `adaptive_conv`.
@@ -261,7 +261,7 @@ def test_rates_of_dilation_are_as_many_as_convolutions(golden):
     (
       'res1.conv0.weight',
       np.zeros((0, 3, 1, 1)),
-      r'SADNet\.width: got 0, want a multiple of deformable_groups = 8',
+      r'SADNet\.width must be a multiple of deformable_groups = 8, not 0',
     ),
   ],
 )

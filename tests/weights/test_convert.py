@@ -151,12 +151,12 @@ def test_nothing_is_written_over_unless_told_to(ours, tmp_path, capsys):
     ),
     (
       ['good.pth', 'b.safetensors', '--dilations=1,2,3,0'],
-      'good.pth: SADNet.dilations: got (1, 2, 3, 0), want',
+      'good.pth: SADNet.dilations must be',
     ),
     # Such a file could not be read.
     (
       ['good.pth', 'b.safetensors', '--dilations=1,2,3,1048577'],
-      'good.pth: SADNet.dilations: got (1, 2, 3, 1048577), want one or more rates from 1 to 1048576',
+      'good.pth: SADNet.dilations must be one or more rates from 1 to 1048576, not (1, 2, 3, 1048577)',
     ),
     (['cut.pth', 'b.safetensors'], 'cut.pth: got a damaged file ('),
     (['less.pth', 'b.safetensors'], 'less.pth: the state dict does not fit this SADNet'),

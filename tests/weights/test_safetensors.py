@@ -126,21 +126,21 @@ def test_a_file_tells_its_network(params, tmp_path):
 @pytest.mark.parametrize(
   ('changes', 'match'),
   [
-    ({'width': '8'}, r"model\.width: got '8', want a value of type int"),
-    ({'width': True}, r'model\.width: got True, want a value of type int'),
-    ({'width': 8 * 10**30}, r'model\.width: got 80{30}, want a value of type int of at most 1048576'),
-    ({'width': 12}, r'SADNet\.width: got 12, want a multiple of deformable_groups = 8'),
-    ({'use_rsab': 1}, r'model\.use_rsab: got 1, want a value of type bool'),
-    ({'rsab_order': 'last'}, r"SADNet\.rsab_order: got 'last', want one of"),
-    ({'rsab_order': ['last']}, r"model\.rsab_order: got \['last'\], want a value of type str"),
-    ({'dilations': 3}, r'model\.dilations: got 3, want a list of whole numbers'),
-    ({'dilations': [1, 2.0]}, r'model\.dilations: got \[1, 2\.0\], want a list of whole numbers'),
+    ({'width': '8'}, r"model\.width must be of type int, at most 1048576, not '8'"),
+    ({'width': True}, r'model\.width must be of type int, at most 1048576, not True'),
+    ({'width': 8 * 10**30}, r'model\.width must be of type int, at most 1048576, not 80{30}'),
+    ({'width': 12}, r'SADNet\.width must be a multiple of deformable_groups = 8, not 12'),
+    ({'use_rsab': 1}, r'model\.use_rsab must be of type bool, not 1'),
+    ({'rsab_order': 'last'}, r'SADNet\.rsab_order must be one of'),
+    ({'rsab_order': ['last']}, r"model\.rsab_order must be of type str, not \['last'\]"),
+    ({'dilations': 3}, r'model\.dilations must be a list of integers, not 3'),
+    ({'dilations': [1, 2.0]}, r'model\.dilations must be a list of integers, not \[1, 2\.0\]'),
     (
       {'dilations': [10**30]},
-      r'SADNet\.dilations: got \(10{30},\), want one or more rates from 1 to 1048576',
+      r'SADNet\.dilations must be one or more rates from 1 to 1048576, not \(10{30},\)',
     ),
-    ({'dtype': None}, r"model\.dtype: got None, want 'float32' or 'bfloat16'"),
-    ({'depth': 3}, r"model: got fields without \[\] and with \['depth'\], want those of SADNet"),
+    ({'dtype': None}, r"model\.dtype must be 'float32' or 'bfloat16', not None"),
+    ({'depth': 3}, r"model must have exactly the fields of SADNet: missing \[\], unknown \['depth'\]"),
   ],
 )
 def test_fields_of_no_network_are_refused_by_file(params, tmp_path, changes, match):
@@ -155,7 +155,7 @@ def test_fields_of_no_network_are_refused_by_file(params, tmp_path, changes, mat
   [
     (
       json.dumps(SMALL),
-      r"got metadata of no network \(model: got fields without \['channels', 'deformable_groups",
+      r"got metadata of no network \(model must have exactly the fields of SADNet: missing \['channels'",
     ),
     ('{', r'got metadata whose model is no JSON'),
     ('[' * 100_000, r'got metadata whose model is no JSON'),
