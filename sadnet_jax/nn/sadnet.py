@@ -192,7 +192,7 @@ def param_shapes(model: SADNet) -> dict:
 
 
 def round_up(value: int, multiple: int) -> int:
-  """The smallest multiple of ``multiple`` that is at least ``value``; also for arrays and symbolic dimensions."""
+  """The smallest multiple of ``multiple`` that is at least ``value``; also for symbolic dimensions."""
   return -(-value // multiple) * multiple
 
 
