@@ -213,7 +213,7 @@ def pad_to_multiple(x: jax.Array | np.ndarray, multiple: int) -> jax.Array | np.
     size = x.shape[axis]
     if jax.export.is_symbolic_dim(size):
       # The same reflection as a formula: its period is forth and back, 2 * size - 2 pixels.
-      position = jnp.arange(round_up(size, multiple)) % jnp.maximum(2 * size - 2, 1)
+      position = jnp.arange(round_up(size, multiple)) % jnp.maximum(2 * size - 2, 1)  # type: ignore[arg-type]
       x = jnp.take(x, jnp.minimum(position, 2 * size - 2 - position), axis=axis)
     elif extra := -size % multiple:
       source = np.pad(np.arange(size), (0, extra), mode='reflect')

@@ -72,7 +72,7 @@ def check_arguments(
   x: jax.Array,
   kernel: jax.Array,
   bias: jax.Array | None,
-  per_sample: Mapping[str, tuple[jax.Array | None, int]],
+  per_sample: Mapping[str, tuple[jax.Array | jax.ShapeDtypeStruct | None, int]],
   *,
   stride: int | tuple[int, int] = 1,
   padding: int | tuple[int, int] = 0,
