@@ -61,7 +61,7 @@ function tiles(result) {
     tile('PSNR', fixed(means.psnr, 2), 'dB', `from ${noisy}, ${gain}`),
     tile('SSIM (Wang)', fixed(means.ssim_wang, 4), '', `from ${fixed(means.ssim_wang_noisy, 4)}`),
     tile('SSIM (MATLAB)', fixed(means.ssim_matlab, 4), '', `from ${fixed(means.ssim_matlab_noisy, 4)}`),
-    tile('Time an image', duration(means.seconds), 's', count(result.images.length, 'image')),
+    tile('Time per image', duration(means.seconds), 's', count(result.images.length, 'image')),
     published && tile(
       `Against ${published.method}`, versusWithNote(published, result), 'dB', `from ${fixed(published.psnr, 2)}`));
 }

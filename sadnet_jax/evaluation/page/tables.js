@@ -59,7 +59,7 @@ const SUMMARY = [
   ['PSNR in dB', (result) => change(mean(result).psnr_noisy, mean(result).psnr, 2)],
   ['SSIM (Wang)', (result) => rise(mean(result).ssim_wang_noisy, mean(result).ssim_wang)],
   ['SSIM (MATLAB)', (result) => rise(mean(result).ssim_matlab_noisy, mean(result).ssim_matlab)],
-  ['Seconds an image', (result) => duration(mean(result).seconds)],
+  ['Seconds per image', (result) => duration(mean(result).seconds)],
   ['Published PSNR', (result) => {
     const published = counterpart(result);
     return published ? [fixed(published.psnr, 2), below(published.method)] : NONE;
