@@ -248,6 +248,6 @@ def _out_of_memory_as_value_error(size):
     yield
   except jax.errors.JaxRuntimeError as error:
     raise ValueError(
-      f'sadnet: the device failed on images of {size[1]}x{size[0]} pixels ({one_line(error)[:200]}); use '
+      f'sadnet: the device failed on images of {size[1]}x{size[0]} pixels ({one_line(error, 200)}); use '
       'smaller images, a smaller --batch_size, or a device with more memory'
     ) from error

@@ -52,9 +52,9 @@ def _names(made):
 
 
 def test_the_worst_and_the_best_are_kept_whatever_the_order():
-  for order in itertools.permutations(range(5)):
+  for order in itertools.permutations(range(4)):
     made = showcase([(f'{i}.png', 20.0 + i) for i in order], worst=2, best=1)
-    assert _names(made) == [('worst', '0.png'), ('worst', '1.png'), ('best', '4.png')]
+    assert _names(made) == [('worst', '0.png'), ('worst', '1.png'), ('best', '3.png')]
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def new_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
   """
   refuse_existing([path], overwrite=overwrite)
   path.parent.mkdir(parents=True, exist_ok=True)
-  with replacing(path) as temporary:
+  with replacing(path, overwrite=overwrite) as temporary:
     yield temporary
 
 
