@@ -1,11 +1,12 @@
-"""What each part of the network gives, at a small scale: the rows of configs/ablation.py, trained alike.
+"""What each part of the network gives, at a small scale: the rows of configs/ablation.py, all trained alike.
 
   python benchmarks/ablation.py --seeds 0 1 2 --json /tmp/ablation_cpu.json
 
-The recipe of configs/color_fast.py, sigma 50, on one device. Rows of one seed have the same data order, crops
-and noise, and all rows of the first seed come first. Run the same command again after it was stopped: what is
-trained is kept below --workdir, a folder for each run, and a run that was cut off goes on from its last
-checkpoint. The file is written anew after each run; benchmarks/ablation_doc.py makes docs/ABLATION.md of it.
+The recipe of configs/color_fast.py at sigma 50, on one device. Rows of one seed have the same data order,
+crops and noise; all rows of the first seed come first. After an interruption, run the same command again:
+each run keeps its checkpoints and its result in a folder below --workdir and continues from its last
+checkpoint. The results file is rewritten after each run; benchmarks/report.py writes docs/ablation.md from
+it.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import ml_collections
 # The configs are not installed.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import ablation_doc, common, short_training
+from benchmarks import common, tables
 from configs import ablation, color_fast
 from sadnet_jax.data.folders import find_data_dir
 from sadnet_jax.evaluation import image_sets, scoring
@@ -40,15 +41,15 @@ from sadnet_jax.weights import checkpoints
 from sadnet_jax.weights.checkpoints import check_same
 
 SIGMA_255 = 50.0
-# So much is trained again at most where the process was killed.
+# At most this many steps are repeated after the process was killed.
 CHECKPOINT_EVERY = 100
-# Beside a run's checkpoints: what it gave, and the commits that it was started at.
+# Beside a run's checkpoints: its result, and the commits that it was started at.
 RESULT_FILE, STARTS_FILE = 'result.json', 'starts.json'
 
 
 def run_config(row: str, seed: int, arguments: argparse.Namespace) -> ml_collections.ConfigDict:
-  """The config of one run; those of one seed differ in the row's parts alone."""
-  config = short_training.run_config(f'{SIGMA_255:g}', arguments.images, arguments.steps)
+  """The config of one run. The configs of one seed differ only in the parts of the row."""
+  config = common.short_run_config(f'{SIGMA_255:g}', arguments.images, arguments.steps)
   ablation.set_row(config, row)
   config.seed = seed
   config.model.width, config.model.offset_width = arguments.width, arguments.offset_width
@@ -59,21 +60,21 @@ def run_config(row: str, seed: int, arguments: argparse.Namespace) -> ml_collect
 
 
 def open_test(name: str) -> image_sets.ImageSet:
-  """The images to evaluate on.
+  """Opens the test images.
 
   Raises:
-    ValueError: They are not there, or are not clean images in colour.
+    ValueError: They are missing, or are not clean colour images.
   """
   image_set = image_sets.open_set(name, None)
   if image_set.real or image_set.channels != 3:
     kind = 'pairs' if image_set.real else 'grey images'
-    raise ValueError(f'--test: got {name!r}, which has {kind}, want clean images in colour')
+    raise ValueError(f'--test: {name!r} has {kind}; give a set of clean colour images')
   scoring.refuse_problems(image_set)
   return image_set
 
 
 def evaluate(folder: Path, image_set: image_sets.ImageSet) -> dict[str, object]:
-  """PSNR of a run's newest checkpoint in dB: the mean, and that of each image."""
+  """PSNR in dB of a run's newest checkpoint: the mean and each image."""
   model, params, _, _ = checkpoints.load_run(folder)
   method = SADNetMethod(model, params, {}, devices=jax.local_devices()[:1])
   result = scoring.evaluate_set(
@@ -85,20 +86,20 @@ def evaluate(folder: Path, image_set: image_sets.ImageSet) -> dict[str, object]:
 def train_and_evaluate(
   config: ml_collections.ConfigDict, folder: Path, image_set: image_sets.ImageSet, about: dict
 ) -> dict:
-  """One run, or what it gave where it is complete.
+  """Finishes one run, or returns its result if it is already complete.
 
   Args:
     config: Of the run.
     folder: Of the run.
-    image_set: To evaluate on.
-    about: With the commit of now, as from `measuring.describe`.
+    image_set: Test images.
+    about: Contains the current commit, as from `common.describe`.
 
   Returns:
-    As from `evaluate`, and ``starts``: the commits that the run was trained at.
+    The result of `evaluate`, and ``starts``: the commits that the run was trained at.
 
   Raises:
-    ValueError: What is in the folder is of another config, or the run has diverged.
-    SystemExit: A signal came while it trained; what is done is saved.
+    ValueError: The folder holds a run with another config, or the run diverged.
+    SystemExit: A signal interrupted the training; its progress is saved.
   """
   test = f'{image_set.title}, {image_set.version}'
   if (folder / RESULT_FILE).exists():
@@ -106,24 +107,24 @@ def train_and_evaluate(
     try:
       check_same(saved['config'], config.to_dict(), set())
     except ValueError as error:
-      raise ValueError(f'{folder}: {error}; start anew with another --workdir') from error
+      raise ValueError(f'{folder}: {error}; choose another --workdir to start again') from error
     if saved['test'] == test:
       return saved['result']
   starts = _note_start(folder, about, config.steps)
   state = loop.train(config, folder, jax.local_devices()[:1])
   if int(state.step) < config.steps:
-    sys.exit(f'{folder}: stopped at step {int(state.step)}; the same command goes on from there')
+    sys.exit(f'{folder}: stopped at step {int(state.step)}; run the same command again to continue')
   result = evaluate(folder, image_set) | {'starts': starts}
   write_json(folder / RESULT_FILE, {'config': config.to_dict(), 'test': test, 'result': result})
-  # The next row has other programs.
+  # The next row compiles other programs.
   jax.clear_caches()
   return result
 
 
 def _note_start(folder, about, steps):
-  """Adds the commit of now to those that a run was trained at, unless it is complete; all of them."""
+  """Adds the current commit to those that an unfinished run was trained at, and returns all of them."""
   path = folder / STARTS_FILE
-  # Of a start that left no checkpoint, nothing is kept.
+  # A start that left no checkpoint does not count.
   kept = path.exists() and checkpoints.has_checkpoint(folder)
   starts = json.loads(path.read_text()) if kept else []
   now = {name: about[name] for name in ('commit', 'uncommitted_changes')}
@@ -135,27 +136,28 @@ def _note_start(folder, about, steps):
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-  parser = short_training.make_parser(__doc__, steps=1000)
+  parser = common.make_training_parser(__doc__, steps=1000)
   recipe = color_fast.get_config()
-  parser.add_argument('--width', type=int, default=16, help='of the network (default: %(default)s)')
-  parser.add_argument('--offset_width', type=int, default=16, help='likewise (default: %(default)s)')
+  parser.add_argument('--width', type=int, default=16, help='width of the network (default: %(default)s)')
+  parser.add_argument(
+    '--offset_width', type=int, default=16, help='offset width of the network (default: %(default)s)'
+  )
   parser.add_argument('--batch_size', type=int, default=recipe.batch_size, help='default: %(default)s')
   parser.add_argument('--patch_px', type=int, default=recipe.data.patch_px, help='default: %(default)s')
   parser.add_argument(
-    '--test', default='kodak24', help='a set known to evaluate.py, or a folder (default: %(default)s)'
+    '--test', default='kodak24', help='test set of evaluate.py, or a folder (default: %(default)s)'
   )
   parser.add_argument('--seeds', nargs='+', type=int, default=[0], help='default: 0')
   parser.add_argument(
-    '--workdir', type=Path, default=Path('runs', 'ablation'), help='of all runs (default: %(default)s)'
+    '--workdir', type=Path, default=Path('runs', 'ablation'), help='folder of all runs (default: %(default)s)'
   )
   arguments = parser.parse_args(argv)
-  short_training.check_steps(parser, arguments.steps)
   arguments.seeds = list(dict.fromkeys(arguments.seeds))
   return arguments
 
 
 def describe(arguments: argparse.Namespace, image_set: image_sets.ImageSet) -> dict:
-  """What all runs have in common, and the rows, without results yet."""
+  """The results file before any run: what all runs have in common, and rows without results."""
   config = run_config('full', arguments.seeds[0], arguments).to_dict()
   networks = {row: model_from_config(run_config(row, 0, arguments).model) for row in ablation.ROWS}
   return {
@@ -177,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   image_set = open_test(arguments.test)
   results = describe(arguments, image_set)
   if not is_committed(results):
-    print('This code is in no commit: ablation_doc.py will refuse the results. Start from a clean clone.')
+    print('The code has uncommitted changes: report.py will refuse the results. Start from a clean clone.')
   for seed in arguments.seeds:
     for row in ablation.ROWS:
       folder = arguments.workdir / f'{row}-seed{seed}'
@@ -186,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       print(f'{row}, seed {seed}: {result["psnr"]:.3f} dB', flush=True)
       if arguments.json:
         write_json(arguments.json, results)
-    print('\n'.join(ablation_doc.tables(results)), flush=True)
+    print('\n'.join(tables.ablation_tables(results)), flush=True)
 
 
 if __name__ == '__main__':

@@ -1,16 +1,15 @@
-"""The hand-written backward pass of deform_conv2d beside JAX's own differentiation of it.
+"""The hand-written backward pass of deform_conv2d compared with JAX's own differentiation.
 
-  python benchmarks/vjp_against_autodiff.py --json vjp_against_autodiff.json
+  python benchmarks/backward_pass.py --json backward_pass.json
 
-Both compute all gradients (x, offset, mask, kernel) of the same forward pass, at
-the finest scale of a training step and of a 480x320 image; they must agree before
-anything is timed, and take turns. Prints milliseconds (median) and the temporary memory that
-the compiled program asks for. The limit is the operations of a forward and a backward pass
-over the machine's matrix rate, or the bytes over its copy rate.
+Both compute all gradients (x, offset, mask, kernel) of the same forward pass, at the finest scale of a
+training step and of a 480x320 image. They must agree before anything is timed, and are timed in turn. Prints
+the median milliseconds and the temporary memory that the compiled program asks for. The limit is that of a
+forward and a backward pass together.
 
-On a CPU the hand-written path puts the steps of a block into conditionals, which keep
-XLA from merging them. JAX would differentiate these too; it is given the forward pass
-as it is on an accelerator, without them, with blocks of the same size.
+On a CPU, the hand-written path puts the steps of a block into conditionals, which keep XLA from fusing them.
+JAX would differentiate these too, so it gets the forward pass for accelerators, which has none, with blocks
+of the same size.
 """
 
 from collections.abc import Sequence
@@ -25,9 +24,8 @@ import jax.numpy as jnp
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import common
-from benchmarks.limits import DEFORMABLE_GROUPS, TAPS, deform_conv_cost
-from benchmarks.paper_deform_conv import paper_deform_conv
+from benchmarks import common, tables
+from benchmarks.common import DEFORMABLE_GROUPS, TAPS, deform_conv_cost, paper_deform_conv
 from sadnet_jax.ops import deform_conv
 from sadnet_jax.ops.platform import choose_block_pixels, target_platform
 
@@ -49,7 +47,7 @@ def random_inputs(shape: tuple[int, int, int, int]) -> list[jax.Array]:
 
 
 def compile_both(inputs: list[jax.Array]) -> dict[str, jax.stages.Compiled]:
-  """The gradients by hand and by JAX, compiled for these inputs."""
+  """The hand-written gradients and JAX's, compiled for these inputs."""
   n, h, w, c = inputs[0].shape
   block_pixels = choose_block_pixels(n * h * w, 4 * TAPS * c)
 
@@ -61,25 +59,21 @@ def compile_both(inputs: list[jax.Array]) -> dict[str, jax.stages.Compiled]:
   # The same forward pass without its custom derivative.
   plain = deform_conv.deform_conv_by_blocks.fun
   with mock.patch.object(deform_conv, 'deform_conv_by_blocks', plain), target_platform('cuda'):
-    # A function of its own, so that JAX does not reuse the trace of the first.
+    # A new function, so that JAX does not reuse the trace of the first.
     automatic = jax.jit(lambda *inputs: gradients(*inputs)).lower(*inputs).compile()
   return {'by_hand': by_hand, 'autodiff': automatic}
 
 
 def check_agreement(what: str, both: dict[str, jax.stages.Compiled], inputs: list[jax.Array]) -> None:
-  """Runs both.
-
-  Raises:
-    SystemExit: Their gradients differ by more than rounding does.
-  """
-  for got, wanted in zip(*(compiled(*inputs) for compiled in both.values()), strict=True):
-    error = float(jnp.linalg.norm(got - wanted) / jnp.linalg.norm(wanted))
+  """Raises SystemExit if the gradients of the two differ by more than rounding."""
+  for got, expected in zip(*(compiled(*inputs) for compiled in both.values()), strict=True):
+    error = float(jnp.linalg.norm(got - expected) / jnp.linalg.norm(expected))
     if not error < 1e-4:
-      raise SystemExit(f'{what}: the gradients differ by {error}, want less than 1e-4')
+      raise SystemExit(f'{what}: relative difference of the gradients is {error:.1e}, must be below 1e-4')
 
 
 def measure(shape: tuple[int, int, int, int], runs: int) -> dict[str, Any]:
-  """A row of the results: of each of both, seconds and the bytes of temporary memory."""
+  """A row of the results: seconds and bytes of temporary memory of each of the two."""
   what = f'deform_conv2d {"x".join(map(str, shape))}'
   inputs = random_inputs(shape)
   both = compile_both(inputs)
@@ -99,19 +93,14 @@ def measure(shape: tuple[int, int, int, int], runs: int) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
   arguments = common.make_parser(__doc__, runs=5).parse_args(argv)
-  options = common.options_of(arguments)
-  precision, found_limits = common.default_limits()
-  results: dict = common.describe('vjp_against_autodiff.py', options)
-  results |= {'limits': {precision: found_limits.to_json()}, 'rows': {}}
-  print(f'{"shape":<34}{"backward":<14}{"ms":>10}{"temporary MB":>16}')
+  precision, limits = common.default_limits()
+  results: dict = common.describe('backward_pass.py', common.options_of(arguments))
+  results |= {'limits': {precision: limits.to_json()}, 'rows': {}}
   for shape in SHAPES:
     row = measure(shape, arguments.runs)
-    row['limit_ms'] = 1e3 * found_limits.seconds(row['flops'], row['bytes'])
+    row['limit_ms'] = 1e3 * limits.seconds(row['flops'], row['bytes'])
     results['rows']['x'.join(map(str, shape))] = row
-    for name in ('by_hand', 'autodiff'):
-      found = row[name]
-      megabytes = found['temporary_bytes'] / 1e6
-      print(f'{row["what"]:<34}{name:<14}{1e3 * found["seconds"]:>10.0f}{megabytes:>16.0f}')
+  print('\n'.join(tables.backward_pass_table(results)))
   common.finish(results, arguments.json)
 
 

@@ -1,10 +1,10 @@
-"""Whether training in bfloat16 follows training in float32: the loss of both, over thousands of steps.
+"""Whether training in bfloat16 follows training in float32: the loss of both over thousands of steps.
 
-  python benchmarks/loss_curves.py --images train/BSD432 --json loss_curves.json
+  python benchmarks/bfloat16.py --images train/BSD432 --json bfloat16.json
 
-The recipe of configs/color_fast.py, sigma 50, on clean images that are held in the device's memory, on one
-device: first weights, patches and noise are the same for all dtypes. Each figure is the mean of the loss over
-50 steps (the last over what is left); the table shows every tenth.
+The recipe of configs/color_fast.py at sigma 50, on one device, with the clean images in device memory. All
+dtypes start from the same weights and see the same patches with the same noise. Each figure is the mean of
+the loss over 50 steps (the last one over the remaining steps); the table shows every tenth.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import ml_collections
 # The configs are not installed.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import common, performance_tables, short_training
+from benchmarks import common, tables
 from sadnet_jax.data.folders import find_data_dir
 from sadnet_jax.training.config import check_config
 from sadnet_jax.training.inputs import open_training_data
@@ -38,16 +38,16 @@ AVERAGED_STEPS = 50
 
 def run_config(images: Path, dtype: str, steps: int) -> ml_collections.ConfigDict:
   """The config of one run."""
-  config = short_training.run_config('50', images, steps)
+  config = common.short_run_config('50', images, steps)
   config.model.dtype = dtype
   return config
 
 
 def curve(config: ml_collections.ConfigDict) -> list[float]:
-  """Trains, and returns the loss as means over `AVERAGED_STEPS`.
+  """Trains and returns the loss, averaged over each `AVERAGED_STEPS` steps.
 
   Raises:
-    ValueError: The config cannot work, or the run has diverged.
+    ValueError: The config is invalid, or the run diverged.
   """
   devices = jax.local_devices()[:1]
   check_config(config, len(devices))
@@ -63,7 +63,7 @@ def curve(config: ml_collections.ConfigDict) -> list[float]:
     for _ in steps:
       state, metrics = take_step(state, next(batches))
       taken.append(metrics)
-    # Read together, so that the device need not wait in between.
+    # Read together, so that the device does not wait in between.
     taken = jax.device_get(taken)
     for step, metrics in zip(steps, taken, strict=True):
       if not metrics['finite']:
@@ -74,10 +74,9 @@ def curve(config: ml_collections.ConfigDict) -> list[float]:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-  parser = short_training.make_parser(__doc__, steps=2000)
+  parser = common.make_training_parser(__doc__, steps=2000)
   parser.add_argument('--dtypes', nargs='+', choices=DTYPES, default=DTYPES, help='default: float32 bfloat16')
   arguments = parser.parse_args(argv)
-  short_training.check_steps(parser, arguments.steps)
   arguments.dtypes = list(dict.fromkeys(arguments.dtypes))
   return arguments
 
@@ -85,7 +84,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
   arguments = parse_arguments(argv)
   images = find_data_dir(arguments.images, '--images').resolve()
-  results = common.describe('loss_curves.py', common.options_of(arguments))
+  results = common.describe('bfloat16.py', common.options_of(arguments))
   curves = {dtype: curve(run_config(images, dtype, arguments.steps)) for dtype in arguments.dtypes}
   ends = [*range(AVERAGED_STEPS, arguments.steps, AVERAGED_STEPS), arguments.steps]
   results |= {
@@ -95,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       {'step': step, **{dtype: curves[dtype][i] for dtype in arguments.dtypes}} for i, step in enumerate(ends)
     ],
   }
-  print('\n'.join(performance_tables.loss_curves(results)))
+  print('\n'.join(tables.bfloat16_table(results)))
   common.finish(results, arguments.json)
 
 

@@ -1,12 +1,12 @@
-"""The denoiser on pictures: peak memory and time by size, start of the command, seams of tiles.
+"""The command `sadnet-denoise` on pictures: peak memory and time by size, start-up, seams between tiles.
 
-  python benchmarks/denoiser.py --images test/Kodak24 --megapixels 12 100 --json denoiser.json
+  python benchmarks/command.py --images test/Kodak24 --megapixels 12 100 --json command.json
 
-Pictures are mosaics of the given photographs with noise. Every run of the command is a process of its
-own, and the first of each size compiles; its peak memory is what the system says of it. The first run of
-a picture of 512x512 finds an empty cache of compiled programs, the others find it filled. A seam is
-measured as the largest difference of two times two tiles that overlap by exactly so much, blended, and the
-whole image.
+The pictures are mosaics of the given photographs with added noise. Every run of the command is a new process,
+and the first of each size compiles; its peak memory is what the system reports. The first run on a picture of
+512x512 finds an empty compilation cache, the others a filled one. A seam is measured as the largest
+difference between an image denoised in two by two tiles of the given overlap, blended, and the same image
+denoised whole.
 """
 
 import argparse
@@ -24,20 +24,20 @@ from PIL import Image
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import common
+from benchmarks import common, tables
 from sadnet_jax.data.folders import find_data_dir
 from sadnet_jax.denoise.denoiser import OVERLAP_PX, Denoiser
 from sadnet_jax.denoise.tiling import RAMP_PX, Axis, TilePlan, blend_tiles
 from sadnet_jax.images.arrays import find_images
 
-COMMAND = Path(__file__).resolve().parent.parent / 'sadnet_jax' / '__main__.py'
-# Of the image that is denoised in two times two tiles.
+COMMAND = common.ROOT / 'sadnet_jax' / '__main__.py'
+# Side of the image that is denoised in two by two tiles.
 SEAM_IMAGE_PX = 896
 OVERLAPS_PX = (0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176)
 
 
 def mosaic(photographs: Sequence[Path], height: int, width: int, sigma_255: float) -> np.ndarray:
-  """float32 [height, width, 3] in [0, 1] and noise: the photographs beside and below each other."""
+  """A mosaic of the photographs plus Gaussian noise: float32 [height, width, 3], not clipped."""
   rng = np.random.default_rng(0)
   tiles = [np.asarray(Image.open(path).convert('RGB')) for path in photographs]
   side = min(min(tile.shape[:2]) for tile in tiles)
@@ -45,9 +45,9 @@ def mosaic(photographs: Sequence[Path], height: int, width: int, sigma_255: floa
   number = 0
   for top in range(0, height, side):
     for left in range(0, width, side):
-      place = image[top : top + side, left : left + side]
-      clean = tiles[number % len(tiles)][: place.shape[0], : place.shape[1]].astype(np.float32)
-      place[...] = (clean + rng.normal(0, sigma_255, clean.shape)) / 255
+      part = image[top : top + side, left : left + side]
+      clean = tiles[number % len(tiles)][: part.shape[0], : part.shape[1]].astype(np.float32)
+      part[...] = (clean + rng.normal(0, sigma_255, clean.shape)) / 255
       number += 1
   return image
 
@@ -66,12 +66,12 @@ def run_command(noisy: Path, output: Path, model: str, cache: Path) -> dict:
   _, status, usage = os.wait4(process.pid, 0)
   seconds = time.perf_counter() - start
   if status:
-    raise SystemExit(f'{noisy.name}: the command failed with status {os.waitstatus_to_exitcode(status)}')
+    raise SystemExit(f'{noisy.name}: the command failed with exit status {os.waitstatus_to_exitcode(status)}')
   return {'seconds': seconds, 'peak_mib': usage.ru_maxrss / 1024}
 
 
 def measure_sizes(photographs, arguments, folder: Path) -> list[dict]:
-  """The command on pictures of 4:3."""
+  """Rows of the command on pictures with aspect ratio 4:3."""
   rows = []
   for megapixels in arguments.megapixels:
     height = round((megapixels * 1e6 * 3 / 4) ** 0.5)
@@ -85,7 +85,7 @@ def measure_sizes(photographs, arguments, folder: Path) -> list[dict]:
 
 
 def measure_start(photographs, arguments, folder: Path) -> dict:
-  """The command on a picture of 512x512, from an empty cache and from a filled one."""
+  """Seconds of the command on a picture of 512x512, with an empty and with a filled cache."""
   noisy = folder / 'noisy.png'
   save(noisy, mosaic(photographs, 512, 512, arguments.sigma_255))
   first, later = [], []
@@ -97,7 +97,7 @@ def measure_start(photographs, arguments, folder: Path) -> dict:
 
 
 def measure_seams(photographs, arguments) -> list[dict]:
-  """Two times two tiles of exact overlaps, against the whole image; in levels of 1/255."""
+  """Difference between two by two tiles of exact overlaps and the whole image, in levels of 1/255."""
   denoiser = Denoiser.from_pretrained(arguments.model, tile_px='whole')
   rows = []
   for sigma_255 in arguments.seam_sigmas_255:
@@ -120,39 +120,36 @@ def measure_seams(photographs, arguments) -> list[dict]:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-  )
+  parser = common.make_parser(__doc__)
   parser.add_argument('--images', default='test/Kodak24', help='photographs; may be relative to SADNET_DATA')
   parser.add_argument('--model', default='color_blind', help='default: %(default)s')
   parser.add_argument('--megapixels', type=float, nargs='*', default=[12], help='default: 12')
-  parser.add_argument('--sigma_255', type=float, default=25, help='of their noise (default: 25)')
-  parser.add_argument('--repeats', type=int, default=3, help='runs from an empty cache (default: 3)')
+  parser.add_argument(
+    '--sigma_255', type=float, default=25, help='standard deviation of the noise (default: 25)'
+  )
+  parser.add_argument('--repeats', type=int, default=3, help='runs with an empty cache (default: 3)')
   parser.add_argument(
     '--seam_sigmas_255', type=float, nargs='*', default=[5, 25, 50], help='default: 5 25 50'
   )
-  parser.add_argument('--json', type=Path, metavar='FILE', help='also write the results to this file')
   return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
   arguments = parse_arguments(argv)
   photographs = find_images(find_data_dir(arguments.images, '--images'))
-  results: dict[str, Any] = common.describe('denoiser.py', common.options_of(arguments), ('flax',))
+  results: dict[str, Any] = common.describe('command.py', common.options_of(arguments), ('flax',))
   results |= {'model': arguments.model, 'sigma_255': arguments.sigma_255}
-  # What JAX makes in this process must not be there when the command is measured.
+  # Before the seams: JAX's memory in this process must not affect the command.
   with tempfile.TemporaryDirectory() as temporary:
     if arguments.repeats:
       results['start_512x512'] = measure_start(photographs, arguments, Path(temporary))
       print(results['start_512x512'], flush=True)
     results['sizes'] = measure_sizes(photographs, arguments, Path(temporary))
   for row in results['sizes']:
-    print('{width}x{height}: {seconds:.0f} s, {peak_mib:.0f} MiB at most'.format(**row), flush=True)
+    print('{width}x{height}: {seconds:.0f} s, {peak_mib:.0f} MiB'.format(**row), flush=True)
   results['default_overlap_px'] = OVERLAP_PX
   results['seams'] = measure_seams(photographs, arguments)
-  print('sigma  overlap px  largest/255  mean/255')
-  for row in results['seams']:
-    print('{sigma_255:5g}  {overlap_px:10d}  {largest:11.3f}  {mean:8.4f}'.format(**row))
+  print('\n'.join(tables.command_tables(results)))
   common.finish(results, arguments.json)
 
 

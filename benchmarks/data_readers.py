@@ -1,12 +1,11 @@
-"""Training patches a second of each reader, without training.
+"""Training patches per second of each data reader, without training.
 
-  python benchmarks/input_pipeline.py --json /tmp/input_pipeline.json
+  python benchmarks/data_readers.py --json data_readers.json
 
-Reads clean images (BSD432) and pairs (PolyU) as files, as tiles of 300 pixels, and from
-the device's memory, each until the patches lie on the first device. What a run does
-once (cutting tiles, loading all images) is timed apart. CPU time is that of all threads
-of this process. Nothing is computed in between, so that a row says what a reader can
-do, not what it takes from a training step.
+Reads clean images (BSD432) and pairs (PolyU) as files, as tiles of 300 pixels, and from device memory, each
+until the patches are on the first device. What a run does once (cutting tiles, loading all images) is timed
+separately. CPU time is that of all threads of this process. Nothing else is computed, so a row says what a
+reader can do at most, not what it takes from a training step.
 """
 
 import argparse
@@ -17,8 +16,9 @@ from pathlib import Path
 import sys
 import tempfile
 import time
+from typing import Any
 
-# Read by TensorFlow when it is imported, by the modules below.
+# Read by TensorFlow when the modules below import it.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
@@ -26,7 +26,7 @@ import jax
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import common
+from benchmarks import common, tables
 from sadnet_jax.data import layouts, on_device, pipeline, tiles
 from sadnet_jax.data.folders import find_data_dir
 from sadnet_jax.data.pipeline import FileImages, ImageSource, TileImages
@@ -41,7 +41,7 @@ Batches = Iterator[dict[str, jax.Array]]
 
 
 def streamed(source: ImageSource, patch_px: int, batch_size: int, crops_per_image: int) -> Batches:
-  """Batches by tf.data, on the first device."""
+  """Batches made by tf.data, on the first device."""
   batches = pipeline.patches(
     source,
     patch_px=patch_px,
@@ -55,7 +55,7 @@ def streamed(source: ImageSource, patch_px: int, batch_size: int, crops_per_imag
 
 
 def sampled(images: on_device.DeviceImages, patch_px: int, batch_size: int) -> Batches:
-  """Batches cut on the first device."""
+  """Batches cut from images in the memory of the first device."""
   placed = jax.device_put(images, jax.local_devices()[0])
   sample = functools.partial(
     on_device.sample, batch_size=batch_size, patch_px=patch_px, first=0, count=batch_size
@@ -65,7 +65,13 @@ def sampled(images: on_device.DeviceImages, patch_px: int, batch_size: int) -> B
 
 
 def measure(batches: Batches, batch_size: int, seconds: float) -> dict[str, float]:
-  """Patches a second, and CPU milliseconds a patch, once buffers are full and all is compiled."""
+  """Patches per second and CPU milliseconds per patch, after warm-up.
+
+  Args:
+    batches: Endless.
+    batch_size: Patches per batch.
+    seconds: Time to measure for.
+  """
   run_for(batches, WARM_UP_SECONDS)
   cpu_before, start = time.process_time(), time.perf_counter()
   patches = run_for(batches, seconds) * batch_size
@@ -77,7 +83,7 @@ def measure(batches: Batches, batch_size: int, seconds: float) -> dict[str, floa
 
 
 def run_for(batches: Batches, seconds: float) -> int:
-  """Takes batches, one after the other, until the time is over; returns how many."""
+  """Takes batches until the time is over and returns their number."""
   end, count = time.perf_counter() + seconds, 0
   while time.perf_counter() < end:
     jax.block_until_ready(next(batches))
@@ -85,13 +91,14 @@ def run_for(batches: Batches, seconds: float) -> int:
   return count
 
 
-def timed(function: Callable[[], object]) -> tuple[object, float]:
+def timed(function: Callable[[], Any]) -> tuple[Any, float]:
+  """The result of a call and its seconds."""
   start = time.perf_counter()
   return function(), time.perf_counter() - start
 
 
 def measure_set(name: str, folder: Path, tiles_dir: Path, arguments: argparse.Namespace) -> list[dict]:
-  """All readers on one data set."""
+  """Rows of all readers on one data set."""
   examples = layouts.find_examples(name, folder).examples
   cut, cut_seconds = timed(
     lambda: tiles.prepare(name, folder, tiles_dir, tile_px=TILE_PX, stride_px=STRIDE_PX)
@@ -106,41 +113,34 @@ def measure_set(name: str, folder: Path, tiles_dir: Path, arguments: argparse.Na
     ('tiles', crops, cut_seconds, lambda crops: streamed(TileImages([cut], CHANNELS), *size, crops))
     for crops in arguments.crops_per_image
   ]
-  # Decoded once and for all, so every patch has its own image.
+  # All images are decoded once, so every patch has its own image.
   readers += [('memory', 1, load_seconds, lambda _: sampled(images, *size))]
   rows = []
   for reader, crops, once_seconds, open_batches in readers:
     row = {'data': name, 'reader': reader, 'crops_per_image': crops, 'once_seconds': once_seconds}
     row |= {'images': len(examples), 'tiles': len(cut), 'memory_bytes': images.nbytes}
     row |= measure(open_batches(crops), arguments.batch_size, arguments.seconds)
-    print_row(row)
+    print(f'{name}, {reader}, {crops}: {row["patches_per_second"]:.0f} patches/s', flush=True)
     rows.append(row)
   return rows
 
 
-def print_row(row: dict) -> None:
-  print(
-    f'{row["data"]:<8}{row["reader"]:<8}{row["crops_per_image"]:>16}{row["patches_per_second"]:>14.0f}'
-    f'{row["cpu_ms_per_patch"]:>14.2f}{row["once_seconds"]:>14.1f}',
-    flush=True,
-  )
-
-
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-  )
+  parser = common.make_parser(__doc__)
   relative = 'may be relative to SADNET_DATA (default: %(default)s)'
   parser.add_argument('--clean_dir', default='train/BSD432', help=f'clean images, {relative}')
   parser.add_argument('--polyu_dir', default='real/PolyU', help=f'the PolyU data set, {relative}')
-  parser.add_argument('--tiles_dir', type=Path, help='where to keep the tiles; by default they are cut anew')
+  parser.add_argument('--tiles_dir', type=Path, help='where to keep the tiles (default: a temporary folder)')
   parser.add_argument('--patch_px', type=int, default=128, help='side of a patch (default: 128)')
-  parser.add_argument('--batch_size', type=int, default=16, help='patches a step (default: 16)')
+  parser.add_argument('--batch_size', type=int, default=16, help='patches per batch (default: 16)')
   parser.add_argument(
-    '--crops_per_image', type=int, nargs='+', default=[1, 4], help='of files and tiles (default: 1 4)'
+    '--crops_per_image',
+    type=int,
+    nargs='+',
+    default=[1, 4],
+    help='patches per decoded image, of files and tiles (default: 1 4)',
   )
-  parser.add_argument('--seconds', type=float, default=10, help='to measure a row for (default: 10)')
-  parser.add_argument('--json', type=Path, metavar='FILE', help='also write the results to this file')
+  parser.add_argument('--seconds', type=float, default=10, help='time to measure each row (default: 10)')
   return parser.parse_args(argv)
 
 
@@ -152,17 +152,15 @@ def main(argv: Sequence[str] | None = None) -> None:
   }
   packages = ('array_record', 'numpy', 'pillow', 'tensorflow', 'tensorflow-cpu', 'tensorflow-datasets')
   options = common.options_of(arguments, ['tiles_dir'])
-  results = common.describe('input_pipeline.py', options, packages)
+  results = common.describe('data_readers.py', options, packages)
   results |= {name: getattr(arguments, name) for name in ('patch_px', 'batch_size', 'seconds')}
-  print(f'{results["cpu"]}, {results["cores"]} cores, {results["device"]}')
-  print(
-    f'{"data":<8}{"reader":<8}{"crops per image":>16}{"patches/s":>14}{"CPU ms/patch":>14}{"once, s":>14}'
-  )
   rows: list[dict] = []
   with tempfile.TemporaryDirectory() as temporary:
     for name, folder in sets.items():
       rows += measure_set(name, folder, arguments.tiles_dir or Path(temporary), arguments)
-  common.finish({**results, 'rows': rows}, arguments.json)
+  results['rows'] = rows
+  print('\n'.join(tables.data_readers_table(results)))
+  common.finish(results, arguments.json)
 
 
 if __name__ == '__main__':

@@ -1,14 +1,13 @@
-"""How time grows with the image: microseconds a pixel, from 0.15 to 12 megapixels.
+"""Time per pixel by image size, from 0.15 to 12 megapixels.
 
-  python benchmarks/growth.py --runs 3 --json growth.json
+  python benchmarks/image_size.py --runs 3 --json image_size.json
 
-Colour images of 8 bits go through `sadnet_jax.Denoiser` with weights that ship with the package, in the
-tiles that it chooses itself; the pixels of all tiles are more than the image's, since they overlap. Beside
-that stands the network alone on the whole image, once and where the memory does, and the limit: the
-operations on the whole image over the machine's matrix rate, or the bytes over its copy rate. Compilation
-is not counted. All sizes take turns, so that whatever else the machine does falls on all; a small image is
-denoised several times in a turn, after once that is not counted, since the memory that a large one gave
-back is fetched anew then.
+8-bit colour images go through `sadnet_jax.Denoiser` with weights that ship with the package, in the tiles
+that it chooses itself. The tiles together have more pixels than the image, because they overlap. For
+comparison, the network runs once on the whole image, if memory allows. The limit is that of the network on
+the whole image. Compilation is not counted. All sizes are timed in turn, so that other load on the machine
+affects all of them. A small image is denoised several times in a turn, after one call that is not counted: it
+allocates again the memory that a large image released.
 """
 
 import argparse
@@ -22,7 +21,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 import jax
 import numpy as np
 
-from benchmarks import common, limits
+from benchmarks import common, tables
 from sadnet_jax import Denoiser, machine
 from sadnet_jax.denoise.tiling import TilePlan
 
@@ -30,16 +29,16 @@ MODEL = 'color_blind'
 SIGMA_255 = 25
 # Width and height.
 SIZES = ((480, 320), (960, 640), (1920, 1080), (3000, 2000), (4000, 3000))
-# A turn takes at least so many pixels.
+# A turn denoises at least this many pixels.
 PIXELS_A_TURN = 1_500_000
-# Of the free memory, what a whole image may take.
+# Share of the free memory that a whole image may take.
 SHARE_OF_MEMORY = 0.8
-# Largest time a pixel over the smallest, less one, on a CPU.
+# Target on a CPU: largest time per pixel over the smallest, minus 1.
 SPREAD = 0.2
 
 
 class _FirstTileDone(Exception):  # noqa: N818
-  """Stops the denoiser."""
+  """Stops the denoiser after its first tile."""
 
 
 def noisy_image(width: int, height: int) -> np.ndarray:
@@ -52,7 +51,7 @@ def noisy_image(width: int, height: int) -> np.ndarray:
 
 
 def tiles_of(denoiser: Denoiser, image: np.ndarray) -> TilePlan:
-  """Denoises the first tile, which compiles what all take, and says how the image is cut."""
+  """Denoises the first tile, which compiles the program for all of them, and returns the tiling."""
   total = 0
 
   def stop(_, runs):
@@ -63,35 +62,34 @@ def tiles_of(denoiser: Denoiser, image: np.ndarray) -> TilePlan:
   with contextlib.suppress(_FirstTileDone):
     denoiser(image, progress=stop)
   plan = denoiser.plan(*image.shape[:2])
-  assert plan.tiles == total, f'got {total} runs of the network, want one for each of {plan.tiles} tiles'
+  assert plan.tiles == total, f'{total} runs of the network for {plan.tiles} tiles'
   return plan
 
 
 class _NotRunError(Exception):
-  """The text says why."""
+  """Why the whole image was not run."""
 
 
 def whole_network(denoiser: Denoiser, image: np.ndarray) -> Callable[[], object]:
-  """The network alone on an image in one piece: a compiled call, which has run once.
+  """Compiles the network for a whole image, runs it once, and returns the call.
 
   Raises:
-    _NotRunError: The memory does not do.
+    _NotRunError: The image does not fit in memory.
   """
   device = jax.local_devices()[0]
   noisy = jax.ShapeDtypeStruct((1, *image.shape), np.float32)
   function = jax.jit(lambda params, noisy: denoiser.model.apply({'params': params}, noisy))
-  params = denoiser.params
 
   def call():
-    return compiled(params, jax.device_put(image[None] / np.float32(255), device))
+    return compiled(denoiser.params, jax.device_put(image[None] / np.float32(255), device))
 
   try:
-    compiled = function.lower(params, noisy).compile()
+    compiled = function.lower(denoiser.params, noisy).compile()
     planned = compiled.memory_analysis()
     needed = planned.temp_size_in_bytes + planned.argument_size_in_bytes + planned.output_size_in_bytes
     free = free_bytes()
     if free is not None and needed > SHARE_OF_MEMORY * free:
-      raise _NotRunError(f'needs {needed / 1e9:.1f} GB, got {free / 1e9:.1f} GB free')
+      raise _NotRunError(f'needs {needed / 1e9:.1f} GB; {free / 1e9:.1f} GB are free')
     jax.block_until_ready(call())
   except jax.errors.JaxRuntimeError as error:
     raise _NotRunError(str(error).splitlines()[0]) from error
@@ -99,7 +97,7 @@ def whole_network(denoiser: Denoiser, image: np.ndarray) -> Callable[[], object]
 
 
 def free_bytes() -> int | None:
-  """What is free for the network; None where nobody tells."""
+  """Memory that the network can take, or None if unknown."""
   stats = jax.local_devices()[0].memory_stats() or {}
   if 'bytes_limit' in stats:
     return stats['bytes_limit'] - stats['bytes_in_use']
@@ -107,10 +105,10 @@ def free_bytes() -> int | None:
 
 
 def prepare(denoiser: Denoiser, width: int, height: int) -> tuple[dict, dict[str, Callable[[], object]]]:
-  """A row of the table without its times, and what is to be timed."""
+  """A row of the table without its times, and the calls to time."""
   image = noisy_image(width, height)
   plan = tiles_of(denoiser, image)
-  cost = limits.network_cost((1, *image.shape))
+  cost = common.network_cost((1, *image.shape))
   row = {
     'what': f'{width}x{height}',
     'pixels': width * height,
@@ -148,27 +146,13 @@ def measure(denoiser: Denoiser, sizes: Sequence[tuple[int, int]], runs: int) -> 
   return rows
 
 
-def marks(rows: Sequence[dict], device: str) -> dict[str, dict]:
-  """How the time a pixel in tiles spreads; it is for CPUs, and there is nothing to say of a single size."""
+def targets(rows: Sequence[dict], device: str) -> dict[str, dict]:
+  """The target for the spread of the time per pixel on a CPU, if several sizes were measured."""
   each = [row['tiled']['us_per_pixel'] for row in rows]
   if device != 'cpu' or len(each) < 2:
     return {}
-  what = f'{rows[0]["what"]} to {rows[-1]["what"]} in tiles: largest time a pixel over the smallest, less 1'
+  what = f'{rows[0]["what"]} to {rows[-1]["what"]}, tiled: largest time per pixel over the smallest, minus 1'
   return {'spread': common.at_most(what, max(each) / min(each) - 1, SPREAD)}
-
-
-def print_table(rows: Sequence[dict]) -> None:
-  print(
-    f'{"us a pixel":<12}{"tiles":>7}{"of":>11}{"pixels":>8}{"tiled":>9}{"whole":>9}{"limit":>9}{"share":>8}'
-  )
-  for row in rows:
-    size = 'x'.join(map(str, reversed(row['tile_size'])))
-    whole = f'{row["whole"]["us_per_pixel"]:.3f}' if 'us_per_pixel' in row['whole'] else ''
-    limit = 1e3 * row['limit_ms'] / row['pixels']
-    print(
-      f'{row["what"]:<12}{row["tiles"]:>7}{size:>11}{row["pixels_of_tiles"] / row["pixels"]:>7.2f}x'
-      f'{row["tiled"]["us_per_pixel"]:>9.3f}{whole:>9}{limit:>9.3f}{row["limit_share"]:>8.2f}'
-    )
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -179,34 +163,34 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     nargs=2,
     default=(0.1, 12),
     metavar=('LEAST', 'MOST'),
-    help=f'sizes within, of {", ".join(f"{w}x{h}" for w, h in SIZES)} (default: 0.1 12)',
+    help=f'range of sizes to measure, of {", ".join(f"{w}x{h}" for w, h in SIZES)} (default: 0.1 12)',
   )
   arguments = parser.parse_args(argv)
   least, most = arguments.megapixels
   arguments.sizes = [(w, h) for w, h in SIZES if least <= w * h / 1e6 <= most]
   if not arguments.sizes:
-    parser.error(f'--megapixels: got {least:g} {most:g}, want a range with one of the sizes in it')
+    parser.error(f'--megapixels: none of the sizes is between {least:g} and {most:g}')
   return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> None:
   arguments = parse_arguments(argv)
   options = ['--runs', str(arguments.runs), '--megapixels', *(f'{m:g}' for m in arguments.megapixels)]
-  results = common.describe('growth.py', options)
-  precision, found = common.default_limits()
+  results = common.describe('image_size.py', options)
+  precision, limits = common.default_limits()
   rows = measure(Denoiser.from_pretrained(MODEL), arguments.sizes, arguments.runs)
-  # Again, since other work may have slowed the machine down.
-  found = found.best(common.default_limits()[1])
+  # Again, since other load may have slowed the machine down.
+  limits = limits.best(common.default_limits()[1])
   for row in rows:
-    row['limit_ms'] = 1e3 * found.seconds(row['flops'], row['bytes'])
+    row['limit_ms'] = 1e3 * limits.seconds(row['flops'], row['bytes'])
     row['limit_share'] = row['limit_ms'] / (1e3 * row['tiled']['seconds'])
-  print_table(rows)
   results |= {
-    'limits': {precision: found.to_json()},
+    'limits': {precision: limits.to_json()},
     'model': MODEL,
     'rows': {row['what']: row for row in rows},
+    'targets': targets(rows, jax.default_backend()),
   }
-  results['marks'] = marks(rows, jax.default_backend())
+  print('\n'.join(tables.image_size_table(results)))
   common.finish(results, arguments.json)
 
 

@@ -1,4 +1,4 @@
-"""The compiled programs whose start and memory are measured, and the arguments they take."""
+"""The programs whose compilation and memory are measured, and the shapes of their arguments."""
 
 from collections.abc import Callable
 import dataclasses
@@ -13,8 +13,7 @@ import jax.numpy as jnp
 # The configs are not installed.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.limits import DEFORMABLE_GROUPS, TAPS
-from benchmarks.paper_deform_conv import paper_deform_conv
+from benchmarks.common import DEFORMABLE_GROUPS, TAPS, paper_deform_conv
 from configs import color
 from sadnet_jax.nn.sadnet import SADNet, param_shapes
 from sadnet_jax.training.state import model_from_config, run_key, state_from_params
@@ -23,18 +22,18 @@ from sadnet_jax.training.step import LOSSES, train_step
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """A function under ``jax.jit``, and what it is compiled for.
+  """A function and the arguments it is compiled for.
 
   Attributes:
-    function: What ``jax.jit`` returned.
-    arguments: Shapes and dtypes (`jax.ShapeDtypeStruct`) of its arguments.
+    function: Returned by ``jax.jit``.
+    arguments: Shapes and dtypes of its arguments (`jax.ShapeDtypeStruct`).
   """
 
   function: Any
   arguments: tuple
 
   def zeros(self) -> tuple:
-    """Arguments to run it with: neither time nor memory of reading them depends on their values."""
+    """Arguments to run it with. Memory does not depend on their values."""
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self.arguments)
 
 
@@ -49,7 +48,7 @@ def network_forward(batch: int, height: int, width: int) -> Program:
 
 
 def training_step(batch: int, patch_px: int) -> Program:
-  """The step of the paper's recipe as `training` takes it, on one device: noise, loss, gradients, Adam."""
+  """The training step of the paper's recipe on one device: noise, loss, gradients, Adam."""
   config = color.get_config('50')
   step = functools.partial(
     train_step,
@@ -61,17 +60,17 @@ def training_step(batch: int, patch_px: int) -> Program:
   model = model_from_config(config.model)
   state = jax.eval_shape(functools.partial(state_from_params, config, model), param_shapes(model))
   clean = jax.ShapeDtypeStruct((batch, patch_px, patch_px, config.model.channels), jnp.uint8)
-  # Donated: the new state takes the place of the old one.
+  # Donated, as in training: the new state reuses the memory of the old one.
   return Program(jax.jit(step, donate_argnums=0), (state, {'clean': clean}))
 
 
 def deform_conv_forward(batch: int, height: int, width: int, channels: int) -> Program:
-  """The 3x3 operator alone, as many channels out as in."""
+  """The 3x3 operator with equal input and output channels."""
   return Program(jax.jit(paper_deform_conv), _operator_arguments(batch, height, width, channels))
 
 
 def deform_conv_backward(batch: int, height: int, width: int, channels: int) -> Program:
-  """Its five gradients; what the backward pass needs of the forward pass is part of it."""
+  """The operator's five gradients, including the part of the forward pass that they need."""
 
   def backward(x, offset, mask, kernel, bias, dy):
     return jax.vjp(paper_deform_conv, x, offset, mask, kernel, bias)[1](dy)
@@ -95,7 +94,7 @@ def _floats(*shape):
   return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-# Name -> (text in a table, how to make it).
+# Name -> (text in a table, function that makes it).
 PROGRAMS: dict[str, tuple[str, Callable[[], Program]]] = {
   'forward_480x320': ('network forward, one 480x320 image', lambda: network_forward(1, 320, 480)),
   'forward_1920x1080': ('network forward, one 1920x1080 image', lambda: network_forward(1, 1080, 1920)),

@@ -2,95 +2,209 @@
 
   python benchmarks/start_up.py --runs 5 --json start_up.json
 
-Every start is a process of its own, so that nothing is warm but the system's cache of files. Each is
-measured without a compilation cache, and with one that a start before has filled, as the command
-`sadnet-denoise` keeps it, in a temporary folder. Lowering is tracing the function and turning it into
-StableHLO; it is never cached. No arithmetic rate is a limit to any of this but to the second call, which
-only computes: beside it stands the limit of the forward pass.
+Every start is a new process, so that nothing is warm but the system's file cache. Each is measured without a
+compilation cache, and with a cache in a temporary folder that an earlier start has filled, as the command
+`sadnet-denoise` keeps it. Lowering, which is tracing the function and converting it to StableHLO, is never
+cached. No rate of the machine limits any of this except the second call, which only computes: the limit of
+the forward pass is shown beside it.
+
+``--once STAGE`` runs one start in this process and prints the seconds of its parts as JSON. No package is
+imported before the clock runs; hence the imports inside functions.
 """
 
+import argparse
 from collections.abc import Sequence
+import json
 from pathlib import Path
 import sys
 import tempfile
+import time
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import common, limits
-
 _FORWARD = 'network forward, one 480x320 image'
 _STEP = 'training step, 4 patches of 128x128'
-# Row -> (text in the table, stage of start_up_once.py, the stage's part, whether a cache can matter).
+_FIRST = 'first image, 480x320'
+# Row -> (text in the table, stage, part of the stage, whether a cache can matter).
 ROWS = {
   'import_jax': ('import of jax', 'import', 'import_jax', False),
   'import_flax': ('import of flax', 'import', 'import_flax', False),
   'import_sadnet_jax': ('import of sadnet_jax', 'import', 'import_sadnet_jax', False),
-  'find_devices': ('finding the devices', 'import', 'find_devices', False),
+  'find_devices': ('finding devices', 'import', 'find_devices', False),
   'lower_forward': (f'{_FORWARD}: lowering', 'forward_480x320', 'lower', True),
   'compile_forward': (f'{_FORWARD}: compilation', 'forward_480x320', 'compile', True),
   'lower_training_step': (f'{_STEP}: lowering', 'training_step_4x128', 'lower', True),
   'compile_training_step': (f'{_STEP}: compilation', 'training_step_4x128', 'compile', True),
-  'load_weights': ('first image, 480x320: loading the weights', 'first_image', 'load_weights', True),
-  'first_call': ('first image, 480x320: first call', 'first_image', 'first_call', True),
-  'second_call': ('first image, 480x320: second call', 'first_image', 'second_call', True),
+  'load_weights': (f'{_FIRST}: loading the weights', 'first_image', 'load_weights', True),
+  'first_call': (f'{_FIRST}: first call', 'first_image', 'first_call', True),
+  'second_call': (f'{_FIRST}: second call', 'first_image', 'second_call', True),
   'until_first_image': (
-    'first image, 480x320: all before the second call',
+    f'{_FIRST}: everything up to the first result',
     'first_image',
     'until_first_image',
     True,
   ),
 }
+STAGES = tuple(dict.fromkeys(stage for _, stage, _, _ in ROWS.values()))
+
+
+# One start, in this process.
+
+
+class Clock:
+  """Splits the time into named parts.
+
+  Attributes:
+    parts: Seconds by name.
+  """
+
+  def __init__(self):
+    """Starts the clock."""
+    self.parts: dict[str, float] = {}
+    self._last = time.perf_counter()
+
+  def note(self, name: str) -> None:
+    """Names the time since the last call of `note` or `skip`."""
+    now = time.perf_counter()
+    self.parts[name] = now - self._last
+    self._last = now
+
+  def skip(self) -> None:
+    """Discards the time since the last call of `note` or `skip`."""
+    self._last = time.perf_counter()
+
+
+def run_once(stage: str, cache: str | None) -> dict[str, float]:
+  """One start: seconds of its parts.
+
+  Args:
+    stage: Of `STAGES`.
+    cache: Folder of the compilation cache, if there is to be one.
+  """
+  clock = Clock()
+  _import_packages(clock)
+  if cache:
+    from sadnet_jax.denoise import compilation_cache
+
+    if compilation_cache.enable(cache) is None:
+      raise SystemExit(f'{cache}: no compilation cache can be written there; give a writable folder')
+  clock.skip()
+  if stage == 'first_image':
+    _denoise_first_image(clock)
+    until_first = [seconds for part, seconds in clock.parts.items() if part != 'second_call']
+    clock.parts['until_first_image'] = sum(until_first)
+  elif stage != 'import':
+    _compile_program(clock, stage)
+  return clock.parts
+
+
+def _import_packages(clock):
+  import jax
+
+  clock.note('import_jax')
+  import flax.linen  # noqa: F401
+
+  clock.note('import_flax')
+  # By name: the package imports its modules lazily.
+  from sadnet_jax import Denoiser, SADNet  # noqa: F401
+
+  clock.note('import_sadnet_jax')
+  jax.local_devices()
+  clock.note('find_devices')
+
+
+def _compile_program(clock, name):
+  """Lowers and compiles one of `programs.PROGRAMS`."""
+  from benchmarks.programs import PROGRAMS
+
+  program = PROGRAMS[name][1]()
+  clock.skip()
+  lowered = program.function.lower(*program.arguments)
+  clock.note('lower')
+  lowered.compile()
+  clock.note('compile')
+
+
+def _denoise_first_image(clock):
+  """Denoises a 480x320 image twice, with weights that ship with the package."""
+  import numpy as np
+
+  from sadnet_jax import Denoiser
+
+  noisy = np.random.default_rng(0).integers(0, 256, (320, 480, 3), np.uint8)
+  clock.skip()
+  denoiser = Denoiser.from_pretrained('color_blind')
+  clock.note('load_weights')
+  denoiser(noisy)
+  clock.note('first_call')
+  denoiser(noisy)
+  clock.note('second_call')
+
+
+# Many starts, a process each.
 
 
 def starts(stage: str, runs: int, cached: bool) -> dict[str, list[float]]:
-  """Seconds of each part in each of ``runs`` starts.
+  """Seconds of each part in each of several starts.
 
   Args:
-    stage: Of start_up_once.py.
-    runs: How many.
-    cached: From a cache that one more start has filled, which does not count.
+    stage: Of `STAGES`.
+    runs: Number of starts.
+    cached: Use a cache that an additional start, which does not count, has filled.
   """
-  if not cached:
-    return _by_part([common.in_fresh_process('start_up_once.py', [stage]) for _ in range(runs)])
+  from benchmarks import common
+
   with tempfile.TemporaryDirectory() as folder:
-    every = [common.in_fresh_process('start_up_once.py', [stage, folder]) for _ in range(1 + runs)]
-  return _by_part(every[1:])
-
-
-def _by_part(every):
-  return {part: [start[part] for start in every] for part in every[0]}
+    options = ['--once', stage, *(['--cache', folder] if cached else [])]
+    every = [common.in_fresh_process('start_up.py', options) for _ in range(runs + cached)]
+  counted = every[1:] if cached else every
+  return {part: [start[part] for start in counted] for part in counted[0]}
 
 
 def measure(runs: int) -> dict[str, dict]:
-  """All rows of the table."""
+  """All rows of the table, without limits."""
+  from benchmarks import common
+
   rows: dict[str, dict] = {row: {'what': what} for row, (what, *_) in ROWS.items()}
-  for stage in dict.fromkeys(stage for _, stage, _, _ in ROWS.values()):
+  for stage in STAGES:
     for cached in (False, True):
-      wanted = {
-        row: part for row, (_, of, part, matters) in ROWS.items() if of == stage and (matters or not cached)
+      measured = {
+        row: part
+        for row, (_, row_stage, part, cache_matters) in ROWS.items()
+        if row_stage == stage and (cache_matters or not cached)
       }
-      if wanted:
+      if measured:
         found = starts(stage, runs, cached)
-        for row, part in wanted.items():
+        for row, part in measured.items():
           rows[row]['filled_cache' if cached else 'no_cache'] = common.summary(found[part])
   return rows
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+  from benchmarks import common, tables
+
   arguments = common.make_parser(__doc__, runs=5).parse_args(argv)
-  results = common.describe('start_up.py', ['--runs', str(arguments.runs)])
+  results = common.describe('start_up.py', common.options_of(arguments))
   results['rows'] = rows = measure(arguments.runs)
   # Last, since it takes memory that the processes above may need.
-  precision, found = common.default_limits()
-  rows['second_call']['limit_seconds'] = found.seconds(*limits.network_cost((1, 320, 480, 3)))
-  results |= {'limits': {precision: found.to_json()}, 'marks': {}}
-  print(f'{"seconds":<56}{"no cache":>12}{"filled cache":>14}{"limit":>10}')
-  for row in rows.values():
-    cached = f'{row["filled_cache"]["seconds"]:.3f}' if 'filled_cache' in row else ''
-    limit = f'{row["limit_seconds"]:.3f}' if 'limit_seconds' in row else ''
-    print(f'{row["what"]:<56}{row["no_cache"]["seconds"]:>12.3f}{cached:>14}{limit:>10}')
+  precision, limits = common.default_limits()
+  rows['second_call']['limit_seconds'] = limits.seconds(*common.network_cost((1, 320, 480, 3)))
+  results['limits'] = {precision: limits.to_json()}
+  print('\n'.join(tables.start_up_table(results)))
   common.finish(results, arguments.json)
 
 
+def main_once(argv: Sequence[str]) -> None:
+  """``--once STAGE [--cache FOLDER]``."""
+  parser = argparse.ArgumentParser()
+  parser.add_argument('--once', choices=STAGES, required=True)
+  parser.add_argument('--cache')
+  arguments = parser.parse_args(argv)
+  print(json.dumps(run_once(arguments.once, arguments.cache)))
+
+
 if __name__ == '__main__':
-  main()
+  if '--once' in sys.argv:
+    main_once(sys.argv[1:])
+  else:
+    main()

@@ -1,10 +1,10 @@
-"""The training loop as a whole, from each reader: images a second, and the share spent waiting for data.
+"""The training loop as a whole with each data reader: images per second and the time spent waiting for data.
 
   python benchmarks/training_loop.py --json training_loop.json
 
-Runs `sadnet_jax.training.train` itself, network at full width, on clean images (BSD432)
-and on pairs (PolyU), with each reader and dtype, and reads what its log says of the
-second half of its steps. Cutting tiles and compiling are not counted.
+Trains the network at full width with `sadnet_jax.training.loop.train`, on clean images (BSD432) and on pairs
+(PolyU), with each reader and dtype, and reads the log of the second half of the steps. Cutting tiles and
+compilation do not count.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import jax
 # The configs are not installed.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import common, limits
+from benchmarks import common, tables
 from configs import color_fast, nam
 from sadnet_jax.data.folders import find_data_dir
 from sadnet_jax.training import loop
@@ -34,7 +34,7 @@ READERS = ('files', 'tiles', 'memory')
 
 
 def measure(data: str, folder: Path, reader: str, dtype: str, arguments: argparse.Namespace) -> dict:
-  """One training run; its rates."""
+  """The rates of one training run."""
   config = color_fast.get_config('50') if data == 'clean' else nam.get_config()
   config.data.train.clean = ''
   config.data.train[data] = str(folder)
@@ -65,18 +65,15 @@ def measure(data: str, folder: Path, reader: str, dtype: str, arguments: argpars
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-  )
+  parser = common.make_parser(__doc__)
   relative = 'may be relative to SADNET_DATA (default: %(default)s)'
   parser.add_argument('--clean_dir', default='train/BSD432', help=f'clean images, {relative}')
   parser.add_argument('--polyu_dir', default='real/PolyU', help=f'the PolyU data set, {relative}')
   parser.add_argument('--patch_px', type=int, default=128, help='side of a patch (default: 128)')
-  parser.add_argument('--batch_size', type=int, default=16, help='patches a step (default: 16)')
+  parser.add_argument('--batch_size', type=int, default=16, help='patches per step (default: 16)')
   parser.add_argument('--steps', type=int, default=20, help='steps of each run (default: 20)')
   parser.add_argument('--dtypes', nargs='+', default=['float32'], help='default: float32')
   parser.add_argument('--readers', nargs='+', default=READERS, choices=READERS)
-  parser.add_argument('--json', type=Path, metavar='FILE', help='also write the results to this file')
   return parser.parse_args(argv)
 
 
@@ -96,18 +93,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     for data, folder in sets.items():
       for reader in arguments.readers:
         rows += [measure(data, folder, reader, dtype, arguments) for dtype in arguments.dtypes]
-  precision, found = common.default_limits()
-  # Of the network and its gradients; noise, loss and optimizer count nothing.
-  cost = limits.network_cost((arguments.batch_size, arguments.patch_px, arguments.patch_px, 3), training=True)
-  results |= {'limits': {precision: found.to_json()}, 'limit_seconds': found.seconds(cost.flops, cost.bytes)}
-  print(f'the limit of a step: {results["limit_seconds"]:.3f} s')
-  print(f'{"data":<8}{"reader":<8}{"dtype":<10}{"images/s":>10}{"s/step":>10}{"waiting":>10}')
-  for row in rows:
-    print(
-      f'{row["data"]:<8}{row["reader"]:<8}{row["dtype"]:<10}{row["images_per_second"]:>10.2f}'
-      f'{row["seconds_per_step"]:>10.3f}{row["waiting_for_data"]:>10.2%}'
-    )
-  common.finish(results | {'rows': rows}, arguments.json)
+  precision, limits = common.default_limits()
+  # The network and its gradients; noise, loss and optimizer count nothing.
+  cost = common.network_cost((arguments.batch_size, arguments.patch_px, arguments.patch_px, 3), training=True)
+  results |= {'limits': {precision: limits.to_json()}, 'limit_seconds': limits.seconds(*cost), 'rows': rows}
+  print('\n'.join(tables.training_loop_table(results)))
+  common.finish(results, arguments.json)
 
 
 if __name__ == '__main__':

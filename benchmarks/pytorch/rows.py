@@ -1,10 +1,10 @@
-"""The rows of the comparison with PyTorch: what is computed on which shapes, and how often."""
+"""The rows of the comparison with PyTorch: what is computed, on which shapes, and how often."""
 
 from collections.abc import Sequence
 import dataclasses
 from typing import Literal
 
-from benchmarks import limits
+from benchmarks import common
 
 Kind = Literal['deform_forward', 'deform_backward', 'forward', 'training']
 HEAVY_RUNS_ON_CPU = 3
@@ -15,9 +15,9 @@ class Row:
   """One comparison.
 
   Attributes:
-    kind: The operator alone, forward or backward; the network's forward pass; or a step of its training.
+    kind: The operator alone, forward or backward; the network's forward pass; or a training step.
     shape: [N, H, W, C] of the operator's input, or of the images.
-    heavy: Takes minutes on a CPU with two cores; timed there only where asked for, and fewer times.
+    heavy: Takes minutes on two CPU cores. On a CPU, timed only on request, and fewer times.
   """
 
   kind: Kind
@@ -26,13 +26,13 @@ class Row:
 
   @property
   def key(self) -> str:
-    """The row's name on the command line and in JSON: 'forward_1x320x480' (of images without C)."""
+    """Name on the command line and in JSON, such as 'forward_1x320x480' (images are without C)."""
     axes = self.shape if self.is_operator else self.shape[:3]
     return f'{self.kind}_{"x".join(map(str, axes))}'
 
   @property
   def what(self) -> str:
-    """The row's text in a table; sizes of the network's images are width times height."""
+    """Text in a table. The size of an image is width x height."""
     n, h, w, c = self.shape
     if self.is_operator:
       return f'deform_conv2d {n}x{h}x{w}x{c}, {self.kind.removeprefix("deform_")}'
@@ -42,17 +42,17 @@ class Row:
 
   @property
   def is_operator(self) -> bool:
-    """Whether it is `deform_conv2d` alone, not the network."""
+    """Whether the row is of `deform_conv2d` alone, not of the network."""
     return self.kind.startswith('deform')
 
-  def cost(self) -> limits.Cost:
+  def cost(self) -> common.Cost:
     """Operations and bytes in float32."""
     if self.is_operator:
-      return limits.deform_conv_cost(self.shape, backward=self.kind == 'deform_backward')
-    return limits.network_cost(self.shape, training=self.kind == 'training')
+      return common.deform_conv_cost(self.shape, backward=self.kind == 'deform_backward')
+    return common.network_cost(self.shape, training=self.kind == 'training')
 
   def runs(self, runs: int, device: str) -> int:
-    """How often it is timed where ``runs`` are asked for."""
+    """Number of timed runs if ``runs`` are requested."""
     return min(runs, HEAVY_RUNS_ON_CPU) if self.heavy and device == 'cpu' else runs
 
 
@@ -64,7 +64,7 @@ _OPERATOR_SHAPES = (
   (1, 40, 60, 256),
   (4, 128, 128, 32),
 )
-# The largest last: what it takes of a GPU's memory is not always given back.
+# The largest last: not all memory that it takes on a GPU is released.
 _ROWS = (
   *(Row(kind, shape) for shape in _OPERATOR_SHAPES for kind in ('deform_forward', 'deform_backward')),
   Row('forward', (1, 320, 480, 3)),
@@ -78,7 +78,7 @@ ROWS = {row.key: row for row in _ROWS}
 
 
 def chosen_rows(only: Sequence[str] | None, device: str) -> list[Row]:
-  """The rows asked for, in the order of `ROWS`; by default all, on a CPU those that are not heavy."""
+  """The requested rows in the order of `ROWS`; by default all, or on a CPU those that are not heavy."""
   if only:
     return [row for key, row in ROWS.items() if key in only]
   return [row for row in ROWS.values() if device != 'cpu' or not row.heavy]

@@ -1,49 +1,50 @@
-"""Times this package beside the same network in PyTorch, on the same machine.
+"""Times this package and the same network in PyTorch on the same machine.
 
-  python benchmarks/against_pytorch.py --runs 5 --json against_pytorch.json
+  python benchmarks/pytorch/run.py --runs 5 --json pytorch_cpu.json
 
-First both networks get the same random weights and must agree in the forward pass and in the gradient of
-the loss; if they do not, nothing is timed and the exit status is 1. Then each row is timed in one process,
-PyTorch and JAX taking turns, so that whatever else the machine does falls on both. Before a row is timed,
-every variant computes it once, on the inputs that are timed, and must agree with PyTorch's eager float32.
-One that does not is not timed, and the exit status is 1 in the end. Where the eager float32 did not run,
-nothing of the row is timed.
+First both networks get the same random weights and must agree in the forward pass and in the gradient of the
+loss; otherwise nothing is timed and the exit status is 1. Then each row is timed in one process, PyTorch and
+JAX in turn, so that other load on the machine affects both. Before a row is timed, every variant computes it
+once, on the inputs that are timed, and must agree with PyTorch's eager float32. A variant that does not agree
+is not timed, and the exit status is 1 in the end. If eager float32 did not run, nothing of the row is timed.
 
 Both compute in float32 with TF32 off: PyTorch eagerly, with its default number of threads and its usual
-layout, and by torch.compile; JAX under jit. Compilation falls into what is not counted. On a GPU there are
-also PyTorch in channels-last, and both in TF32 and in bfloat16: PyTorch's by autocast, in which torchvision's
-operator, which has no bfloat16, computes in float32; JAX's with ``SADNet(dtype=bfloat16)``, or for the
-operator alone with all its inputs in bfloat16, beside PyTorch's float32 of inputs rounded so. What does not
-fit into memory or cannot be compiled is reported as not run. A GPU is used only if both frameworks have one.
-Where both do not fit into its memory together, all runs of PyTorch come first.
+layout, and with torch.compile; JAX under jit. Compilation does not count. On a GPU there are also PyTorch in
+channels-last, and both frameworks in TF32 and in bfloat16: PyTorch by autocast, in which torchvision's
+operator computes in float32 because it does not support bfloat16; JAX with ``SADNet(dtype=bfloat16)``, or for
+the operator alone with all its inputs in bfloat16, compared with PyTorch's float32 of inputs rounded to
+bfloat16. A variant that does not fit into memory or cannot be compiled is reported as not run. A GPU is used
+only if both frameworks see one. If both do not fit into its memory together, all runs of PyTorch come first.
 
-Beside each figure is its limit on this machine; see `limits`. By default a CPU is spared the rows that take
-minutes: ask for them with ``--only``; they are timed 3 times at most. A file given to ``--json`` keeps its
-other rows if they were measured on the same machine, versions, commit and seed; else it is refused before
-anything is measured. (A tracked file in the clone that changes counts as an uncommitted change: write
-elsewhere first.) On a GPU the largest row finds most memory in a run of its own.
+Beside each figure is its limit on this machine; see `benchmarks.common`. On a CPU, the rows that take minutes
+are timed only if requested with ``--only``, and 3 times at most. A file given to ``--json`` keeps its other
+rows if they were measured with the same machine, versions, commit and seed; otherwise it is refused before
+anything is measured. (Give a file outside the clone: a tracked file that changes counts as an uncommitted
+change.) On a GPU, time the largest row in a run of its own, where it finds the most memory.
 
 The JSON, written after each row:
 
   {**environment, 'device': 'cpu' | 'gpu', 'gpu': name or None, 'torch_threads', 'seed',
+   'commands': of all runs in the file,
    'limits': {precision: {'flops_per_second', 'bytes_per_second'}},
    'agreement': {...},
    'rows': {key: {
-     'what', 'runs', 'in_turn': whether PyTorch and JAX took turns,
-     'pytorch': {variant: result}, with 'eager' and, of the network, 'compile', ...,
+     'what', 'runs', 'in_turn': whether PyTorch and JAX were timed in turn,
+     'pytorch': {variant: result}, with 'eager' and, for the network, 'compile', ...,
      'jax': {precision: {**result, 'limit_ms', 'limit_share'}},
      'ratio': eager over JAX, in float32, 'flops', 'bytes', 'limit_ms', 'limit_share': in float32}},
-   'marks': {name: {'what', 'value', 'want', 'sense': 'at least' | 'at most', 'reached'}}}
+   'targets': {name: {'what', 'value', 'target', 'sense': 'at least' | 'at most', 'reached'}}}
 
-A result is {'ms': the median, 'runs_ms', 'relative_difference', 'tolerance'}, the last two not of the first
-variant, or {'not_run': reason}. Precisions are 'float32' and, on a GPU, 'tf32' and 'bfloat16'. What was not
-timed has None for ratio and share.
+A result is {'ms': the median, 'runs_ms', 'relative_difference', 'tolerance'}, without the last two for the
+first variant, or {'not_run': reason}. Precisions are 'float32' and, on a GPU, 'tf32' and 'bfloat16'. The
+ratio and the share are None if a variant was not timed.
 """
 
 import argparse
 from collections.abc import Sequence
 import os
 from pathlib import Path
+import shlex
 import sys
 from typing import Any
 
@@ -52,37 +53,38 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parent.parent.parent))
 
+
 from benchmarks import common
-from benchmarks.limits import Limits, copy_rate, matrix_rate
-from benchmarks.pytorch import agreement, results
-from benchmarks.pytorch.contenders import contenders, torch_bytes
+from benchmarks.common import Limits, copy_rate, matrix_rate
+from benchmarks.pytorch import agreement
+from benchmarks.pytorch import results as results_file
+from benchmarks.pytorch.contenders import contenders, jax_precisions, torch_bytes
 from benchmarks.pytorch.rows import ROWS, Row, chosen_rows
 from benchmarks.pytorch.sadnet import SADNet
 from benchmarks.pytorch.turns import Comparison, groups_that_fit, release
-from benchmarks.pytorch.variants import jax_precisions
 from sadnet_jax.machine import environment
 
 
-def choose_device(wanted: str | None) -> torch.device:
-  """The GPU if both frameworks see one, else the CPU for both.
+def choose_device(requested: str | None) -> torch.device:
+  """The GPU if both frameworks see one, otherwise the CPU for both.
 
   Args:
-    wanted: 'cpu', 'gpu', or None for the better one.
+    requested: 'cpu', 'gpu', or None for the GPU if there is one.
 
   Raises:
-    ValueError: 'gpu' is wanted, and one of the two sees none.
+    ValueError: 'gpu' is requested, but not both frameworks see one.
   """
-  # Read when JAX first looks for devices, which is below: PyTorch needs memory as well.
+  # Read when JAX first looks for devices, below. PyTorch needs memory too.
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   os.environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', '0.95')
-  if wanted == 'cpu' or not torch.cuda.is_available():
+  if requested == 'cpu' or not torch.cuda.is_available():
     jax.config.update('jax_platforms', 'cpu')
   if jax.default_backend() != 'gpu':
-    if wanted == 'gpu':
-      seen = f'PyTorch {torch.cuda.is_available()}, JAX {jax.default_backend() == "gpu"}'
-      raise ValueError(f'--device gpu: got a GPU in {seen}, want one in both')
+    if requested == 'gpu':
+      seen = f'PyTorch: {torch.cuda.is_available()}, JAX: {jax.default_backend() == "gpu"}'
+      raise ValueError(f'--device gpu: both frameworks must see a GPU ({seen})')
     return torch.device('cpu')
-  # The same arithmetic for both, and for PyTorch the choice of kernels that XLA makes anyway.
+  # The same arithmetic for both, and autotuning of kernels in PyTorch, which XLA does by default.
   jax.config.update('jax_default_matmul_precision', 'float32')
   torch.backends.cuda.matmul.allow_tf32 = False
   torch.backends.cudnn.allow_tf32 = False
@@ -91,7 +93,7 @@ def choose_device(wanted: str | None) -> torch.device:
 
 
 def measure_limits(device: str) -> dict[str, Limits]:
-  """The rates for every precision that is measured; they share the copy rate."""
+  """The rates of the machine for every precision of JAX; they share the copy rate."""
   bytes_per_second = copy_rate()
   limits = {p: Limits(matrix_rate(p), bytes_per_second) for p in jax_precisions(device)}
   for precision, rates in limits.items():
@@ -103,7 +105,7 @@ def measure_limits(device: str) -> dict[str, Limits]:
 
 
 def measure_row(row: Row, net: SADNet, device: torch.device, runs: int) -> tuple[dict[str, Any], list[str]]:
-  """A row of the results, still without limits, and what went wrong in it."""
+  """A row of the results without limits, and its problems."""
   release(device)
   groups = groups_that_fit(contenders(row, net, device), torch_bytes(row), device)
   comparison = Comparison(row, device)
@@ -119,36 +121,31 @@ def measure_row(row: Row, net: SADNet, device: torch.device, runs: int) -> tuple
     'flops': cost.flops,
     'bytes': cost.bytes,
   }
-  return {**result, 'ratio': results.ratio(result)}, comparison.problems
+  return {**result, 'ratio': results_file.ratio(result)}, comparison.problems
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-  )
-  parser.add_argument(
-    '--runs', type=int, default=5, help='timed runs per row; the median counts (default: 5)'
-  )
-  parser.add_argument('--seed', type=int, default=0, help='of the random weights')
+  parser = common.make_parser(__doc__, runs=5)
+  parser.add_argument('--seed', type=int, default=0, help='seed of the random weights (default: 0)')
   parser.add_argument('--device', choices=['cpu', 'gpu'], help='default: gpu if both frameworks have one')
-  parser.add_argument('--json', type=Path, metavar='FILE', help='also write the results to this file')
   parser.add_argument(
     '--only', nargs='+', choices=list(ROWS), metavar='ROW', help=f'rows to time: {", ".join(ROWS)}'
   )
-  arguments = parser.parse_args(argv)
-  if arguments.runs < 1:
-    parser.error(f'--runs: got {arguments.runs}, want at least 1')
-  return arguments
+  return parser.parse_args(argv)
 
 
-def describe(device: torch.device, seed: int) -> dict[str, Any]:
-  """Hardware, versions, commit, and what else makes a difference."""
+def describe(device: torch.device, arguments: argparse.Namespace) -> dict[str, Any]:
+  """Hardware, versions, commit, command, and what else affects the figures."""
+  options = ['--runs', str(arguments.runs), '--seed', str(arguments.seed)]
+  if arguments.only:
+    options += ['--only', *arguments.only]
   return {
     **environment(('flax', 'optax', 'torch', 'torchvision')),
     'device': 'cpu' if device.type == 'cpu' else 'gpu',
     'gpu': torch.cuda.get_device_name() if device.type == 'cuda' else None,
     'torch_threads': torch.get_num_threads(),
-    'seed': seed,
+    'seed': arguments.seed,
+    'commands': [shlex.join(['python', 'benchmarks/pytorch/run.py', *options])],
   }
 
 
@@ -156,10 +153,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   arguments = parse_arguments(argv)
   try:
     device = choose_device(arguments.device)
-    results = describe(device, arguments.seed)
-    old = results.read_results(arguments.json) if arguments.json else None
+    results = describe(device, arguments)
+    old = results_file.read_results(arguments.json) if arguments.json else None
     if old is not None:
-      results.check_same_environment(old, results, arguments.json)
+      results_file.check_same_environment(old, results, arguments.json)
     print(f'{results["gpu"] or results["cpu"]}, {results["cores"]} cores, {results["versions"]}')
     net = agreement.random_network(arguments.seed, device)
     results['agreement'] = agreement.agreement(net, device, arguments.seed)
@@ -171,17 +168,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
   limits = measure_limits(results['device'])
   results |= {'limits': {name: rates.to_json() for name, rates in limits.items()}, 'rows': {}}
-  print(f'\n{results.HEADER}')
+  print(f'\n{results_file.HEADER}')
   problems = []
   for row in chosen_rows(arguments.only, results['device']):
     result, wrong = measure_row(row, net, device, row.runs(arguments.runs, results['device']))
     problems += wrong
     results['rows'][row.key] = result
-    merged = results.merge(old, results)
+    merged = results_file.merge(old, results)
     if arguments.json:
-      results.write_results(arguments.json, merged)
-    print('\n'.join(results.table_lines(merged['rows'][row.key])), flush=True)
-  common.print_marks(merged['marks'])
+      results_file.write_results(arguments.json, merged)
+    print('\n'.join(results_file.table_lines(merged['rows'][row.key])), flush=True)
+  common.print_targets(merged['targets'])
   for problem in problems:
     print(problem, file=sys.stderr)
   return 1 if problems else 0

@@ -1,4 +1,5 @@
-"""Runs the contenders of a row: do they fit, do they agree, and how long do they take, in turn."""
+"""Runs the contenders of a row: whether they fit in memory and agree, and how long they take, timed in
+turn."""
 
 from collections.abc import Iterable, Sequence
 import gc
@@ -10,34 +11,38 @@ import jax
 import numpy as np
 import torch
 
-from benchmarks.pytorch.contenders import Contender
+from benchmarks.pytorch.contenders import Contender, Started
 from benchmarks.pytorch.rows import Row
-from benchmarks.pytorch.variants import Started
 from sadnet_jax.machine import free_host_bytes
 
-# Norm of the difference from the reference, over the reference's norm: the largest of what a call returns.
-# In float32 rounding gives some 1e-6, and gradients differ by more: bilinear samples and leaky ReLU have
-# kinks, and a value that rounds to the other side of one changes the gradient by a jump. In bfloat16 a CPU
-# gave 0.0019 and 0.0024 (the operator on small shapes, beside float32 of rounded inputs), 0.009 and 0.008;
-# TF32 keeps 3 bits more.
+# Norm of the difference from the reference over the norm of the reference, the largest of all arrays of a
+# call. Rounding in float32 gives about 1e-6. Gradients differ by more, because bilinear sampling and leaky
+# ReLU have kinks: a value that rounds to the other side of one makes the gradient jump. In bfloat16 a CPU
+# gave, in the order of the rows below, 0.0019 and 0.0024 (small shapes, float32 of rounded inputs as
+# reference), 0.009 and 0.008. TF32 keeps 3 more bits.
 TOLERANCES = {
   'deform_forward': {'float32': 1e-5, 'tf32': 2e-3, 'bfloat16': 6e-3},
   'deform_backward': {'float32': 1e-3, 'tf32': 1e-2, 'bfloat16': 7e-3},
   'forward': {'float32': 1e-4, 'tf32': 1e-2, 'bfloat16': 5e-2},
   'training': {'float32': 1e-3, 'tf32': 2e-2, 'bfloat16': 1e-1},
 }
-# What the others must agree with; without it nothing of a row is timed.
+# The others must agree with this one; without it, nothing of a row is timed.
 _REFERENCE = ('pytorch', 'eager')
-# Beside the first call, which compiles and is checked.
+# In addition to the first call, which compiles and is checked.
 WARM_UP_ROUNDS = 1
 _GIB = 2**30
 
 
 class Comparison:
-  """One row: ``variants`` has the results by framework and variant, ``problems`` what should not be."""
+  """One row.
+
+  Attributes:
+    variants: Results by framework and variant.
+    problems: Descriptions of disagreements and unexpected failures.
+  """
 
   def __init__(self, row: Row, device: torch.device):
-    """``device`` is PyTorch's; JAX has the same as its default."""
+    """``device`` is PyTorch's; it is also JAX's default device."""
     self.row = row
     self.device = device
     self.variants: dict[str, dict[str, dict]] = {'pytorch': {}, 'jax': {}}
@@ -45,7 +50,7 @@ class Comparison:
     self._reference: dict[str, np.ndarray] | None = None
 
   def run(self, contenders: Sequence[Contender], runs: int) -> None:
-    """Checks every contender and then times, call by call in turn, those that can be."""
+    """Checks every contender, then times those that agree, one call of each in turn."""
     started = {}
     for contender in contenders:
       result = self.variants[contender.framework][contender.variant] = {}
@@ -57,30 +62,32 @@ class Comparison:
       except _NotRunError as error:
         result['not_run'] = str(error)
       except Exception as error:
-        # In torch.compile anything can fail; else RuntimeError is what both raise when a computation does.
+        # torch.compile can raise anything; otherwise both frameworks raise RuntimeError if a computation
+        # fails.
         if not (contender.compiled_by_torch or isinstance(error, RuntimeError)):
           raise
         self._fail(contender, error)
     self._time(started, runs)
 
   def _start(self, contender: Contender, result: dict) -> Started:
-    """The contender after its first call, whose result was read and agreed with the reference."""
+    """The contender after its first call, whose result agreed with the reference."""
     prepared = contender.prepare()
     free = free_bytes(contender.framework, self.device)
     if prepared.bytes_needed > free:
-      raise _NotRunError(f'needs about {prepared.bytes_needed / _GIB:.1f} GiB, got {free / _GIB:.1f} GiB')
+      needed = prepared.bytes_needed / _GIB
+      raise _NotRunError(f'needs about {needed:.1f} GiB; {free / _GIB:.1f} GiB are free')
     started = prepared.start()
     first = started.read(wait(started.call(), contender.framework, self.device))
     if self._reference is None:
       self._reference = first
       return started
-    wanted = contender.reference() if contender.reference else self._reference
-    difference = relative_difference(first, wanted)
+    expected = contender.reference() if contender.reference else self._reference
+    difference = relative_difference(first, expected)
     tolerance = TOLERANCES[self.row.kind][contender.precision]
     result |= {'relative_difference': difference, 'tolerance': tolerance}
-    # Written so that NaN fails.
+    # NaN fails this comparison.
     if not difference <= tolerance:
-      text = f'relative difference {difference:.1e}, want at most {tolerance:.0e}'
+      text = f'relative difference {difference:.1e} exceeds the tolerance {tolerance:.0e}'
       self.problems.append(f'{self.row.key}, {contender.framework} {contender.variant}: {text}')
       raise _NotRunError(text)
     return started
@@ -110,18 +117,19 @@ class Comparison:
 
 
 class _NotRunError(Exception):
-  """The text says why."""
+  """Why a contender was not run."""
 
 
 def groups_that_fit(contenders: Iterable[Contender], bytes_needed: int, device: torch.device) -> list[list]:
-  """All contenders in one group, to take turns; or PyTorch's, then JAX's, where both do not fit together.
+  """The contenders in one group, to be timed in turn; or PyTorch's, then JAX's, if memory is too small for
+  both.
 
-  Both frameworks keep a GPU's memory for their next call. PyTorch can be made to give it back, JAX not.
+  Both frameworks keep GPU memory for their next call. PyTorch can be made to release it, JAX cannot.
 
   Args:
-    contenders: All of a row.
-    bytes_needed: What one framework needs; JAX needs less than PyTorch.
-    device: PyTorch's.
+    contenders: All contenders of a row.
+    bytes_needed: Memory that one framework needs; JAX needs less than PyTorch.
+    device: PyTorch's device.
   """
   everyone = list(contenders)
   if device.type == 'cpu' or 2 * bytes_needed <= free_bytes('pytorch', device):
@@ -130,7 +138,7 @@ def groups_that_fit(contenders: Iterable[Contender], bytes_needed: int, device: 
 
 
 def release(device: torch.device) -> None:
-  """Lets go what PyTorch compiled and keeps of a GPU's memory."""
+  """Releases PyTorch's compiled programs and its unused GPU memory."""
   gc.collect()
   torch.compiler.reset()
   if device.type == 'cuda':
@@ -138,7 +146,7 @@ def release(device: torch.device) -> None:
 
 
 def free_bytes(framework: str, device: torch.device) -> float:
-  """What a framework may still take; infinite where nothing says."""
+  """Memory that a framework can still take, or infinity if unknown."""
   if device.type == 'cpu':
     free = free_host_bytes()
     return float('inf') if free is None else free
@@ -148,24 +156,24 @@ def free_bytes(framework: str, device: torch.device) -> float:
     return free
   stats: dict[str, Any] = jax.local_devices()[0].memory_stats() or {}
   used = stats.get('bytes_in_use', 0)
-  # What JAX keeps and does not use is not free for others.
+  # Memory that JAX keeps but does not use is free only for JAX.
   kept = max(0, stats.get('pool_bytes', used) - used)
   return min(free + kept, stats.get('bytes_limit', float('inf')) - used)
 
 
 def is_out_of_memory(error: Exception) -> bool:
-  """Whether a framework says that there is no memory left."""
+  """Whether a framework has run out of memory."""
   texts = ('RESOURCE_EXHAUSTED', "can't allocate memory", 'out of memory')
   return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in texts)
 
 
-def relative_difference(got: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> float:
-  """The largest over the arrays: norm of the difference over norm of what is wanted."""
-  return max(float(np.linalg.norm(got[k] - w) / np.linalg.norm(w)) for k, w in wanted.items())
+def relative_difference(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
+  """Norm of the difference over the norm of the expected array: the largest of all arrays."""
+  return max(float(np.linalg.norm(got[k] - e) / np.linalg.norm(e)) for k, e in expected.items())
 
 
 def wait(result: Any, framework: str, device: torch.device) -> Any:
-  """The result, when it is there."""
+  """Waits for a result and returns it."""
   if framework == 'jax':
     return jax.block_until_ready(result)
   if device.type == 'cuda':
@@ -174,7 +182,7 @@ def wait(result: Any, framework: str, device: torch.device) -> Any:
 
 
 def timed_ms(started: Started, framework: str, device: torch.device) -> float:
-  """Milliseconds until the results of one call are there."""
+  """Milliseconds of one call, including its results."""
   start = time.perf_counter()
   wait(started.call(), framework, device)
   return 1e3 * (time.perf_counter() - start)

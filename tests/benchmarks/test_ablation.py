@@ -1,4 +1,4 @@
-"""The ablation: rows are trained alike, what is done is not done again, the page tells what was found."""
+"""The ablation: rows are trained alike, finished runs are kept, and the statistics are right."""
 
 import json
 import shutil
@@ -8,10 +8,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from benchmarks import ablation, ablation_doc
+from benchmarks import ablation, report, tables
 from configs.ablation import PAPER_PSNR, ROWS
 from sadnet_jax.weights.checkpoints import check_same
-from tests.support.command import ROOT, finish, start
 from tests.support.small_networks import param_shapes
 
 MACHINE = {'cpu': 'A', 'cores': 2, 'device': 'cpu', 'gpu': None, 'python': '3.11.7'}
@@ -38,10 +37,7 @@ def options(images, tmp_path):
 
 @pytest.fixture
 def trainer(monkeypatch):
-  """In place of training: notes the runs, and stops at ``stops`` with a step left, which it ``saves``.
-
-  PSNR counts the runs.
-  """
+  """Replaces training. Records the runs; the run ``stops`` ends one step early. PSNR counts the runs."""
   fake = types.SimpleNamespace(runs=[], stops=None, saves=True)
 
   def train(config, folder, devices):
@@ -55,7 +51,7 @@ def trainer(monkeypatch):
     psnr = 20.0 + len(fake.runs)
     return {'psnr': psnr, 'images': {image.name: psnr for image in image_set.images}}
 
-  monkeypatch.setattr(ablation.training, 'train', train)
+  monkeypatch.setattr(ablation.loop, 'train', train)
   monkeypatch.setattr(ablation, 'evaluate', evaluate)
   monkeypatch.setattr(ablation, 'param_shapes', param_shapes)
   monkeypatch.setattr(ablation.jax, 'clear_caches', lambda: None)
@@ -82,15 +78,15 @@ def _levels(*noise):
   return {row: [level + value for value in noise] for row, level in PAPER_PSNR.items()}
 
 
-def test_rows_of_a_seed_differ_in_their_parts_alone():
+def test_rows_of_a_seed_differ_only_in_their_parts():
   arguments = ablation.parse_arguments(['--width', '8'])
   full = ablation.run_config('full', 3, arguments).to_dict()
   assert (full['seed'], full['model']['width'], full['steps'], full['noise']['clip']) == (3, 8, 1000, False)
   assert (full['optimizer']['name'], full['loss'], full['data']['reader']) == ('muon', 'l1', 'memory')
   parts = ('use_rsab', 'use_offset_transfer', 'use_context')
-  for row, there in ROWS.items():
+  for row, used in ROWS.items():
     config = ablation.run_config(row, 3, arguments).to_dict()
-    assert tuple(config['model'][part] for part in parts) == there
+    assert tuple(config['model'][part] for part in parts) == used
     check_same(config, full, {f'model.{part}' for part in parts})
 
 
@@ -107,12 +103,12 @@ def test_a_row_is_trained_evaluated_and_kept(options, tmp_path):
   assert sorted(result['images']) == ['0', '1']
   assert result['starts'] == [CLEAN]
   assert (folder / 'checkpoints' / '2').is_dir()
-  # What is known needs no weights.
+  # A finished run needs no checkpoint.
   shutil.rmtree(folder / 'checkpoints')
   assert ablation.train_and_evaluate(config, folder, image_set, CLEAN) == result
 
 
-def test_other_images_are_evaluated_on(options, images, trainer, tmp_path):
+def test_other_test_images_are_evaluated_again(options, images, trainer, tmp_path):
   ablation.main(options)
   (tmp_path / 'others').mkdir()
   shutil.copy(images / '1.png', tmp_path / 'others')
@@ -141,9 +137,9 @@ def test_all_rows_of_a_seed_come_first(options, trainer):
   assert trainer.runs == [f'{row}-seed{seed}' for seed in (1, 0) for row in ROWS]
 
 
-def test_what_is_complete_is_not_trained_again(options, trainer, tmp_path):
+def test_finished_runs_are_not_trained_again(options, trainer, tmp_path):
   trainer.stops = 'context-seed0'
-  with pytest.raises(SystemExit, match=r'context-seed0: stopped at step 1; the same command goes on'):
+  with pytest.raises(SystemExit, match=r'context-seed0: stopped at step 1; run the same command again'):
     ablation.main(options)
   assert trainer.runs == ['none-seed0', 'rsab-seed0', 'context-seed0']
   trainer.stops = None
@@ -156,13 +152,13 @@ def test_what_is_complete_is_not_trained_again(options, trainer, tmp_path):
 
 
 @pytest.mark.parametrize('saves', [True, False])
-def test_every_commit_that_a_run_was_trained_at_is_told(options, trainer, tmp_path, monkeypatch, saves):
-  """Of a start that left nothing, nothing was kept."""
+def test_every_commit_of_a_run_is_recorded(options, trainer, tmp_path, monkeypatch, saves):
+  """A start that left no checkpoint does not count."""
   trainer.stops, trainer.saves = 'none-seed0', saves
-  describe = ablation.measuring.describe
+  describe = ablation.common.describe
   for commit in ('a' * 40, 'b' * 40):
     monkeypatch.setattr(
-      ablation.measuring, 'describe', lambda *given, c=commit: {**describe(*given), **CLEAN, 'commit': c}
+      ablation.common, 'describe', lambda *given, c=commit: {**describe(*given), **CLEAN, 'commit': c}
     )
     with pytest.raises(SystemExit):
       ablation.main(options)
@@ -174,83 +170,47 @@ def test_every_commit_that_a_run_was_trained_at_is_told(options, trainer, tmp_pa
 
 def test_a_folder_of_other_runs_is_refused(options, trainer):
   ablation.main(options)
-  with pytest.raises(ValueError, match=r'none-seed0: .* steps: checkpoint 2, config 3; start anew'):
+  with pytest.raises(ValueError, match=r'none-seed0: .* 3; choose another --workdir'):
     ablation.main([*options, '--steps', '3'])
 
 
 def test_test_images_are_clean_and_in_colour(images):
   for path in images.glob('*.png'):
     Image.open(path).convert('L').save(path)
-  with pytest.raises(ValueError, match=r"--test: got '.*', which has grey images, want clean images in"):
+  with pytest.raises(ValueError, match=r"--test: '.*' has grey images; give a set of clean colour images"):
     ablation.open_test(str(images))
   for name in ('a_real.png', 'a_mean.png'):
     Image.new('RGB', (16, 16)).save(images / name)
-  with pytest.raises(ValueError, match=r'which has pairs'):
+  with pytest.raises(ValueError, match=r'has pairs'):
     ablation.open_test(f'pairs:{images}')
 
 
-def test_steps_are_at_least_one(capsys):
-  with pytest.raises(SystemExit):
-    ablation.parse_arguments(['--steps', '0'])
-  assert '--steps: got 0, want at least 1' in capsys.readouterr().err
-
-
-def test_the_page_is_what_the_files_give():
-  finish(start(ROOT / 'benchmarks' / 'ablation_doc.py', '--check'))
-
-
-def test_there_is_no_page_without_results(tmp_path, monkeypatch):
-  monkeypatch.setattr(ablation_doc, 'RESULTS', tmp_path)
-  assert ablation_doc.page() is None
-  monkeypatch.setattr(ablation_doc, 'PAGE', tmp_path / 'A.md')
-  monkeypatch.setattr('sys.argv', ['ablation_doc.py'])
-  with pytest.raises(SystemExit, match=r'got no ablation_cpu\.json or ablation_gpu\.json'):
-    ablation_doc.main()
-  monkeypatch.setattr('sys.argv', ['ablation_doc.py', '--check'])
-  ablation_doc.main()
-  (tmp_path / 'A.md').write_text('# Ablation\n')
-  with pytest.raises(SystemExit, match=r'A\.md: got another page than'):
-    ablation_doc.main()
-
-
-def test_the_page_is_written_and_checked(tmp_path, monkeypatch):
-  monkeypatch.setattr(ablation_doc, 'RESULTS', tmp_path)
-  monkeypatch.setattr(ablation_doc, 'PAGE', tmp_path / 'A.md')
-  (tmp_path / 'ablation_cpu.json').write_text(json.dumps(_results(_levels(0, 0.1))))
-  for arguments in ([], ['--check']):
-    monkeypatch.setattr('sys.argv', ['ablation_doc.py', *arguments])
-    ablation_doc.main()
-  text = (tmp_path / 'A.md').read_text()
-  assert '1,000 steps of 8 patches of 64x64 (the paper: 16 patches of 128x128)' in text
-  assert 'Width 16 and offset width 16 (the paper: 32 and 32)' in text
-  assert text.endswith('2 cores, A, no GPU; Python 3.11.7, jax 0.10.2; trained at commit 0123456.\n')
-
-
 @pytest.mark.parametrize('change', [{'uncommitted_changes': True}, {'commit': None}])
-def test_results_of_code_in_no_commit_are_refused(tmp_path, monkeypatch, change):
-  monkeypatch.setattr(ablation_doc, 'RESULTS', tmp_path)
+def test_results_of_uncommitted_code_are_refused(tmp_path, monkeypatch, change):
+  monkeypatch.setattr(report, 'RESULTS', tmp_path)
   content = _results(_levels(0))
   content['rows']['rsab']['seeds']['0']['starts'] = [CLEAN, CLEAN | change]
   (tmp_path / 'ablation_cpu.json').write_text(json.dumps(content))
-  with pytest.raises(SystemExit, match='got results of code that is in no commit'):
-    ablation_doc.page()
+  with pytest.raises(SystemExit, match='measured on uncommitted code'):
+    report.ablation_page()
 
 
 def test_results_without_a_complete_seed_are_refused(tmp_path, monkeypatch):
-  monkeypatch.setattr(ablation_doc, 'RESULTS', tmp_path)
+  monkeypatch.setattr(report, 'RESULTS', tmp_path)
   (tmp_path / 'ablation_cpu.json').write_text(json.dumps(_results(_levels(0) | {'full': []})))
-  with pytest.raises(SystemExit, match='got no seed that all rows are trained with'):
-    ablation_doc.page()
+  with pytest.raises(SystemExit, match='no seed was trained for all rows'):
+    report.ablation_page()
 
 
-def test_a_row_has_its_mean_spread_and_the_papers_figure():
+def test_a_row_has_its_mean_its_spread_and_the_papers_psnr():
   content = _results(_levels(0, 0) | {'none': [27.0, 27.2], 'rsab': [27.5, 27.3]})
-  head, _, none, rsab, *_ = ablation_doc.rows_table(content)
+  lines = tables.ablation_tables(content)
+  head, _, none, rsab, *_ = lines
   assert 'standard deviation over 2 seeds' in head
   assert none == '| `none` | none | 1,000 | 27.100 | 0.141 |  | 29.05 |  |'
   assert rsab == '| `rsab` | RSAB | 1,000 | 27.400 | 0.141 | +0.300 | 29.55 | +0.50 |'
-  added = ablation_doc.additions_table(content)
-  # Of 6 rows with variances of 0.02, 0.02 and 0: the standard error of a difference is 0.082.
+  added = lines[lines.index('') + 1 :][:9]
+  # Six rows, two of variance 0.02, the others of 0: the standard error of a difference is 0.082 dB.
   assert added[2] == '| RSAB | `none` | +0.300 | +0.100 to +0.500 | yes | +0.50 |'
   assert added[6] == '| offset transfer | `rsab` | +2.190 | +2.090 to +2.290 | yes | +0.04 |'
   assert added[7] == '| offset transfer | `rsab_context` | +0.040 | +0.040 to +0.040 | no | +0.04 |'
@@ -266,30 +226,34 @@ def test_a_row_has_its_mean_spread_and_the_papers_figure():
   ]
 
 
-def test_noise_is_that_between_seeds():
+def test_noise_is_the_spread_between_seeds():
   # The standard deviation of a row is 0.1 dB, and so is that of a difference of two means of 2 runs.
-  apart = 0.1 * 2**0.5
-  text = ablation_doc.noise(_results(_levels(0, apart)))
+  content = _results(_levels(0, 0.1 * 2**0.5))
+  assert tables.standard_error(content) == pytest.approx(0.1)
+  assert tables.degrees_of_freedom(content) == 6
+  # Student's t for 97.5% and 6 degrees of freedom.
+  assert tables.noise_bound(content) == pytest.approx(2.447 * 0.1, rel=1e-3)
+  *_, text = tables.ablation_tables(content)
   assert 'over 2 seeds, pooled over all rows, is 0.100 dB' in text
-  assert 'two means of 2 runs 0.100 dB' in text
-  assert '7 differences that a part makes, 2 exceed 0.245 dB, below which chance alone stays in 95%' in text
+  assert 'two means of 2 runs is 0.100 dB' in text
+  assert 'below 0.245 dB in 95%' in text
+  assert '7 differences that a part makes, 2 exceed this bound and 5 cannot' in text
   assert "7 have the sign of the paper's" in text
   assert '5 of its 7 differences would be too small' in text
 
 
-def test_noise_says_where_nothing_is_seen_and_where_the_sign_is_another():
+def test_no_difference_exceeds_large_noise():
   levels = {row: [29 - level / 100, 30 - level / 100] for row, level in PAPER_PSNR.items()}
-  text = ablation_doc.noise(_results(levels))
-  assert '0 exceed 1.730 dB' in text
+  *_, text = tables.ablation_tables(_results(levels))
+  assert 'below 1.730 dB' in text
+  assert '0 exceed this bound' in text
   assert "0 have the sign of the paper's" in text
   assert '7 of its 7 differences' in text
 
 
-def test_one_seed_tells_nothing_of_noise():
+def test_noise_is_not_known_with_one_seed():
   content = _results(_levels(0) | {'none': [29.05, 29.0], 'rsab': [29.55, 29.5]})
-  *_, text = ablation_doc.tables(content)
+  *lines, text = tables.ablation_tables(content)
   assert text.startswith('Each row was trained once, with seed 0.')
-  assert text.endswith('Not all rows are trained with seed 1 yet: left out.')
-  assert '| `rsab` | RSAB | 1,000 | 29.550 | one seed | +0.500 | 29.55 | +0.50 |' in ablation_doc.tables(
-    content
-  )
+  assert text.endswith('Excluded, because not all rows are trained yet: seed 1.')
+  assert '| `rsab` | RSAB | 1,000 | 29.550 | one seed | +0.500 | 29.55 | +0.50 |' in lines

@@ -1,4 +1,4 @@
-"""The loss curves: both dtypes train alike but for rounding, and means are over the steps they say."""
+"""Both dtypes train alike except for rounding, and means are over the right steps."""
 
 import json
 
@@ -42,31 +42,25 @@ def test_both_dtypes_train_alike(images, tiny, tmp_path, capsys):
   for row in results['rows']:
     assert 0 < row['float32'] < 1
     assert 0 < abs(row['bfloat16'] / row['float32'] - 1) < 0.05
-  assert '| step | float32 | bfloat16 | bfloat16 against float32 |' in capsys.readouterr().out
+  assert '| step | float32 | bfloat16 | bfloat16 minus float32 |' in capsys.readouterr().out
 
 
 def _steps(monkeypatch, metrics):
-  """Lets training give these, a step each."""
-  given = iter(metrics)
-  monkeypatch.setattr(bfloat16, 'make_parallel_step', lambda *_: lambda state, _: (state, next(given)))
+  """Makes each training step return one of these metrics."""
+  remaining = iter(metrics)
+  monkeypatch.setattr(bfloat16, 'make_parallel_step', lambda *_: lambda state, _: (state, next(remaining)))
   monkeypatch.setattr(bfloat16, 'create_train_state', lambda _: None)
 
 
-def test_the_last_mean_is_over_what_is_left(images, tiny, monkeypatch):
+def test_the_last_mean_is_over_the_remaining_steps(images, tiny, monkeypatch):
   _steps(monkeypatch, [{'loss': np.float32(loss), 'finite': np.True_} for loss in (1, 2, 4)])
   assert bfloat16.curve(bfloat16.run_config(images, 'float32', 3)) == [1.5, 4]
 
 
-def test_what_diverges_ends_with_its_step(images, tiny, monkeypatch):
+def test_divergence_is_reported_with_its_step(images, tiny, monkeypatch):
   _steps(
     monkeypatch,
     [{'loss': np.float32(1), 'finite': np.True_}, {'loss': np.float32(np.nan), 'finite': np.False_}],
   )
   with pytest.raises(ValueError, match=r'step 2: got loss = nan, .* the run has diverged'):
     bfloat16.curve(bfloat16.run_config(images, 'float32', 4))
-
-
-def test_steps_are_at_least_one(capsys):
-  with pytest.raises(SystemExit):
-    bfloat16.parse_arguments(['--steps', '0'])
-  assert '--steps: got 0, want at least 1' in capsys.readouterr().err

@@ -1,86 +1,147 @@
-"""What the benchmarks share: options, processes of their own, marks, and the programs they compile."""
+"""What the benchmarks share: options, fresh processes, the machine's rates, and the counts of the work."""
 
 import json
 
 import jax
+import jax.numpy as jnp
 import pytest
 
-from benchmarks import command, common, start_up_once, training_loop
+from benchmarks import command, common, training_loop
+from benchmarks.common import Limits, deform_conv_cost, network_cost
 from benchmarks.programs import PROGRAMS, deform_conv_backward, network_forward, training_step
 from sadnet_jax.nn.sadnet import SADNet, param_shapes
 
+# One pixel of each scale, written down from the paper's layers: encoder, context, decoder, offset block,
+# offsets and mask, deformable convolution, convolution after it, output.
+MULTIPLY_ACCUMULATES_PER_PIXEL = (
+  (3 * 32 + 2 * 9 * 32**2)
+  + (32 * 64 + 64 * 32)
+  + 9 * (32 * 32 + 64 * 32 + 32 * 32)
+  + (9 * 32 * 216 + 2 * 9 * 32**2)
+  + 9 * 32 * 3,
+  (4 * 32 * 64 + 2 * 9 * 64**2)
+  + (64 * 128 + 128 * 64)
+  + 9 * (64 * 32 + 64 * 32 + 32 * 32)
+  + (9 * 32 * 216 + 2 * 9 * 64**2),
+  (4 * 64 * 128 + 2 * 9 * 128**2)
+  + (128 * 256 + 256 * 128)
+  + 9 * (128 * 32 + 64 * 32 + 32 * 32)
+  + (9 * 32 * 216 + 2 * 9 * 128**2),
+  (4 * 128 * 256 + 2 * 9 * 256**2)
+  + (256 * 64 + 4 * 9 * 64**2 + 256 * 256)
+  + 9 * (256 * 32 + 32 * 32)
+  + (9 * 32 * 216 + 2 * 9 * 256**2),
+)
 
-def test_runs_are_at_least_one(capsys):
+
+def _blending(pixels):
+  """Operations of all scales: four multiply-accumulates per sampled value."""
+  return sum(2 * 4 * 9 * (32 << s) * pixels // 4**s for s in range(4))
+
+
+def test_network_cost_is_the_sum_over_the_layers():
+  pixels = 320 * 480
+  products = 2 * sum(per_pixel * pixels // 4**s for s, per_pixel in enumerate(MULTIPLY_ACCUMULATES_PER_PIXEL))
+  flops, _ = network_cost((1, 320, 480, 3))
+  assert flops == products + _blending(pixels)
+  # XLA's count of a plain version, 98.7 G, includes everything elementwise.
+  assert flops == pytest.approx(2 * 49.4e9, rel=0.05)
+
+
+def test_network_cost_by_batch_size_and_pass():
+  one, many = network_cost((1, 320, 480, 3)), network_cost((16, 320, 480, 3))
+  assert many.flops == 16 * one.flops
+  assert 15 * one.bytes < many.bytes < 16 * one.bytes
+  assert network_cost((1, 313, 475, 3)) == one
+  step = network_cost((1, 320, 480, 3), training=True)
+  assert step.flops == 3 * one.flops
+  assert 2 * one.bytes < step.bytes < 3 * one.bytes
+  assert network_cost((1, 320, 480, 3), value_bytes=2).bytes * 2 == one.bytes
+
+
+def test_products_are_what_xla_counts_in_the_convolutions():
+  """Without deformable convolutions, XLA counts the same, except at the image border."""
+  shape = (1, 512, 512, 3)
+  model = SADNet(use_rsab=False)
+  variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+  counted = jax.jit(model.apply).lower(variables, jax.ShapeDtypeStruct(shape, jnp.float32)).cost_analysis()
+  pixels = 512 * 512
+  # Per scale: no offset block, offsets and mask; a plain convolution replaces the deformable one.
+  missing = [9 * (32 * 32 + 64 * 32 + c * 32) + 9 * 32 * 216 for c in (32, 64, 128)]
+  missing.append(9 * (32 * 32 + 256 * 32) + 9 * 32 * 216)
+  expected = (
+    network_cost(shape).flops
+    - _blending(pixels)
+    - 2 * sum(per_pixel * pixels // 4**s for s, per_pixel in enumerate(missing))
+  )
+  assert counted['flops'] == pytest.approx(expected, rel=0.015)
+
+
+def test_deform_conv_cost_of_a_small_example():
+  n, h, w, c = 2, 5, 7, 16
+  forward = deform_conv_cost((n, h, w, c))
+  assert forward.flops == 2 * n * h * w * 9 * c * c + 2 * n * h * w * 9 * c * 4
+  x, offset, mask, kernel = n * h * w * c, n * h * w * 144, n * h * w * 72, 9 * c * c
+  assert forward.bytes == 4 * (x + offset + mask + kernel + c + x)
+  backward = deform_conv_cost((n, h, w, c), backward=True)
+  assert backward == (2 * forward.flops, 4 * (2 * (x + offset + mask + kernel + c) + x))
+  assert deform_conv_cost((n, h, w, c), value_bytes=2) == (forward.flops, forward.bytes // 2)
+
+
+def test_the_limit_is_the_larger_bound():
+  rates = Limits(flops_per_second=100.0, bytes_per_second=10.0)
+  assert rates.seconds(200, 10) == 2
+  assert rates.seconds(200, 50) == 5
+  assert rates.best(Limits(50.0, 20.0)) == Limits(100.0, 20.0)
+  assert Limits(**rates.to_json()) == rates
+
+
+def test_rates_are_plausible():
+  for precision in ('float32', 'bfloat16'):
+    assert 1e6 < common.matrix_rate(precision, (64, 128)) < 1e15
+  assert 1e6 < common.copy_rate(2**20) < 1e13
+
+
+def test_runs_must_be_at_least_one(capsys):
   parser = common.make_parser('Measures.', runs=3)
   assert parser.parse_args([]).runs == 3
   with pytest.raises(SystemExit):
     parser.parse_args(['--runs', '0'])
-  assert 'got 0, want at least 1' in capsys.readouterr().err
+  assert 'must be at least 1, not 0' in capsys.readouterr().err
 
 
-def test_results_tell_their_command_and_machine():
-  found = common.describe('growth.py', ['--runs', '2'])
-  assert found['command'] == 'python benchmarks/growth.py --runs 2'
-  assert (found['device'], found['gpu']) == ('cpu', None)
-  assert found['versions']['jax'] == jax.__version__
-
-
-def test_options_are_those_that_give_the_arguments():
+def test_the_recorded_command_gives_the_same_arguments():
   for script in (training_loop, command):
     arguments = script.parse_arguments(['--json', 'a.json'])
     options = common.options_of(arguments)
     assert '--json' not in options
-    again = script.parse_arguments(options)
-    assert common.options_of(again) == options
+    assert common.options_of(script.parse_arguments(options)) == options
   options = common.options_of(command.parse_arguments(['--megapixels', '0.5', '12', '--repeats', '0']))
   assert ' '.join(options) == (
     '--images test/Kodak24 --model color_blind --megapixels 0.5 12 --sigma_255 25 --repeats 0 '
     '--seam_sigmas_255 5 25 50'
   )
-  assert common.describe('denoiser.py', options, ('flax',))['command'].endswith(' 5 25 50')
+  found = common.describe('command.py', options)
+  assert found['command'] == f'python benchmarks/command.py {" ".join(options)}'
+  assert (found['device'], found['gpu']) == ('cpu', None)
+  assert found['versions']['jax'] == jax.__version__
 
 
 def test_the_median_counts():
   assert common.summary([3.0, 1.0, 2.0]) == {'seconds': 2.0, 'runs_seconds': [3.0, 1.0, 2.0]}
 
 
-def test_marks_are_said_and_written(tmp_path, capsys):
-  marks = {'a': common.at_most('memory, MB', 220.0, 220), 'b': common.at_most('spread', 0.41, 0.2)}
-  common.finish({'marks': marks}, tmp_path / 'a.json')
-  assert json.loads((tmp_path / 'a.json').read_text()) == {'marks': marks}
+def test_targets_are_printed_and_written(tmp_path, capsys):
+  targets = {'a': common.at_most('memory, MB', 220.0, 220), 'b': common.at_least('speedup', 2.9, 3)}
+  common.finish({'targets': targets}, tmp_path / 'a.json')
+  assert json.loads((tmp_path / 'a.json').read_text()) == {'targets': targets}
   assert capsys.readouterr().out.splitlines() == [
-    'memory, MB: 220.00, want at most 220: reached',
-    'spread: 0.41, want at most 0.2: not reached',
+    'memory, MB: 220.00, target at most 220: reached',
+    'speedup: 2.90, target at least 3: not reached',
   ]
 
 
-def test_a_fresh_process_has_its_own_cache_and_says_what_it_took(tmp_path):
-  found = common.in_fresh_process('start_up_once.py', ['import', str(tmp_path)])
-  assert set(found) == {'import_jax', 'import_flax', 'import_sadnet_jax', 'find_devices'}
-  assert all(0 < seconds < 60 for seconds in found.values())
-  # Importing takes far longer than looking at a CPU.
-  assert found['import_jax'] > found['find_devices']
-  assert list(tmp_path.iterdir())
-
-
-def test_a_process_that_fails_ends_the_benchmark(tmp_path):
-  (tmp_path / 'file').write_text('')
-  options = ['import', str(tmp_path / 'file')]
-  with pytest.raises(SystemExit, match=r'start_up_once\.py import .*file: ended with status 1'):
-    common.in_fresh_process('start_up_once.py', options)
-
-
-def test_every_stage_of_a_clock_is_the_time_since_the_last(monkeypatch):
-  times = iter([10.0, 11.0, 15.0, 15.5])
-  monkeypatch.setattr(start_up_once.time, 'perf_counter', lambda: next(times))
-  clock = start_up_once.Clock()
-  clock.note('first')
-  clock.skip()
-  clock.note('second')
-  assert clock.parts == {'first': 1.0, 'second': 0.5}
-
-
-def test_programs_take_what_they_are_made_for():
+def test_programs_have_the_shapes_in_their_names():
   model = SADNet()
   forward = network_forward(2, 16, 24)
   assert jax.eval_shape(forward.function, *forward.arguments).shape == (2, 16, 24, model.channels)
@@ -91,11 +152,8 @@ def test_programs_take_what_they_are_made_for():
   )
   assert metrics['loss'].shape == ()
   backward = deform_conv_backward(1, 8, 12, 16)
-  gradients = backward.function(*backward.zeros())
+  gradients = jax.eval_shape(backward.function, *backward.arguments)
   assert [g.shape for g in gradients] == [a.shape for a in backward.arguments[:5]]
-
-
-def test_programs_have_the_sizes_in_their_names():
   for name, shape in (('forward_480x320', (1, 320, 480, 3)), ('forward_1920x1080', (1, 1080, 1920, 3))):
     assert PROGRAMS[name][1]().arguments[1].shape == shape
   assert PROGRAMS['training_step_4x128'][1]().arguments[1]['clean'].shape == (4, 128, 128, 3)

@@ -1,10 +1,10 @@
-"""What the script makes of the memory that it measures."""
+"""The memory that is measured, and the row made of it."""
 
 from benchmarks import common, memory
 from benchmarks.programs import deform_conv_forward
 
 
-def test_resident_memory_counts_beyond_that_of_importing(monkeypatch):
+def test_the_memory_of_imports_is_subtracted(monkeypatch):
   taken = {
     'temporary': 300_000_000,
     'argument': 2,
@@ -19,21 +19,21 @@ def test_resident_memory_counts_beyond_that_of_importing(monkeypatch):
   assert row['bytes'] == taken | {'resident_compiled': 300, 'resident': 700}
   # x, 8 groups of 9 taps of 3 values, y, at every pixel; kernel and bias.
   assert row['limit_bytes'] == 4 * (320 * 480 * (32 + 216 + 32) + 9 * 32 * 32 + 32)
-  (mark,) = memory.marks({'forward_480x320': row}, 'cpu').values()
-  assert (mark['value'], mark['reached']) == (300.0, False)
-  assert memory.marks({}, 'cpu') == {}
-  assert memory.marks({'forward_480x320': row}, 'gpu') == {}
+  (target,) = memory.targets({'forward_480x320': row}, 'cpu').values()
+  assert (target['value'], target['reached']) == (300.0, False)
+  assert memory.targets({}, 'cpu') == {}
+  assert memory.targets({'forward_480x320': row}, 'gpu') == {}
   row = memory.measure('training_step_4x128', 1, imported=None)
   assert row['bytes']['resident'] is None
   assert 'limit_bytes' not in row
 
 
-def test_the_median_of_what_was_not_measured_is_none():
+def test_the_median_of_missing_values_is_none():
   assert memory.median([3, 1, 2]) == 2
   assert memory.median([None, None]) is None
 
 
-def test_a_program_takes_its_arguments_and_results(monkeypatch):
+def test_a_program_takes_at_least_its_arguments_and_results(monkeypatch):
   monkeypatch.setitem(memory.PROGRAMS, 'small', ('', lambda: deform_conv_forward(1, 16, 24, 16)))
   found = memory.run_once('small')
   assert found['argument'] >= 4 * 16 * 24 * (16 + 216)

@@ -1,10 +1,10 @@
-"""What the comparison with PyTorch writes: no torch is needed to read it, to merge it or to judge it."""
+"""The results file of the comparison with PyTorch is read, merged and judged; this needs no torch."""
 
 import json
 
 import pytest
 
-from benchmarks.limits import Limits
+from benchmarks.common import Limits
 from benchmarks.pytorch import results
 from benchmarks.pytorch.rows import HEAVY_RUNS_ON_CPU, ROWS, chosen_rows
 
@@ -38,6 +38,7 @@ def _results(rows, rate=1e12, **changes):
     'commit': '0123',
     'uncommitted_changes': False,
     'seed': 0,
+    'commands': [f'python run.py --only {" ".join(rows)}'],
   }
   limits = {'float32': Limits(rate, 1e12).to_json()}
   return {**machine, **code, 'load_before': 0.1, 'limits': limits, 'agreement': {}, 'rows': rows, **changes}
@@ -53,7 +54,7 @@ def test_every_row_has_a_key_a_text_and_a_cost():
   assert ROWS[TRAINING].cost().flops / ROWS[FORWARD].cost().flops == pytest.approx(3 * 65536 / 153600)
 
 
-def test_a_cpu_is_spared_the_heavy_rows_unless_asked():
+def test_heavy_rows_run_on_a_cpu_only_on_request():
   heavy = {key for key, row in ROWS.items() if row.heavy}
   assert heavy == {'training_16x128x128', 'forward_16x320x480', 'forward_1x1080x1920', 'forward_16x1080x1920'}
   assert {row.key for row in chosen_rows(None, 'cpu')} == set(ROWS) - heavy
@@ -63,7 +64,7 @@ def test_a_cpu_is_spared_the_heavy_rows_unless_asked():
   assert ROWS[FORWARD].runs(10, 'cpu') == 10
 
 
-def test_limits_stand_beside_each_precision():
+def test_each_precision_has_its_limit():
   row = _row(FORWARD, 300, 100)
   row['jax'] |= {'bfloat16': _result(50), 'tf32': {'not_run': 'why'}}
   rates = {'float32': Limits(1e12, 1e9), 'bfloat16': Limits(1e12, 1e9), 'tf32': Limits(1e9, 1e12)}
@@ -85,7 +86,8 @@ def test_a_run_of_some_rows_keeps_the_others(tmp_path):
   results.check_same_environment(old, new, path)
   both = results.merge(old, _results({FORWARD: _row(FORWARD, 9, 3)}, rate=2e12))
   assert list(both['rows']) == [FORWARD, TRAINING]
-  # The higher rate is the machine's: it counts for the row that was there as well.
+  assert both['commands'] == [f'python run.py --only {key}' for key in (TRAINING, FORWARD)]
+  # The higher rate is the machine's, for the old row too.
   assert both['limits']['float32']['flops_per_second'] == 2e12
   assert both['rows'][TRAINING]['limit_ms'] == pytest.approx(first['rows'][TRAINING]['limit_ms'] / 2)
   assert results.merge(both, _results({}, rate=1e12))['limits'] == both['limits']
@@ -99,7 +101,7 @@ def test_a_run_of_some_rows_keeps_the_others(tmp_path):
 def test_rows_of_another_environment_are_refused(tmp_path, change):
   (name,) = change
   with pytest.raises(
-    ValueError, match=rf'results\.json: got rows measured with {name} .*, want those of the same'
+    ValueError, match=rf'results\.json: its rows were measured with {name} .*; only rows of the same'
   ):
     results.check_same_environment(_results({}), _results({}, **change), tmp_path / 'results.json')
 
@@ -107,20 +109,20 @@ def test_rows_of_another_environment_are_refused(tmp_path, change):
 @pytest.mark.parametrize(
   ('content', 'match'),
   [
-    ('{', 'got no JSON'),
-    ('[]', 'got something else'),
-    (json.dumps({'rows': {}}), 'got something else'),
-    (json.dumps(_results({'network_forward': {}})), 'got something else'),
+    ('{', 'not JSON'),
+    ('[]', 'not results of this script'),
+    (json.dumps({'rows': {}}), 'not results of this script'),
+    (json.dumps(_results({'network_forward': {}})), 'not results of this script'),
   ],
 )
-def test_a_file_of_something_else_is_refused(tmp_path, content, match):
+def test_other_files_are_refused(tmp_path, content, match):
   path = tmp_path / 'other.json'
   path.write_text(content)
   with pytest.raises(ValueError, match=rf'other\.json: {match}'):
     results.read_results(path)
 
 
-def test_marks_on_a_cpu():
+def test_targets_on_a_cpu():
   growth = ROWS[LARGE].shape[1] * ROWS[LARGE].shape[2] / (4 * 128 * 128)
   rows = {
     FORWARD: _row(FORWARD, 300, 100),
@@ -128,27 +130,28 @@ def test_marks_on_a_cpu():
     LARGE: _row(LARGE, 1, 100 * growth * 1.25),
     SMALL: _row(SMALL, 1, 100),
   }
-  found = results.marks(rows, 'cpu')
+  found = results.targets(rows, 'cpu')
   assert {
-    name: (mark['value'], mark['sense'], mark['want'], mark['reached']) for name, mark in found.items()
+    name: (target['value'], target['sense'], target['target'], target['reached'])
+    for name, target in found.items()
   } == {
     FORWARD: (3.0, 'at least', 3, True),
     TRAINING: (3.99, 'at least', 4, False),
     'deform_backward_growth': (pytest.approx(1.25), 'at most', 1.5, True),
   }
   rows[LARGE]['jax']['float32'] = _result(100 * growth * 1.51)
-  assert not results.marks(rows, 'cpu')['deform_backward_growth']['reached']
+  assert not results.targets(rows, 'cpu')['deform_backward_growth']['reached']
   del rows[SMALL]
   rows[FORWARD]['pytorch']['eager'] = {'not_run': 'why'}
-  assert set(results.marks(rows, 'cpu')) == {TRAINING}
+  assert set(results.targets(rows, 'cpu')) == {TRAINING}
 
 
-def test_marks_on_a_gpu_compare_the_same_precision():
+def test_targets_on_a_gpu_compare_the_same_precision():
   row = _row(FORWARD, 4, 2, compile=_result(3), tf32=_result(1.5), compile_tf32={'not_run': 'why'})
   row['jax']['tf32'] = _result(1)
   rows = {FORWARD: row, LARGE: _row(LARGE, 1, 1)}
-  found = results.marks(rows, 'gpu')
-  assert {name: (mark['value'], mark['reached']) for name, mark in found.items()} == {
+  found = results.targets(rows, 'gpu')
+  assert {name: (target['value'], target['reached']) for name, target in found.items()} == {
     f'{FORWARD}_float32_eager': (2.0, True),
     f'{FORWARD}_float32_compile': (1.5, True),
     f'{FORWARD}_float32_ms': (2, True),
@@ -157,7 +160,7 @@ def test_marks_on_a_gpu_compare_the_same_precision():
   }
 
 
-def test_the_table_says_what_was_not_run():
+def test_the_table_shows_what_was_not_run():
   row = _row(FORWARD, 300, 100, compile={'not_run': 'no compiler'}, tf32=_result(200))
   row['jax']['tf32'] = _result(50)
   rates = dict.fromkeys(('float32', 'tf32'), Limits(1e13, 1e13))
@@ -169,10 +172,10 @@ def test_the_table_says_what_was_not_run():
     '  JAX tf32: 50.00 ms, 19% of its limit',
   ]
   row = _row(FORWARD, 300, 100)
-  row['pytorch']['eager'] = row['jax']['float32'] = {'not_run': 'needs about 9.0 GiB, got 8.0 GiB'}
+  row['pytorch']['eager'] = row['jax']['float32'] = {'not_run': 'needs about 9.0 GiB; 8.0 GiB are free'}
   row['ratio'] = None
   lines = results.table_lines(results.with_limits(row, rates))
   assert lines[0].split()[-8:] == ['not', 'run', 'not', 'run', 'none', '9.49', 'none', '1']
   assert lines[1:] == [
-    f'  {name}: not run: needs about 9.0 GiB, got 8.0 GiB' for name in ('PyTorch eager', 'JAX float32')
+    f'  {name}: not run: needs about 9.0 GiB; 8.0 GiB are free' for name in ('PyTorch eager', 'JAX float32')
   ]

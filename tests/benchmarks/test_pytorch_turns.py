@@ -1,4 +1,4 @@
-"""How contenders are checked and timed. torch is not in the extra `test`: without it all this is skipped."""
+"""How contenders are checked and timed. Skipped without torch, which is not in the extra `test`."""
 
 import numpy as np
 import pytest
@@ -9,10 +9,15 @@ pytest.importorskip('torchvision')
 from benchmarks.pytorch import agreement, run, turns  # noqa: E402
 from benchmarks.pytorch import contenders as contenders_module  # noqa: E402
 from benchmarks.pytorch.agreement import random_network  # noqa: E402
-from benchmarks.pytorch.contenders import Contender, contenders, torch_bytes  # noqa: E402
+from benchmarks.pytorch.contenders import (  # noqa: E402
+  Contender,
+  Prepared,
+  Started,
+  contenders,
+  torch_bytes,
+)
 from benchmarks.pytorch.rows import Row  # noqa: E402
 from benchmarks.pytorch.turns import Comparison  # noqa: E402
-from benchmarks.pytorch.variants import Prepared, Started  # noqa: E402
 
 CPU = torch.device('cpu')
 ROW = Row('forward', (1, 8, 8, 3))
@@ -49,19 +54,19 @@ def test_contenders_take_turns_and_the_first_runs_do_not_count():
 
 
 @pytest.mark.parametrize('value', [1.001, np.nan])
-def test_what_disagrees_is_not_timed(value):
+def test_disagreeing_contenders_are_not_timed(value):
   comparison = Comparison(ROW, CPU)
   wrong = _contender('float32', lambda: None, framework='jax', values=np.float32([1, 1, value]))
   comparison.run([_contender('eager', lambda: None), wrong], 1)
   found = comparison.variants['jax']['float32']
   assert 'ms' not in found
-  assert found['not_run'].endswith('want at most 1e-04')
+  assert found['not_run'].endswith('exceeds the tolerance 1e-04')
   (problem,) = comparison.problems
   assert problem.startswith('forward_1x8x8, jax float32: relative difference')
   assert 'ms' in comparison.variants['pytorch']['eager']
 
 
-def test_what_does_not_fit_or_fails_is_reported(monkeypatch):
+def test_failures_and_too_large_contenders_are_reported(monkeypatch):
   monkeypatch.setattr(turns, 'free_host_bytes', lambda: 2**30)
   comparison = Comparison(ROW, CPU)
   comparison.run(
@@ -78,7 +83,7 @@ def test_what_does_not_fit_or_fails_is_reported(monkeypatch):
   variants = comparison.variants['pytorch']
   found = {name: result['not_run'] for name, result in variants.items() if name != 'eager'}
   assert found == {
-    'channels_last': 'needs about 3.0 GiB, got 1.0 GiB',
+    'channels_last': 'needs about 3.0 GiB; 1.0 GiB are free',
     'compile': 'OSError: no compiler',
     'tf32': 'out of memory, 1.0 GiB free: OutOfMemoryError: CUDA out of memory.',
     'bfloat16': 'RuntimeError: not implemented',
@@ -95,12 +100,12 @@ def test_without_eager_pytorch_nothing_is_timed(monkeypatch):
     _contender('compile', lambda: None, compiled=True),
     _contender('float32', lambda: None, framework='jax'),
   ]
-  # As where both frameworks do not fit together.
+  # As if both frameworks did not fit into memory together.
   comparison.run(contenders[:2], 1)
   comparison.run(contenders[2:], 1)
   without = {'not_run': 'no eager PyTorch result to agree with'}
   assert comparison.variants == {
-    'pytorch': {'eager': {'not_run': 'needs about 3.0 GiB, got 1.0 GiB'}, 'compile': without},
+    'pytorch': {'eager': {'not_run': 'needs about 3.0 GiB; 1.0 GiB are free'}, 'compile': without},
     'jax': {'float32': without},
   }
   assert comparison.problems == []
@@ -114,7 +119,7 @@ def test_in_bfloat16_the_operator_agrees_with_float32_of_rounded_inputs(kind, mo
   comparison = Comparison(row, CPU)
   comparison.run([eager, ours], 1)
   assert comparison.problems == []
-  # So that the tolerance says something.
+  # The tolerance is not too loose.
   rounding = comparison.variants['jax']['bfloat16']['relative_difference']
   assert turns.TOLERANCES[kind]['bfloat16'] / 10 < rounding
   if kind == 'deform_backward':
@@ -122,12 +127,12 @@ def test_in_bfloat16_the_operator_agrees_with_float32_of_rounded_inputs(kind, mo
     assert 'not_run' in comparison.variants['jax']['unrounded']
 
 
-def test_a_mistake_is_no_result():
+def test_programming_errors_are_raised():
   with pytest.raises(TypeError):
     Comparison(ROW, CPU).run([_contender('eager', _raises(TypeError('a mistake')))], 1)
 
 
-def test_frameworks_take_turns_unless_a_gpu_is_too_small(monkeypatch):
+def test_frameworks_are_timed_in_turn_unless_the_gpu_is_too_small(monkeypatch):
   pair = [_contender('eager', None), _contender('float32', None, framework='jax')]
   assert turns.groups_that_fit(pair, 2**60, CPU) == [pair]
   monkeypatch.setattr(turns, 'free_bytes', lambda *_: 2**30)
@@ -165,17 +170,15 @@ def test_networks_that_disagree_are_refused():
   found = {'forward_max_abs_difference': 1e-5, 'gradient_relative_difference': 4e-3}
   agreement.check(found, 'gpu')
   for wrong in (found, found | {'gradient_relative_difference': float('nan')}):
-    with pytest.raises(ValueError, match='PyTorch and JAX disagree: got differences 1e-05 in the output'):
+    with pytest.raises(ValueError, match='PyTorch and JAX disagree by 1e-05 in the output'):
       agreement.check(wrong, 'cpu')
 
 
-def test_a_file_of_an_earlier_form_is_refused_before_anything_is_measured(tmp_path, monkeypatch, capsys):
+def test_another_file_is_refused_before_anything_is_measured(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(run, 'choose_device', lambda _: CPU)
   path = tmp_path / 'old.json'
   path.write_text('{"device": "cpu", "rows": {"network_forward": {"pytorch_ms": 1.0, "jax_ms": 1.0}}}')
   assert run.main(['--json', str(path)]) == 1
   said = capsys.readouterr()
   assert said.out == ''
-  assert said.err == (
-    f'{path}: got something else, want results of this script: move it or name another file\n'
-  )
+  assert said.err == (f'{path}: not results of this script; move the file or give another name\n')
