@@ -19,13 +19,16 @@ from sadnet_jax.weights.index import Entry, Noise, available
 from tests.support.command import finish, start
 from tests.support.denoise_command import all_files, picture, pixels_of, run, write_weights
 
+pytestmark = pytest.mark.usefixtures('stand_in_network')
 
-@pytest.fixture(scope='module')
+
+@pytest.fixture
 def denoiser(weights):
   return Denoiser.from_checkpoint(weights)
 
 
-def test_a_picture_is_what_the_network_makes_of_it(folder, weights, denoiser, capsys):
+def test_a_picture_is_what_the_network_makes_of_it(folder, weights, denoiser, stand_in_network, capsys):
+  stand_in_network.undo()
   pixels = picture(folder / 'a.png', channels=4)
   status, lines = run('a.png', '-o', 'b.tif', '--model', weights, capsys=capsys)
   assert status == 0
@@ -35,23 +38,36 @@ def test_a_picture_is_what_the_network_makes_of_it(folder, weights, denoiser, ca
   np.testing.assert_array_equal(pixels_of('b.tif')[:, :, 3], pixels[:, :, 3])
 
 
-def test_options_reach_the_network(folder, weights, capsys):
+def test_options_reach_the_denoiser(folder, weights, monkeypatch, capsys):
+  seen = []
+  monkeypatch.setattr(
+    job, 'Denoiser', lambda *_, about, **options: seen.append(options) or (lambda x, **_: x)
+  )
+  arguments = ['a.png', '-o', 'b.png', '--model', weights, '--quiet']
+  assert run(*arguments, capsys=capsys)[0] == 2
+  picture(folder / 'a.png')
+  run(*arguments, capsys=capsys)
+  options = '--tile 16 --overlap 0 --self-ensemble --device cpu:7 --strength 0.5 --chroma-strength 0.9'
+  run(*arguments, *options.split(), '--dilations', '1,2,3,4', capsys=capsys)
+  defaults = {'tile_px': 'auto', 'ensemble': False, 'strength': 1, 'chroma_strength': None}
+  assert seen[0] == {**defaults, 'device': jax.local_devices()[0]}
+  assert seen[1] == {
+    'tile_px': 16,
+    'overlap_px': 0,
+    'ensemble': True,
+    'strength': 0.5,
+    'chroma_strength': 0.9,
+    'device': jax.local_devices()[7],
+  }
+  status, (line,) = run(*arguments, '--dilations', '1,2,4,8', capsys=capsys)
+  assert status == 2
+  assert '(1, 2, 4, 8)' in line
+
+
+def test_strength_0_returns_the_picture(folder, weights, capsys):
   pixels = picture(folder / 'a.png')
-  options = [
-    '--tile',
-    '16',
-    '--overlap',
-    '0',
-    '--self-ensemble',
-    '--dilations',
-    '1,2,3,4',
-    '--device',
-    'cpu:7',
-  ]
-  status, lines = run('a.png', '-o', 'b.png', '--model', weights, '--quiet', *options, capsys=capsys)
-  assert (status, lines) == (0, [])
-  denoiser = Denoiser.from_checkpoint(weights, tile_px=16, overlap_px=0, ensemble=True)
-  np.testing.assert_array_equal(pixels_of('b.png'), denoiser(pixels))
+  assert run('a.png', '-o', 'b.png', '--model', weights, '--strength', '0', capsys=capsys)[0] == 0
+  np.testing.assert_array_equal(pixels_of('b.png'), pixels)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +112,7 @@ def test_options_reach_the_network(folder, weights, capsys):
     (['a.png', '-o', 'x', '--device', 'tpu'], '--device: there is no tpu; choose from cpu:0'),
   ],
 )
-def test_what_cannot_be_done_is_refused_before_any_work(folder, weights, arguments, message, capsys):
+def test_impossible_requests_are_refused_before_any_work(folder, weights, arguments, message, capsys):
   for name in ('a.png', 'b.png', 'sub/a.png', 'sub/c.png', 'empty/sub/a.png', 'full/a.png', 'full/b.png'):
     picture(folder / name, size=(8, 8))
   for i in range(5):
@@ -151,7 +167,7 @@ def test_options_may_stand_anywhere(folder, weights, capsys):
   assert all_files(folder / 'out') == ['a.png', 'b.png']
 
 
-def test_names_behind_two_dashes_may_begin_with_one(folder, weights, capsys):
+def test_names_after_two_dashes_may_start_with_one(folder, weights, capsys):
   picture(folder / 'in.png')
   for name in ('-a.png', '--quiet', 'b.png'):
     (folder / name).write_bytes((folder / 'in.png').read_bytes())
@@ -163,7 +179,7 @@ def test_names_behind_two_dashes_may_begin_with_one(folder, weights, capsys):
   assert all_files(folder / 'out') == ['-a.png', 'b.png', 'in.png']
 
 
-def test_files_are_replaced_only_if_told_so(folder, weights, denoiser, capsys):
+def test_files_are_replaced_only_with_overwrite(folder, weights, denoiser, capsys):
   pixels = picture(folder / 'a.png')
   picture(folder / 'out/a.png', size=(3, 3))
   before = (folder / 'out/a.png').read_bytes()
@@ -176,7 +192,7 @@ def test_files_are_replaced_only_if_told_so(folder, weights, denoiser, capsys):
 
 
 @pytest.mark.parametrize('links', [True, False])
-def test_a_file_that_comes_meanwhile_is_kept(folder, weights, monkeypatch, links, capsys):
+def test_a_file_that_appears_meanwhile_is_kept(folder, weights, monkeypatch, links, capsys):
   picture(folder / 'a.png')
   write = job.write_photograph
 
@@ -226,7 +242,7 @@ def test_two_pictures_never_share_an_output(folder, weights, denoiser, capsys):
     (ValueError('image has\nNaN'), 'image has NaN'),
   ],
 )
-def test_whatever_happens_to_a_picture_the_others_go_on(folder, weights, error, text, monkeypatch, capsys):
+def test_an_error_in_a_picture_does_not_stop_the_others(folder, weights, error, text, monkeypatch, capsys):
   for name in 'abc':
     picture(folder / f'in/{name}.png')
   read = job.read_photograph
@@ -244,7 +260,7 @@ def test_whatever_happens_to_a_picture_the_others_go_on(folder, weights, error, 
   assert all_files(folder / 'out') == ['a.png', 'c.png']
 
 
-def test_without_room_on_the_disk_nothing_is_left(folder, weights, capsys):
+def test_a_full_disk_leaves_no_incomplete_file(folder, weights, capsys):
   picture(folder / 'in/large.png', size=(16, 3000))
   picture(folder / 'in/small.png')
   arguments = ['in', '-o', 'out', '--model', weights, '--tile', '64', '--overlap', '0']
@@ -331,21 +347,22 @@ def test_devices_are_named_by_kind_and_number():
     choose_device('gpu:1')
 
 
-def test_a_device_that_jax_fails_at_is_told(folder, weights):
-  picture(folder / 'a.png')
-  command = ['-m', 'sadnet_jax', 'a.png', '-o', 'b.png', '--model', weights]
-  _, errors = finish(start(*command, cwd=folder, JAX_PLATFORMS='nonsense'), succeeds=False)
-  assert errors.startswith('sadnet-denoise: --device: JAX cannot use its default device: ')
-  assert errors.count('\n') == 1
+def test_devices_that_jax_cannot_use_are_named(monkeypatch):
+  def local_devices():
+    raise RuntimeError('Unable to initialize backend')
+
+  monkeypatch.setattr(jax, 'local_devices', local_devices)
+  with pytest.raises(ValueError, match='--device: JAX cannot use its default device: Unable to initialize'):
+    choose_device(None)
 
 
-def test_help_tells_the_overlap(capsys):
+def test_help_shows_the_default_overlap(capsys):
   with pytest.raises(SystemExit):
     main(['--help'])
   assert f'overlap of neighbouring tiles (default: {OVERLAP_PX})' in ' '.join(capsys.readouterr().out.split())
 
 
-def test_nothing_is_imported_that_help_does_not_need():
+def test_help_and_version_import_nothing_heavy():
   code = (
     'import sys; sys.argv[1:] = {!r}; from sadnet_jax.denoise.command import main\ntry: main()\nfinally: '
   )
@@ -372,7 +389,7 @@ def test_names_of_the_package_are_there_when_they_are_asked_for():
     _ = sadnet_jax.SADNett
 
 
-def test_programs_are_kept_unless_told_otherwise(folder, weights, monkeypatch, capsys):
+def test_programs_are_cached_unless_told_otherwise(folder, weights, monkeypatch, capsys):
   picture(folder / 'a.png')
   calls = []
   monkeypatch.setattr(compilation_cache, 'enable', lambda: calls.append(1))

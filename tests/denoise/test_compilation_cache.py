@@ -1,4 +1,4 @@
-"""Compiled programs kept on disk."""
+"""The persistent cache of compiled programs."""
 
 import os
 
@@ -12,7 +12,7 @@ from tests.support.denoise_command import picture, write_weights
 
 @pytest.fixture
 def no_cache():
-  """JAX as it is without the tests' own cache."""
+  """Turns off the tests' own cache."""
   names = ('jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs')
   before = {name: getattr(jax.config, name) for name in names}
   jax.config.update('jax_compilation_cache_dir', None)
@@ -22,7 +22,7 @@ def no_cache():
 
 
 @pytest.mark.usefixtures('no_cache')
-def test_programs_are_kept_by_processor_in_the_users_cache_folder(tmp_path, monkeypatch):
+def test_programs_are_cached_by_processor_in_the_users_folder(tmp_path, monkeypatch):
   monkeypatch.setattr('platformdirs.user_cache_dir', lambda name: str(tmp_path / name))
   folder = compilation_cache.enable()
   assert folder.parent == tmp_path / 'sadnet-jax/jax'
@@ -33,7 +33,7 @@ def test_programs_are_kept_by_processor_in_the_users_cache_folder(tmp_path, monk
   assert compilation_cache.enable() not in (None, folder)
 
 
-def test_a_cache_of_the_users_own_is_left(tmp_path):
+def test_the_users_own_cache_is_left_alone(tmp_path):
   own = jax.config.jax_compilation_cache_dir
   assert compilation_cache.enable(tmp_path) is None
   assert jax.config.jax_compilation_cache_dir == own
@@ -41,14 +41,14 @@ def test_a_cache_of_the_users_own_is_left(tmp_path):
 
 
 @pytest.mark.usefixtures('no_cache')
-def test_without_room_for_it_nothing_is_kept(tmp_path):
+def test_an_unwritable_folder_means_no_cache(tmp_path):
   (tmp_path / 'file').write_text('')
   assert compilation_cache.enable(tmp_path / 'file/cache') is None
   assert jax.config.jax_compilation_cache_dir is None
 
 
 @pytest.mark.usefixtures('no_cache')
-def test_what_was_not_used_for_longest_goes_first(tmp_path):
+def test_the_least_recently_used_programs_are_removed(tmp_path):
   folder = compilation_cache.enable(tmp_path)
   for age, name in enumerate(['new', 'old', 'oldest']):
     (folder / f'{name}-cache').write_bytes(bytes(1000))
@@ -59,19 +59,11 @@ def test_what_was_not_used_for_longest_goes_first(tmp_path):
   assert sorted(path.name for path in folder.iterdir()) == ['new-cache', 'old-cache', 'other']
 
 
-def test_the_second_run_reads_what_the_first_compiled_and_damage_does_not_show(tmp_path):
+def test_the_second_run_reads_the_cache_and_a_damaged_one_is_cleared(tmp_path):
   weights = write_weights(tmp_path / 'tiny.safetensors')
   picture(tmp_path / 'a.png')
-  command = [
-    '-m',
-    'sadnet_jax',
-    tmp_path / 'a.png',
-    '--model',
-    weights,
-    '--overwrite',
-    '-o',
-    tmp_path / 'b.png',
-  ]
+  names = [tmp_path / 'a.png', '--model', weights, '-o', tmp_path / 'b.png']
+  command = ['-m', 'sadnet_jax', *names, '--overwrite']
 
   def denoise():
     variables = {'XDG_CACHE_HOME': str(tmp_path / 'cache'), 'JAX_COMPILATION_CACHE_DIR': ''}
@@ -86,6 +78,6 @@ def test_the_second_run_reads_what_the_first_compiled_and_damage_does_not_show(t
   assert denoise() == kept
   for path in kept:
     path.write_bytes(path.read_bytes()[:1000])
-  # JAX would never replace the damaged program, so it goes.
+  # JAX would never replace the damaged programs, so the command removes them.
   assert not denoise()
   assert (tmp_path / 'b.png').read_bytes() == wanted

@@ -1,4 +1,4 @@
-"""The command when it is told to stop."""
+"""Signals and closed pipes."""
 
 import os
 import signal
@@ -10,27 +10,24 @@ from tests.support.command import finish, start
 from tests.support.denoise_command import all_files, picture, pixels_of
 
 
-@pytest.mark.parametrize(('number', 'status'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_command_that_is_stopped_leaves_whole_files_only(folder, weights, number, status):
+def test_an_interrupted_command_leaves_complete_files_only(folder, weights):
   for i in range(50):
     picture(folder / f'in/{i:02}.png', size=(64, 64))
   process = start('-m', 'sadnet_jax', 'in', '-o', 'out', '--model', weights, cwd=folder)
-  first = process.stderr.readline()
-  process.send_signal(number)
+  lines = [process.stderr.readline()]
+  process.send_signal(signal.SIGINT)
   _, rest = finish(process, succeeds=False)
-  assert process.returncode == status
-  lines = [first, *rest.splitlines()]
-  ends = ['sadnet-denoise: interrupted; all written pictures are complete'] * (number == signal.SIGINT)
-  assert lines[len(lines) - len(ends) :] == ends
-  done = lines[: len(lines) - len(ends)]
-  assert all(' -> ' in line for line in done)
-  assert len(done) < 50
-  assert all_files(folder / 'out') == [f'{i:02}.png' for i in range(len(done))]
+  assert process.returncode == 130
+  lines += rest.splitlines()
+  assert lines.pop() == 'sadnet-denoise: interrupted; all written pictures are complete'
+  assert all(' -> ' in line for line in lines)
+  assert len(lines) < 50
+  assert all_files(folder / 'out') == [f'{i:02}.png' for i in range(len(lines))]
   for path in (folder / 'out').iterdir():
     assert pixels_of(path).shape == (64, 64, 3)
 
 
-def test_a_signal_waits_and_the_next_does_not():
+def test_a_signal_waits_for_check():
   with interruption.deferred():
     interruption.check()
     os.kill(os.getpid(), signal.SIGINT)
@@ -43,14 +40,14 @@ def test_a_signal_waits_and_the_next_does_not():
     with pytest.raises(SystemExit, match='143'):
       interruption.check()
   assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-  # What is ignored, as by nohup, stays so.
+  # Ignored signals stay ignored, as under nohup.
   before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
   with interruption.deferred():
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
   signal.signal(signal.SIGHUP, before)
 
 
-def test_a_reader_that_goes_ends_it_quietly(folder, weights):
+def test_a_closed_pipe_ends_the_command_quietly(folder, weights):
   for i in range(3):
     picture(folder / f'in/{i}.png')
   process = start('-m', 'sadnet_jax', 'in', '-o', 'out', '--model', weights, cwd=folder)

@@ -1,4 +1,4 @@
-"""What the command tells while it works."""
+"""What the command shows while it works."""
 
 import sys
 
@@ -7,6 +7,8 @@ import pytest
 from sadnet_jax.denoise.report import Report
 from sadnet_jax.denoise.targets import find_targets
 from tests.support.denoise_command import picture, run
+
+pytestmark = pytest.mark.usefixtures('stand_in_network')
 
 
 class _Terminal:
@@ -25,7 +27,7 @@ class _Terminal:
     return True
 
 
-def test_a_terminal_shows_how_far_it_is(folder, weights, monkeypatch, capsys):
+def test_a_terminal_shows_a_progress_bar(folder, weights, monkeypatch, capsys):
   picture(folder / 'in/a.png', size=(40, 40))
   picture(folder / 'in/b.png', size=(40, 20))
   (folder / 'in/c.png').write_text('nothing')

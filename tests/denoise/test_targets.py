@@ -1,4 +1,4 @@
-"""Which pictures are denoised, and which file each goes into."""
+"""Which pictures are denoised, and the output of each."""
 
 import os
 
@@ -13,7 +13,7 @@ def _sources_and_outputs(*inputs, output='out', **options):
   return {str(target.source): ' '.join(map(str, target.files)) for target in targets}
 
 
-def test_pictures_of_a_folder_keep_their_place(folder):
+def test_pictures_of_a_folder_keep_their_relative_paths(folder):
   names = [
     'a.png',
     'B.JPG',
@@ -33,7 +33,7 @@ def test_pictures_of_a_folder_keep_their_place(folder):
   below = {'in/sub/a.png': 'out/sub/a.png', 'in/sub/x/c.tif': 'out/sub/x/c.tif'}
   everything = {**top, **below}
   assert _sources_and_outputs('in', recursive=True) == everything
-  # A picture that is named twice is denoised once.
+  # A picture that is found twice is denoised once.
   assert (
     _sources_and_outputs('in/', 'in/a.png', output='new/out/', recursive=True).keys() == everything.keys()
   )
@@ -44,7 +44,7 @@ def test_pictures_of_a_folder_keep_their_place(folder):
   }
   assert _sources_and_outputs('in/**') == everything
   assert _sources_and_outputs('in/s*/*.png') == {'in/sub/a.png': 'out/sub/a.png'}
-  # What is named is taken, whatever it is called; it may fail alone.
+  # Files that are named are taken whatever their name is.
   assert _sources_and_outputs('in/.hidden.png', 'in/notes.txt', 'in/a.compare.png').keys() == {
     'in/.hidden.png',
     'in/notes.txt',
@@ -52,7 +52,7 @@ def test_pictures_of_a_folder_keep_their_place(folder):
   }
 
 
-def test_an_output_folder_in_the_input_folder_is_no_input(folder):
+def test_an_output_folder_in_the_input_folder_is_not_an_input(folder):
   for name in ('a.png', 'sub/a.png', 'done/a.png', 'done/sub/a.png'):
     picture(folder / 'in' / name)
   options = {'output': 'in/done', 'overwrite': True}
