@@ -23,7 +23,8 @@ from sadnet_jax.evaluation import run
 from sadnet_jax.evaluation.methods import BM3D, Method, Noisy, SADNetMethod
 from sadnet_jax.evaluation.protocols import PROTOCOLS, UNCLIPPED, protocol_for_training
 from sadnet_jax.nn.sadnet import model_from_fields
-from sadnet_jax.weights import checkpoints
+from sadnet_jax.weights.loading import load_params
+from sadnet_jax.weights.paths import is_run, split_run_path
 from sadnet_jax.weights.safetensors import params_hash
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -143,7 +144,7 @@ def _sadnet(config) -> tuple[Method, Path, str]:
   if config is None or _CHECKPOINT.value is None:
     raise ValueError('--methods: sadnet needs --config and --checkpoint; pass both')
   model = model_from_fields(config.model.to_dict())
-  step, params = checkpoints.restore_params(_CHECKPOINT.value, model, config.to_dict())
+  step, params = load_params(_CHECKPOINT.value, config.model.to_dict())
   labels = {
     'config': command_line.config_argument(),
     'checkpoint': str(_CHECKPOINT.value),
@@ -159,10 +160,10 @@ def _sadnet(config) -> tuple[Method, Path, str]:
     pad_to_px=_PAD_TO_PX.value,
   )
   checkpoint = Path(_CHECKPOINT.value)
-  if not checkpoints.is_run(checkpoint):
+  if not is_run(checkpoint):
     # Of a URL the path alone: its query may be a signature.
     return method, Path('evaluation'), f'-{Path(urlsplit(_CHECKPOINT.value).path).stem}'
-  folder, _ = checkpoints.split_path(checkpoint)
+  folder, _ = split_run_path(checkpoint)
   return method, folder / 'evaluation', f'-step{step}'
 
 

@@ -39,6 +39,7 @@ from sadnet_jax.training import loop
 from sadnet_jax.training.state import model_from_config
 from sadnet_jax.weights import checkpoints
 from sadnet_jax.weights.checkpoints import check_same
+from sadnet_jax.weights.paths import CHECKPOINTS, has_checkpoint
 
 SIGMA_255 = 50.0
 # At most this many steps are repeated after the process was killed.
@@ -125,10 +126,10 @@ def _note_start(folder, about, steps):
   """Adds the current commit to those that an unfinished run was trained at, and returns all of them."""
   path = folder / STARTS_FILE
   # A start that left no checkpoint does not count.
-  kept = path.exists() and checkpoints.has_checkpoint(folder)
+  kept = path.exists() and has_checkpoint(folder)
   starts = json.loads(path.read_text()) if kept else []
   now = {name: about[name] for name in ('commit', 'uncommitted_changes')}
-  if now not in starts and not (folder / checkpoints.FOLDER / str(steps)).exists():
+  if now not in starts and not (folder / CHECKPOINTS / str(steps)).exists():
     starts.append(now)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, starts)

@@ -19,8 +19,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from sadnet_jax import command_line
-from sadnet_jax.training.state import model_from_config
 from sadnet_jax.weights import checkpoints
+from sadnet_jax.weights.loading import load_params
+from sadnet_jax.weights.paths import is_run
 from sadnet_jax.weights.safetensors import AVERAGE_OF, average_text, averaged, params_hash, save_weights
 
 
@@ -78,10 +79,10 @@ def _shares(paths, texts):
 def _load(path, config):
   """Step and parameters; ValueError unless they are of the config."""
   fields = config.to_dict()
-  if checkpoints.is_run(path):
+  if is_run(path):
     params, step, _ = checkpoints.load_run_of(path, fields)
     return step, params
-  return checkpoints.restore_params(path, model_from_config(config.model), fields)
+  return load_params(path, fields['model'])
 
 
 if __name__ == '__main__':

@@ -266,7 +266,7 @@ def main() -> None:
 
   from sadnet_jax import command_line
   from sadnet_jax.training.state import model_from_config
-  from sadnet_jax.weights import checkpoints
+  from sadnet_jax.weights.loading import load_params
 
   config_file = config_flags.DEFINE_config_file('config', None, 'The experiment: configs/color.py:50.')
   checkpoint = flags.DEFINE_string(
@@ -285,7 +285,7 @@ def main() -> None:
     pixels = [_parse_pixel(text) for text in pixel.value]
     sigma = config.noise.sigma_255 if sigma_255.value is None else sigma_255.value
     model = model_from_config(config.model)
-    step, params = checkpoints.restore_params(checkpoint.value, model, config.to_dict())
+    step, params = load_params(checkpoint.value, config.model.to_dict())
     noisy = add_benchmark_noise(read_image(image.value, model.channels).astype(np.float32) / 255, sigma)
     denoised, samplings = sampling_positions(model, params, noisy, pixels)
     _write(plot_sampling(denoised, pixels, samplings), path)

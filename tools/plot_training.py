@@ -28,6 +28,7 @@ from sadnet_jax.files import replacing
 from sadnet_jax.training.run_folder import METRICS_FILE, read_metrics
 from sadnet_jax.weights import checkpoints, safetensors
 from sadnet_jax.weights.index import FOLDER
+from sadnet_jax.weights.paths import CHECKPOINTS, has_checkpoint, split_run_path
 from sadnet_jax.weights.safetensors import params_hash
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def curve_of_runs(
     if began == before.run and step not in (None, before.steps):
       raise ValueError(
         f'--curve: got {before.run} until step {before.steps}, want until {step}, where {log.run} began: '
-        f'{began}/{checkpoints.FOLDER}/{step}'
+        f'{began}/{CHECKPOINTS}/{step}'
       )
     if not began or (began != before.run and began in {other.run for other in logs}):
       raise ValueError(
@@ -155,9 +156,9 @@ class _Log(NamedTuple):
 
 
 def _read_log(run):
-  folder, steps = checkpoints.split_path(run)
+  folder, steps = split_run_path(run)
   config, params, lines = None, None, read_metrics(folder)
-  if checkpoints.has_checkpoint(folder):
+  if has_checkpoint(folder):
     _, params, steps, config = checkpoints.load_run(run)
   elif steps is None:
     steps = max((metrics['step'] for metrics in lines), default=0)
@@ -200,7 +201,7 @@ def _settings(config):
 
 def _began_from(init_from):
   """The name of the run's folder or the weights, or '', and the step, where it is of one checkpoint."""
-  folder, step = checkpoints.split_path(init_from)
+  folder, step = split_run_path(init_from)
   return (folder.name if init_from else ''), step
 
 
@@ -447,7 +448,7 @@ def main() -> None:
     if len(sources) == 1 and sources[0].endswith('.json'):
       read = read_curve(sources[0])
     else:
-      name = checkpoints.split_path(sources[-1])[0].name if sources else ''
+      name = split_run_path(sources[-1])[0].name if sources else ''
       read, _ = curve_of_runs(sources, name, {})
     with replacing(path) as temporary:
       temporary.write_bytes(png(draw(read)))

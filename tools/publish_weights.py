@@ -36,6 +36,7 @@ from sadnet_jax.weights import checkpoints, safetensors
 from sadnet_jax.weights.checkpoints import check_same
 from sadnet_jax.weights.index import FOLDER, Entry, Noise, file_sha256, read_index, write_index
 from sadnet_jax.weights.loading import locate
+from sadnet_jax.weights.paths import SAFETENSORS_SUFFIX
 from sadnet_jax.weights.safetensors import params_hash
 from tools import model_card, plot_training
 from tools.model_card import float16_cost
@@ -111,7 +112,7 @@ def publish(request: Request) -> Entry:
   if twice := sorted(set(told) & set(facts)):
     raise ValueError(f'{request.facts}: got {", ".join(twice)}, which the weights tell: leave that out')
 
-  path = request.folder / f'{request.name}{safetensors.SUFFIX}'
+  path = request.folder / f'{request.name}{SAFETENSORS_SUFFIX}'
   published = _is_published(path, request, source)
   files = list(plot_training.paths(request.folder, request.name)) if request.curve else []
   files += [] if published else [path]

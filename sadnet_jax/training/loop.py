@@ -31,6 +31,7 @@ from sadnet_jax.training.state import (
 )
 from sadnet_jax.training.step import make_parallel_step
 from sadnet_jax.weights import checkpoints
+from sadnet_jax.weights.loading import load_params
 
 # Steps that the check for finite gradients lags behind, so as not to wait for the device.
 _LAG = 4
@@ -113,9 +114,7 @@ def _first_state(config):
   if not config.init_from:
     return create_train_state(config)
   model = model_from_config(config.model)
-  params = distributed.on_first_process(
-    lambda: checkpoints.restore_params(config.init_from, model, config.to_dict())[1]
-  )
+  params = distributed.on_first_process(lambda: load_params(config.init_from, config.model.to_dict())[1])
   if jax.process_count() > 1:
     # Only the shapes matter where there is nothing to send.
     params = distributed.from_first_process(create_train_state(config).params if params is None else params)

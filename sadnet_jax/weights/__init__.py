@@ -1,1 +1,1 @@
-"""Parameters at rest: files, checkpoints, PyTorch's formats, the published weights."""
+"""Parameters on disk: files, checkpoints, PyTorch's formats, the published weights."""

@@ -1,12 +1,13 @@
-"""Weights of the authors' PyTorch SADNet as Flax parameters, and back.
+"""Weights of the authors' PyTorch SADNet as parameters of ours, and back.
 
-The authors' checkpoints are a flat dictionary of tensors in NCHW / OIHW layout,
-``res1.conv0.weight`` and so on; ours is a tree in NHWC / HWIO layout. Names agree
-except for the deformable convolution, which the authors keep under ``dcnpack``.
+The authors' checkpoints are flat dictionaries of tensors in NCHW / OIHW layout, named ``res1.conv0.weight``
+and so on. Ours are trees in NHWC / HWIO layout. The names agree except for the deformable convolution, which
+the authors call ``dcnpack``.
 """
 
 from collections.abc import Mapping, Sequence
 import math
+from pathlib import Path
 import re
 from typing import Any
 
@@ -14,101 +15,126 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sadnet_jax.nn.sadnet import SCALES, SADNet
+from sadnet_jax.nn.sadnet import SCALES, SADNet, param_shapes
+from sadnet_jax.weights.safetensors import check_limits
+from sadnet_jax.weights.torch_files import read_state_dict
 
+# The authors' rates of dilation, except for one of their ablations.
+DILATIONS = (1, 2, 3, 4)
 # Our module -> the authors'.
 _RENAMED = {'deform_conv': 'dcnpack', 'conv_offset_mask': 'dcnpack.conv_offset_mask'}
+# Added by PyTorch's DataParallel.
 _PREFIX = 'module.'
-# Offsets of 2 and a mask of 1 for each of the 9 taps.
+# Two offsets and a mask value for each of 9 taps.
 _OUTPUTS_PER_GROUP = 27
 
 
-def params_from_state_dict(state_dict: Mapping[str, np.ndarray], template: dict) -> dict:
-  """Converts the authors' state dict to the parameters of `SADNet`.
+def load_file(path: str | Path, *, dilations: Sequence[int] = DILATIONS) -> tuple[SADNet, dict[str, Any]]:
+  """Loads a ``.pth`` file of the authors' network.
 
   Args:
-    state_dict: Tensor name -> array of any floating dtype, all with or all without the prefix
-      ``module.`` that PyTorch's DataParallel adds.
-    template: Parameters (or their shapes, as from ``jax.eval_shape``) of the
-      SADNet to fill; nested dict with leaves that have ``shape`` and ``dtype``.
+    path: See `torch_files.read_state_dict`.
+    dilations: Rates of the context block, which the file does not contain.
 
   Returns:
-    Parameters like ``template``.
+    The network and its parameters.
 
   Raises:
-    ValueError: A tensor is missing, left over, or of another shape, or not floating point; all are
-      named. Or the prefix is on some names only.
+    ValueError: The file cannot be read, or it does not hold the weights of a SADNet.
+  """
+  state_dict = read_state_dict(path)
+  try:
+    model = model_from_state_dict(state_dict, dilations=dilations)
+    check_limits(model)
+    return model, params_from_state_dict(state_dict, param_shapes(model))
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from error
+
+
+def params_from_state_dict(state_dict: Mapping[str, np.ndarray], template: dict) -> dict:
+  """Converts the authors' state dict to parameters of `SADNet`.
+
+  Args:
+    state_dict: Tensor name -> array of any floating-point dtype. Either all names or none have the prefix
+      ``module.``, which PyTorch's DataParallel adds.
+    template: Parameters of the SADNet to fill, or their shapes (`param_shapes`).
+
+  Returns:
+    A tree with the structure, shapes and dtypes of ``template``.
+
+  Raises:
+    ValueError: A tensor is missing, unexpected, of another shape or not floating-point (all of them are
+      named), or only some names have the prefix.
   """
   tensors = _without_prefix(state_dict)
   leaves = _leaves(template)
-  wanted = {_authors_name(path): path for path in leaves}
-  unexpected = [name for name in state_dict if name.removeprefix(_PREFIX) not in wanted]
-  missing = [name for name in wanted if name not in tensors]
-  converted, misshapen = {}, []
-  for name, path in wanted.items():
+  expected = {_authors_name(path): path for path in leaves}
+  unexpected = [name for name in state_dict if name.removeprefix(_PREFIX) not in expected]
+  missing = [name for name in expected if name not in tensors]
+  converted, unfit = {}, []
+  for name, path in expected.items():
     if name not in tensors:
       continue
     array, leaf = _to_ours(path, np.asarray(tensors[name])), leaves[path]
     if array.shape != leaf.shape:
-      misshapen.append(f'{name} is {array.shape} in our layout, want {leaf.shape}')
+      unfit.append(f'{name} is {array.shape} in our layout instead of {leaf.shape}')
     elif not jnp.issubdtype(array.dtype, jnp.floating):
-      misshapen.append(f'{name} is {array.dtype}, want floating point')
+      unfit.append(f'{name} is {array.dtype} instead of floating-point')
     else:
-      # What is too large becomes infinite; that is for the caller to refuse.
+      # Values too large for the dtype become infinite; callers refuse these.
       with np.errstate(over='ignore'):
         converted[path] = array.astype(leaf.dtype)
-  if unexpected or missing or misshapen:
+  if unexpected or missing or unfit:
     raise ValueError(
-      'the state dict does not fit this SADNet (check channels, width, offset width, options): '
-      f'unexpected tensors {unexpected}; missing {missing}; of another shape {misshapen}'
+      'the state dict does not fit this SADNet (check channels, width, offset width and options): '
+      f'unexpected tensors {unexpected}; missing {missing}; wrong shape or dtype {unfit}'
     )
   return jax.tree_util.tree_map_with_path(lambda path, _: converted[_names(path)], template)
 
 
 def state_dict_from_params(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """Converts parameters of `SADNet` to the authors' state dict, the inverse of `params_from_state_dict`.
+  """Converts parameters of `SADNet` to the authors' state dict; the inverse of `params_from_state_dict`.
 
   Args:
-    params: Parameters of a SADNet.
+    params: Parameters of a SADNet, also of one that the authors' code cannot compute
+      (`check_in_authors_code`).
 
   Returns:
-    Tensor name -> array in PyTorch's layout and the parameter's dtype, in the order of the authors'
-    network. Of a network that the authors' code has none of, names that it would have
-    (`check_in_authors_code`).
+    Tensor name -> array in PyTorch's layout and the parameter's dtype, in the order of the authors' network.
 
   Raises:
-    ValueError: A module is none of a SADNet's.
+    ValueError: A module does not belong to a SADNet.
   """
   leaves = _leaves(params)
   if unknown := sorted({path[0] for path in leaves} - set(_modules())):
-    raise ValueError(f'params: got modules {unknown}, want those of a SADNet')
-  paths = sorted(leaves, key=_place)
+    raise ValueError(f'params: {unknown} are not modules of a SADNet')
+  paths = sorted(leaves, key=_order)
   return {_authors_name(path): _to_authors(path, np.asarray(leaves[path])) for path in paths}
 
 
 def model_from_state_dict(
-  state_dict: Mapping[str, np.ndarray], *, dilations: Sequence[int] = (1, 2, 3, 4)
+  state_dict: Mapping[str, np.ndarray], *, dilations: Sequence[int] = DILATIONS
 ) -> SADNet:
-  """The network that a state dict of the authors is for, as far as names and shapes tell.
+  """Infers the network of a state dict from the names and shapes of its tensors.
 
-  They do not tell the rates of dilation. The order of convolutions in the RSAB is taken to be that
-  of the authors' code, 'deform_first'. `params_from_state_dict` checks all else.
+  Rates of dilation cannot be inferred. The order of convolutions in the RSAB is assumed to be that of the
+  authors' code, 'deform_first'. `params_from_state_dict` checks everything else.
 
   Args:
-    state_dict: As for `params_from_state_dict`.
-    dilations: Rates of the context block: (1, 2, 3, 4), or (1, 2, 4, 8) for the authors' ``square``.
+    state_dict: See `params_from_state_dict`.
+    dilations: Rates of the context block; (1, 2, 4, 8) for the authors' ``square``.
 
   Raises:
-    ValueError: A tensor that tells is missing or of another form; the number of rates is not that of
-      the convolutions; or no SADNet is like that.
+    ValueError: A tensor that is needed is missing or has an unexpected shape, or the number of rates differs
+      from that of the convolutions.
   """
   tensors = _without_prefix(state_dict)
   branches = sum(re.fullmatch(r'context\.conv[1-9]\d*\.weight', name) is not None for name in tensors)
   use_context = any(name.startswith('context.') for name in tensors)
   if use_context and branches != len(dilations):
     raise ValueError(
-      f'dilations: got {len(dilations)} rates {tuple(dilations)}, want one for each of the {branches} '
-      'convolutions of the context block in the state dict'
+      f'dilations: {len(dilations)} rates {tuple(dilations)} given, but the context block in the state dict '
+      f'has {branches} convolutions; give a rate for each'
     )
   width, channels, *_ = _kernel_shape(tensors, 'res1.conv0.weight')
   fields = {'width': width, 'channels': channels, 'last_kernel': _kernel_shape(tensors, 'out.weight')[2]}
@@ -117,8 +143,8 @@ def model_from_state_dict(
     outputs = _kernel_shape(tensors, 'dres1.dcnpack.conv_offset_mask.weight')[0]
     if outputs % _OUTPUTS_PER_GROUP:
       raise ValueError(
-        f'dres1.dcnpack.conv_offset_mask.weight: got {outputs} outputs, want a multiple of '
-        f'{_OUTPUTS_PER_GROUP}, as many for each deformable group'
+        f'dres1.dcnpack.conv_offset_mask.weight: {outputs} outputs are not a multiple of '
+        f'{_OUTPUTS_PER_GROUP}, the number for each deformable group'
       )
     fields['deformable_groups'] = outputs // _OUTPUTS_PER_GROUP
     fields['offset_width'] = _kernel_shape(tensors, 'offset1.offset_conv1.weight')[0]
@@ -132,33 +158,36 @@ def model_from_state_dict(
 
 
 def check_in_authors_code(model: SADNet) -> None:
-  """Raises ValueError for a network that the authors' code cannot be made to compute, and says why."""
-  fields = {
-    'use_rsab': (model.use_rsab, 'True'),
-    'use_offset_transfer': (model.use_offset_transfer, 'True'),
-    'use_context': (model.use_context, 'True'),
-    'rsab_order': (model.rsab_order == 'deform_first', 'deform_first'),
-    'last_kernel': (model.last_kernel == 3, '3'),
-    'deformable_groups': (model.deformable_groups == 8, '8'),
-    'dilations': (tuple(model.dilations) in ((1, 2, 3, 4), (1, 2, 4, 8)), '(1, 2, 3, 4) or (1, 2, 4, 8)'),
-    # There the first convolution is only where it changes the number of channels.
-    'width': (model.width != model.channels, f'another number than the {model.channels} channels'),
+  """Raises ValueError, naming the reasons, if the authors' code cannot compute a network."""
+  supported = {
+    'use_rsab': (True,),
+    'use_offset_transfer': (True,),
+    'use_context': (True,),
+    'rsab_order': ('deform_first',),
+    'last_kernel': (3,),
+    'deformable_groups': (8,),
+    'dilations': ((1, 2, 3, 4), (1, 2, 4, 8)),
   }
-  others = [
-    f'{name} {getattr(model, name)}, want {want}' for name, (holds, want) in fields.items() if not holds
+  values = {name: getattr(model, name) for name in supported} | {'dilations': tuple(model.dilations)}
+  unsupported = [
+    f'{name} is {values[name]}, only {" or ".join(map(str, accepted))} is supported'
+    for name, accepted in supported.items()
+    if values[name] not in accepted
   ]
-  if others:
-    raise ValueError(f"a network that the authors' code does not have: got {'; '.join(others)}")
+  # Their residual blocks have the first convolution only where it changes the number of channels.
+  if model.width == model.channels:
+    unsupported.append(f'width is {model.width}, which must differ from the number of channels')
+  if unsupported:
+    raise ValueError(f"the authors' code has no such network: {'; '.join(unsupported)}")
 
 
 def _without_prefix(state_dict):
   with_prefix = [name for name in state_dict if name.startswith(_PREFIX)]
   if with_prefix and len(with_prefix) != len(state_dict):
-    without = [name for name in state_dict if not name.startswith(_PREFIX)]
-    both = [name for name in without if _PREFIX + name in state_dict]
+    without = next(name for name in state_dict if not name.startswith(_PREFIX))
     raise ValueError(
-      f'the state dict: got {len(with_prefix)} names with the prefix {_PREFIX} ({with_prefix[0]}) and '
-      f'{len(without)} without ({without[0]}), the same with and without: {both}, want all or none'
+      f'{len(with_prefix)} of {len(state_dict)} names in the state dict have the prefix {_PREFIX}: '
+      f'{with_prefix[0]} does, {without} does not; rename the tensors'
     )
   return {name.removeprefix(_PREFIX): tensor for name, tensor in state_dict.items()}
 
@@ -166,12 +195,12 @@ def _without_prefix(state_dict):
 def _kernel_shape(tensors, name):
   if name not in tensors:
     raise ValueError(
-      f'the state dict: got no {name} among {len(tensors)} tensors ({", ".join(list(tensors)[:3])}, ...), '
-      "want one of the authors' SADNet"
+      f"the state dict is not one of the authors' SADNet: {name} is missing among its {len(tensors)} tensors "
+      f'({", ".join(list(tensors)[:3])}, ...)'
     )
   shape = np.shape(tensors[name])
   if len(shape) != 4:
-    raise ValueError(f"{name}: got shape {shape}, want that of a convolution's kernel, 4 sides")
+    raise ValueError(f'{name}: shape {shape} is not that of a convolution kernel, which has 4 axes')
   return shape
 
 
@@ -191,7 +220,7 @@ def _authors_name(path):
 def _to_ours(path, tensor):
   if path[-1] != 'kernel' or tensor.ndim != 4:
     return tensor
-  # In PyTorch a transposed convolution is [I, O, Kh, Kw], any other [O, I, Kh, Kw].
+  # In PyTorch, transposed convolutions are [I, O, Kh, Kw] and all others [O, I, Kh, Kw].
   return tensor.transpose((2, 3, 0, 1) if path[0].startswith('up') else (2, 3, 1, 0))
 
 
@@ -212,11 +241,11 @@ def _modules():
   return [*names, 'out']
 
 
-def _place(path):
-  """Sorts paths as the authors' network has them: by module, the deformable convolution first, by number."""
+def _order(path):
+  """Sort key for the order of the authors' network: module, deformable convolution first, number."""
   module, *inner, kind = path
   name = inner[0] if inner else ''
   first = list(_RENAMED).index(name) if name in _RENAMED else len(_RENAMED)
   number = re.search(r'\d+$', name)
-  # 'fusion' comes after the convolutions it joins.
+  # 'fusion', without a number, comes after the convolutions that it joins.
   return _modules().index(module), first, int(number[0]) if number else math.inf, kind == 'bias'

@@ -1,10 +1,15 @@
-"""Checkpoints of a run, by Orbax.
+"""Checkpoints of a training run, written and read with Orbax, and the comparison of configs.
 
-A run's folder holds ``checkpoints/<step>/`` with the items ``params`` (the network's
-weights), ``ema`` (their running average, where it is kept), ``optimizer`` (the
-optimiser's state), ``config`` (JSON), ``progress`` (JSON: steps skipped, the training
-images) and ``metrics`` (JSON: PSNR, where the step was validated). The step is the number
-of steps done. With several processes, process 0 alone reads and writes.
+The folder of a run holds ``checkpoints/<step>/``, where ``step`` counts the steps done, with these items:
+
+  params     the network's parameters
+  ema        their running average, if ``ema_decay`` is set
+  optimizer  the state of the optimiser
+  config     JSON
+  progress   JSON: number of skipped steps, fingerprint of the training images
+  metrics    JSON: PSNR, if the step was validated
+
+With several processes, only process 0 reads and writes.
 """
 
 from collections.abc import Iterator, Mapping, Set
@@ -12,7 +17,7 @@ import contextlib
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,15 +25,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from sadnet_jax.files import one_line
 from sadnet_jax.nn.sadnet import SADNet, model_from_fields, param_shapes
-from sadnet_jax.training.state import TrainState
-from sadnet_jax.weights import safetensors
-from sadnet_jax.weights.index import available
-from sadnet_jax.weights.loading import is_name_or_url, locate
+from sadnet_jax.weights.paths import CHECKPOINTS, is_run, split_run_path
 
-FOLDER = 'checkpoints'
-# What a run may be continued with another value of: nothing of it reaches the weights
-# (what was trained on is compared by content, not by place).
+if TYPE_CHECKING:
+  from sadnet_jax.training.state import TrainState
+
+# Fields that may change when a run is resumed, because the weights do not depend on them. (Training images
+# are compared by content instead of by path.)
 _FREE_ON_RESUME = (
   'log_every',
   'checkpoint_every',
@@ -36,34 +41,42 @@ _FREE_ON_RESUME = (
   'data.train',
   'data.tiles_dir',
   'validation',
-  # Read once, before the first step.
+  # Only used before the first step.
   'init_from',
-  # Until the first such step, both give the same.
+  # Makes no difference before the first non-finite step.
   'on_nonfinite',
 )
-# None changes what the weights mean.
-_FREE_IN_EVALUATION = ('model.dtype', 'model.offset_init')
+# Fields of a network that do not change what trained weights mean.
+_FREE_WITH_SAME_WEIGHTS = ('model.dtype', 'model.offset_init')
 
 
 @contextlib.contextmanager
-def open_for_training(workdir: str | Path, keep: int) -> Iterator[ocp.CheckpointManager]:
-  """A manager that saves in the background and keeps the newest ``keep`` and the best.
+def open_for_training(run: str | Path, keep: int) -> Iterator[ocp.CheckpointManager]:
+  """Opens the checkpoints of a run for `save` and `restore_latest`.
 
-  Leaving the context waits for what is being written.
+  Saving happens in the background; leaving the context waits for it. The newest ``keep`` checkpoints and the
+  one with the highest PSNR are kept, older ones are deleted.
+
+  Args:
+    run: Folder of the run; must exist.
+    keep: Number of newest checkpoints to keep.
+
+  Yields:
+    The manager.
 
   Raises:
-    ValueError: What was being written could not be (a full disk).
+    ValueError: A checkpoint could not be written, for example because the disk is full.
   """
-  # Without metrics is what an interrupted deletion leaves.
+  # A checkpoint without metrics is the rest of an interrupted deletion.
   best = checkpoint_managers.BestN(get_metric_fn=_psnr, n=1, keep_checkpoints_without_metrics=False)
   options = ocp.CheckpointManagerOptions(
     best_fn=_psnr,
     preservation_policy=checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(keep), best]),
     cleanup_tmp_directories=True,
     create=False,
-    multiprocessing_options=_this_process_alone(),
+    multiprocessing_options=_this_process_only(),
   )
-  folder = (Path(workdir) / FOLDER).absolute()
+  folder = (Path(run) / CHECKPOINTS).absolute()
   with _write_errors(folder):
     folder.mkdir(exist_ok=True)
     manager = _Manager(folder, options=options)
@@ -74,44 +87,37 @@ def open_for_training(workdir: str | Path, keep: int) -> Iterator[ocp.Checkpoint
       manager.close()
 
 
-def _this_process_alone():
-  """Other processes have no part in a checkpoint: what they hold is the same."""
-  index = jax.process_index()
-  return ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
-
-
 class _Manager(ocp.CheckpointManager):
-  """Orbax's, which asks JAX for preemption by itself, and at other steps than training does."""
+  """CheckpointManager with its own preemption check disabled: `distributed.StopSignal` does that."""
 
   def reached_preemption(self, step: int) -> bool:
-    """Never: `distributed.StopSignal` asks."""
+    """Always False."""
     return False
 
 
-def wait(manager: ocp.CheckpointManager) -> None:
-  """Waits until what is being saved is written; ValueError where it cannot be."""
-  with _write_errors(manager.directory):
-    manager.wait_until_finished()
+def _psnr(metrics):
+  """Ranks checkpoints; one that was not validated is never the best."""
+  return metrics.get('psnr', -math.inf)
 
 
 def save(
   manager: ocp.CheckpointManager,
-  state: TrainState,
+  state: 'TrainState',
   config: dict[str, Any],
   images: str,
   psnr: float | None = None,
 ) -> None:
-  """Starts to save a state, unless its step is saved already.
+  """Starts saving a state in the background; does nothing if its step is already saved.
 
   Args:
-    manager: As opened by `open_for_training`.
+    manager: From `open_for_training`.
     state: Fully replicated.
-    config: The run's config.
+    config: Config of the run.
     images: Fingerprint of the training images.
-    psnr: What validation measured at this step, in dB, or None.
+    psnr: PSNR of the validation at this step in dB, None without one.
 
   Raises:
-    ValueError: This one or the one before could not be written; those before are good.
+    ValueError: This checkpoint or the one before could not be written. Earlier ones are intact.
   """
   step = int(state.step)
   if step == manager.latest_step():
@@ -128,19 +134,38 @@ def save(
     manager.save(step, args=ocp.args.Composite(**items), metrics={} if psnr is None else {'psnr': psnr})
 
 
-def _psnr(metrics):
-  """What the best checkpoint has most of; one that was not validated is never the best."""
-  return metrics.get('psnr', -math.inf)
+def _on_host(tree):
+  """Copies a replicated tree to the host, so that the next step cannot overwrite it while it is saved."""
+  return jax.tree.map(lambda a: np.array(a.addressable_data(0) if isinstance(a, jax.Array) else a), tree)
+
+
+def wait(manager: ocp.CheckpointManager) -> None:
+  """Waits until the last `save` is on disk.
+
+  Raises:
+    ValueError: The checkpoint could not be written.
+  """
+  with _write_errors(manager.directory):
+    manager.wait_until_finished()
 
 
 def restore_latest(
-  manager: ocp.CheckpointManager, state: TrainState, config: dict[str, Any], images: str
-) -> TrainState:
-  """The newest checkpoint in the form of ``state``; ``state`` itself if there is none.
+  manager: ocp.CheckpointManager, state: 'TrainState', config: dict[str, Any], images: str
+) -> 'TrainState':
+  """Restores the newest checkpoint to resume a run.
+
+  Args:
+    manager: From `open_for_training`.
+    state: A state with the structure, shapes and dtypes to restore.
+    config: The config to resume with.
+    images: Fingerprint of the training images.
+
+  Returns:
+    The restored state, or ``state`` itself if there is no checkpoint.
 
   Raises:
-    ValueError: The run was started with another config (each field is named) or on
-      other images, or the checkpoint cannot be read.
+    ValueError: The run was started with another config (each differing field is named) or on other images,
+      or the checkpoint cannot be read.
   """
   step = manager.latest_step()
   if step is None:
@@ -152,9 +177,8 @@ def restore_latest(
   check_same(saved['config'], config, ignored)
   if saved['progress']['images'] != images:
     raise ValueError(
-      f'the checkpoint is of a run on other training images: got {images}, want '
-      f'{saved["progress"]["images"]}; the order of the data would change: put them back, or start a new run '
-      'with another --workdir'
+      f'the training images have changed: their fingerprint is {images}, but the checkpoint was trained on '
+      f'{saved["progress"]["images"]}; restore the original images, or start a new run with another --workdir'
     )
   trees = {'params': state.params, 'optimizer': state.opt_state}
   if state.ema is not None:
@@ -172,121 +196,74 @@ def restore_latest(
   )
 
 
-def split_path(path: str | Path) -> tuple[Path, int | None]:
-  """The folder of a run, and the step where the path is of one of its checkpoints."""
-  path = Path(path).absolute()
-  if path.parent.name == FOLDER and path.name.isdigit():
-    return path.parent.parent, int(path.name)
-  return path, None
-
-
-def is_run(path: str | Path) -> bool:
-  """Whether a path is the folder of a run, or of one of its checkpoints."""
-  return (split_path(path)[0] / FOLDER).is_dir()
-
-
-def has_checkpoint(folder: Path) -> bool:
-  """Whether anything is saved yet in the folder of a run."""
-  return any((folder / FOLDER).glob('[0-9]*'))
-
-
 def load_run(run: str | Path) -> tuple[SADNet, dict[str, Any], int, dict[str, Any]]:
-  """The network of a run and its weights, built from the config that is saved beside them.
+  """Loads the network and weights of a run, as described by the config in its checkpoint.
 
   Args:
-    run: The run's folder, for its newest checkpoint, or one checkpoint's.
+    run: Folder of the run, for the newest checkpoint, or of one checkpoint (``RUN/checkpoints/5000``).
 
   Returns:
-    The network, its parameters (their running average where it was kept), step, and the config.
+    The network, its parameters (their running average if the run kept one), the step, and the config.
 
   Raises:
-    ValueError: There is no checkpoint, or it cannot be read.
+    ValueError: There is no such checkpoint, or it cannot be read.
   """
-  with _open_for_reading(run) as (manager, step):
-    saved = _restore(manager, step, config=ocp.args.JsonRestore())['config']
+  folder, wanted = split_run_path(run)
+  if not is_run(run):
+    raise ValueError(f"{run}: no folder '{CHECKPOINTS}' in it; give the folder of a training run")
+  options = ocp.CheckpointManagerOptions(create=False, multiprocessing_options=_this_process_only())
+  with ocp.CheckpointManager(folder / CHECKPOINTS, options=options) as manager:
+    steps = sorted(manager.all_steps())
+    if not steps:
+      raise ValueError(f'{run}: no checkpoint has been saved yet')
+    if wanted is not None and wanted not in steps:
+      raise ValueError(f'{run}: no checkpoint of step {wanted}; the run has those of {steps}')
+    step = steps[-1] if wanted is None else wanted
+    config = _restore(manager, step, config=ocp.args.JsonRestore())['config']
     try:
-      model = model_from_fields(saved['model'])
+      model = model_from_fields(config['model'])
     except (ValueError, TypeError, KeyError) as error:
-      raise ValueError(f'{run}: got a config of no network ({error}), want one of this version') from error
-    return model, _restore_weights(manager, step, model, saved), step, saved
+      raise ValueError(f'{run}: its config does not describe a network of this version ({error})') from error
+    item = 'ema' if config.get('ema_decay') else 'params'
+    template = _template(param_shapes(model))
+    params = _restore(manager, step, **{item: ocp.args.StandardRestore(template)})[item]
+  return model, params, step, config
 
 
 def load_run_of(run: str | Path, config: dict[str, Any]) -> tuple[dict[str, Any], int, dict[str, Any]]:
-  """Parameters, step and config of a run as from `load_run`.
+  """Loads parameters, step and config of a run like `load_run`, if network and noise are those of ``config``.
 
   Raises:
-    ValueError: As `load_run`, or it is of another network or other noise than the config's.
+    ValueError: As `load_run`, or a field of ``model`` or ``noise`` differs; all are named.
   """
   _, params, step, saved = load_run(run)
-  same = ('model', 'noise')
-  check_same({p: saved[p] for p in same}, {p: config[p] for p in same}, set(_FREE_IN_EVALUATION))
+  compared = ('model', 'noise')
+  check_same(
+    {part: saved[part] for part in compared},
+    {part: config[part] for part in compared},
+    set(_FREE_WITH_SAME_WEIGHTS),
+  )
   return params, step, saved
 
 
-@contextlib.contextmanager
-def _open_for_reading(run):
-  """A manager of a run's checkpoints, and the step that is meant."""
-  folder, wanted = split_path(run)
-  if not is_run(run):
-    raise ValueError(
-      f"{run}: got no folder '{FOLDER}' in it, want the folder of a training run, or a {safetensors.SUFFIX} "
-      f'file (convert_weights makes one of a .pth), or the URL of one, or one of {", ".join(available())}'
-    )
-  options = ocp.CheckpointManagerOptions(create=False, multiprocessing_options=_this_process_alone())
-  with ocp.CheckpointManager(folder / FOLDER, options=options) as manager:
-    steps = sorted(manager.all_steps())
-    if not steps or (wanted is not None and wanted not in steps):
-      raise ValueError(f'{run}: got checkpoints of steps {steps}, want {wanted or "at least one"}')
-    yield manager, steps[-1] if wanted is None else wanted
+def check_same_network(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+  """Raises ValueError if weights of one network mean something else in another.
 
-
-def _restore_weights(manager, step, model, saved_config):
-  item = 'ema' if saved_config.get('ema_decay') else 'params'
-  template = _template(param_shapes(model))
-  return _restore(manager, step, **{item: ocp.args.StandardRestore(template)})[item]
-
-
-@contextlib.contextmanager
-def _write_errors(folder: Any) -> Iterator[None]:
-  """Whatever Orbax raises where a checkpoint cannot be written, as a ValueError."""
-  try:
-    yield
-  except Exception as error:
-    raise ValueError(
-      f'{folder}: got a checkpoint that could not be written ({_short(error)}), want a folder that can be '
-      'written to, with room on its disk; checkpoints saved before are good: make room, then run the same '
-      'command again'
-    ) from error
-
-
-def _restore(manager, step, **items):
-  try:
-    return dict(manager.restore(step, args=ocp.args.Composite(**items)).items())
-  except Exception as error:
-    # Orbax and what is below it raise whatever the damage led to.
-    folder = manager.directory / str(step)
-    raise ValueError(
-      f'{folder}: got a checkpoint that cannot be read ({_short(error)}), want a complete one; '
-      'move that folder away to continue from the one before'
-    ) from error
-
-
-def _short(error):
-  return f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'
-
-
-def _on_host(tree):
-  """A copy of a replicated tree, which the next step cannot write over while it is saved."""
-  return jax.tree.map(lambda a: np.array(a.addressable_data(0) if isinstance(a, jax.Array) else a), tree)
-
-
-def _template(tree):
-  """NumPy arrays of the shapes and dtypes of a tree, of no memory of their own."""
-  return jax.tree.map(lambda a: np.broadcast_to(np.zeros((), a.dtype), a.shape), tree)
+  Args:
+    saved: Fields of the network the weights were trained in, as in a config's ``model``.
+    wanted: Fields of the network to use them in.
+  """
+  check_same({'model': saved}, {'model': wanted}, set(_FREE_WITH_SAME_WEIGHTS))
 
 
 def check_same(saved: Mapping[str, Any], wanted: Mapping[str, Any], ignored: Set[str]) -> None:
-  """Raises ValueError naming every field in which two configs differ."""
+  """Raises ValueError naming every field in which two configs differ.
+
+  Args:
+    saved: The config in the checkpoint.
+    wanted: The config it is used with.
+    ignored: Fields (``model.dtype``) or groups of fields (``validation``) that may differ.
+  """
   saved, wanted = _flatten(saved), _flatten(wanted)
   differing = [
     f'{name}: checkpoint {saved.get(name)}, config {wanted.get(name)}'
@@ -294,52 +271,60 @@ def check_same(saved: Mapping[str, Any], wanted: Mapping[str, Any], ignored: Set
     if saved.get(name) != wanted.get(name) and not _is_below(name, ignored)
   ]
   if differing:
-    raise ValueError(f'the checkpoint is of a run with another config: {"; ".join(differing)}')
+    raise ValueError(f'the checkpoint was trained with another config: {"; ".join(differing)}')
 
 
 def _is_below(name, ignored):
-  """Whether a field, or a group of fields it is in, is in a set."""
+  """Whether a field, or a group that contains it, is in a set."""
   parts = name.split('.')
   return any('.'.join(parts[:n]) in ignored for n in range(1, len(parts) + 1))
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, str]:
-  """{'a': {'b': 1}} -> {'a.b': '1'}, values as JSON, where tuples are lists."""
+  """{'a': {'b': 1}} -> {'a.b': '1'}; values as JSON, in which tuples equal lists."""
   flat: dict[str, str] = {}
   for name, value in config.items():
     if isinstance(value, Mapping):
       flat |= _flatten(value, f'{prefix}{name}.')
     else:
-      # Runs that began when noise.clip was a switch have a bool, equal to a probability of 0 or 1.
+      # In older runs noise.clip is a bool, which equals a probability of 0 or 1.
       flat[prefix + name] = json.dumps(float(value) if prefix + name == 'noise.clip' else value)
   return flat
 
 
-def restore_params(run: str | Path, model: SADNet, config: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-  """The weights of one of a run's checkpoints: their running average where it was kept.
+def _this_process_only():
+  """Keeps Orbax from waiting for other processes, which hold the same values."""
+  index = jax.process_index()
+  return ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
 
-  Args:
-    run: The run's folder (that holds ``checkpoints``), for its newest checkpoint, or
-      one checkpoint's (``RUN/checkpoints/5000``), or a file of `weights`, the URL of one, or a
-      name of `pretrained.available`, unless a run of that name is there.
-    model: The network the weights are for.
-    config: The config the network was built from.
 
-  Returns:
-    Step and parameters.
+def _template(tree):
+  """NumPy arrays with the shapes and dtypes of a tree that take no memory."""
+  return jax.tree.map(lambda a: np.broadcast_to(np.zeros((), a.dtype), a.shape), tree)
 
-  Raises:
-    ValueError: There is no checkpoint, it is of another network, or it cannot be read.
-  """
-  if is_name_or_url(run):
-    run = locate(run)
-  if Path(run).suffix == safetensors.SUFFIX:
-    params, metadata = safetensors.load_weights(run, model)
-    check_same(
-      {'model': safetensors.model_fields(run, metadata)}, {'model': config['model']}, set(_FREE_IN_EVALUATION)
-    )
-    return int(metadata['step']), params
-  with _open_for_reading(run) as (manager, step):
-    saved = _restore(manager, step, config=ocp.args.JsonRestore())['config']
-    check_same({'model': saved['model']}, {'model': config['model']}, set(_FREE_IN_EVALUATION))
-    return step, _restore_weights(manager, step, model, saved)
+
+def _restore(manager, step, **items):
+  try:
+    return dict(manager.restore(step, args=ocp.args.Composite(**items)).items())
+  except Exception as error:
+    # Orbax and the libraries below it raise almost anything for damaged files.
+    raise ValueError(
+      f'{manager.directory / str(step)}: the checkpoint cannot be read ({_reason(error)}); move this folder '
+      'away to continue from the checkpoint before'
+    ) from error
+
+
+@contextlib.contextmanager
+def _write_errors(folder: Any) -> Iterator[None]:
+  """Turns whatever Orbax raises when writing fails into a ValueError."""
+  try:
+    yield
+  except Exception as error:
+    raise ValueError(
+      f'{folder}: the checkpoint could not be written ({_reason(error)}); earlier checkpoints are intact: '
+      'make sure that the folder is writable and the disk has room, then run the same command again'
+    ) from error
+
+
+def _reason(error):
+  return f'{type(error).__name__}: {one_line(error)[:300]}'

@@ -1,4 +1,4 @@
-"""Weights from a URL, kept in a folder under a name of their own: whole or not at all."""
+"""Downloads weights and caches them; an incomplete or wrong file is never kept."""
 
 from collections.abc import Callable
 import hashlib
@@ -13,16 +13,17 @@ import zipfile
 
 from safetensors import SafetensorError, safe_open
 
-from sadnet_jax.files import replacing
+from sadnet_jax.files import one_line, replacing
 from sadnet_jax.weights.index import file_sha256
+from sadnet_jax.weights.paths import SAFETENSORS_SUFFIX
 
-# The largest file; SADNet's weights are 17 MB in float32.
+# SADNet's weights are 17 MB in float32.
 MAX_BYTES = 2**29
-# Without any data from the server.
+# Longest wait for the next data from the server.
 TIMEOUT_SECONDS = 30.0
 _CHUNK_BYTES = 2**18
 
-# Is told the bytes that are there and those there will be, None where the server does not tell.
+# Called with the bytes received and the total, None if the server does not say.
 Progress = Callable[[int, int | None], None]
 
 
@@ -35,21 +36,24 @@ def fetch(
   timeout_seconds: float = TIMEOUT_SECONDS,
   max_bytes: int = MAX_BYTES,
 ) -> Path:
-  """The file of a URL: downloaded, or what an earlier call kept.
+  """Downloads a file, unless an earlier call did.
 
   Args:
     url: http or https, without a fragment; its path ends in .safetensors, .pth or .pt.
-    folder: Where it is kept; made where it is not there.
-    sha256: Of the file, or None to take any; what is kept and has another is downloaded again.
-    progress: Called after each part.
+    folder: Cache folder; created if missing.
+    sha256: Expected hash, None to accept any. A cached file with another hash is downloaded again.
+    progress: Called after each chunk.
     timeout_seconds: Longest wait for data.
     max_bytes: Size limit.
 
+  Returns:
+    The path of the cached file.
+
   Raises:
-    ValueError: The server or the network fails, the file is too large, incomplete, of another hash
-      or no file of weights, or the folder cannot be written to. Nothing is kept then.
+    ValueError: The server or network fails; the file is too large, incomplete, not a file of weights, or has
+      another hash; or the folder is not writable. A file cached earlier stays.
   """
-  path = folder / _kept_name(url)
+  path = folder / _cached_name(url)
   if path.is_file() and sha256 in (None, file_sha256(path)):
     return path
   try:
@@ -60,34 +64,34 @@ def fetch(
       _check_content(url, temporary, sha256)
   except OSError as error:
     raise ValueError(
-      f'{folder}: got a cache folder that cannot be written to ({_one_line(error)}), want one that can, with '
-      'room on its disk: set XDG_CACHE_HOME, or download the file and give its path'
+      f'{folder}: the cache folder is not writable or its disk is full ({one_line(error)}); set '
+      'XDG_CACHE_HOME to another one, or download the file yourself and give its path'
     ) from error
   return path
 
 
 def local_path(url: str) -> Path:
-  """The path of a file URL of this machine."""
+  """Returns the path in a file URL; raises ValueError if the URL names another machine."""
   parts = urllib.parse.urlsplit(url)
   if parts.netloc not in ('', 'localhost'):
-    raise ValueError(f'{url}: got the host {parts.netloc!r}, want a file of this machine: file:///PATH')
+    raise ValueError(f'{url}: a file URL cannot name host {parts.netloc!r}; write file:///PATH')
   return Path(urllib.request.url2pathname(parts.path))
 
 
-def _kept_name(url):
-  """Unique for a URL, and readable."""
+def _cached_name(url):
+  """A readable file name that is unique for the URL."""
   name = urllib.parse.unquote(urllib.parse.urlsplit(url).path).rpartition('/')[2]
   return f'{hashlib.sha256(url.encode()).hexdigest()[:16]}-{re.sub(r"[^A-Za-z0-9_.-]", "_", name)[-80:]}'
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-  """Follows redirects to http and https only, and from https to https only."""
+  """Follows redirects to http and https, from https only to https."""
 
   def redirect_request(self, request, file, code, message, headers, url):
     allowed = ('https',) if request.type == 'https' else ('http', 'https')
     if urllib.parse.urlsplit(url).scheme not in allowed:
       file.close()
-      raise urllib.error.URLError(f'a redirect to {url}, want one to {" or ".join(allowed)}')
+      raise urllib.error.URLError(f'redirected to {url}, but only {" or ".join(allowed)} is allowed')
     return super().redirect_request(request, file, code, message, headers, url)
 
 
@@ -100,7 +104,7 @@ def _transfer(
     total = int(length) if length.isdecimal() and len(length) < 20 else None
     while True:
       if (least := max(done, total or 0)) > max_bytes:
-        raise ValueError(f'{url}: got a file of {least} bytes or more, want weights, of at most {max_bytes}')
+        raise ValueError(f'{url}: the file has at least {least} bytes; weights may have at most {max_bytes}')
       chunk = _from_server(url, lambda: response.read(_CHUNK_BYTES))
       if not chunk:
         break
@@ -109,7 +113,7 @@ def _transfer(
       if progress is not None:
         progress(done, total)
   if total not in (None, done):
-    raise ValueError(f'{url}: got {done} of {total} bytes, want all of them: try again')
+    raise ValueError(f'{url}: the download stopped after {done} of {total} bytes; try again')
 
 
 def _open(url, timeout_seconds):
@@ -118,20 +122,19 @@ def _open(url, timeout_seconds):
 
 
 def _from_server(url: str, function: Callable[[], Any]) -> Any:
-  """Calls a function; whatever the address, the network or the server raise is a ValueError."""
+  """Calls a function and turns whatever goes wrong in URL, network or server into a ValueError."""
   try:
     return function()
   except urllib.error.HTTPError as error:
     error.close()
-    raise ValueError(
-      f'{url}: got HTTP status {error.code} ({_one_line(error.reason)}), want a file: check the address'
-    ) from error
-  # ValueError is what urllib raises for addresses that are none.
+    raise ValueError(f'{url}: the server refused ({one_line(error)[:300]}); check the address') from error
+  # urllib raises ValueError for invalid URLs.
   except (OSError, http.client.HTTPException, ValueError) as error:
-    reason = _one_line(getattr(error, 'reason', error)) or type(error).__name__
+    reason = getattr(error, 'reason', None)
+    text = one_line(reason if isinstance(reason, Exception) else error)[:300]
     raise ValueError(
-      f'{url}: got no file ({reason}), want one: check the address and the network, or download it '
-      'otherwise and give its path'
+      f'{url}: the download failed ({text}); check the address and the network, or download the file '
+      'yourself and give its path'
     ) from error
 
 
@@ -140,16 +143,15 @@ def _check_content(url, path, sha256):
     head = file.read(512)
   if head.lstrip()[:1] == b'<':
     raise ValueError(
-      f'{url}: got a page of HTML or XML, want a file of weights: take the address of the file itself'
+      f'{url}: this is a page of HTML or XML, not a file of weights; use the address of the file itself'
     )
   if sha256 is not None and (actual := file_sha256(path)) != sha256:
     raise ValueError(
-      f'{url}: got a file of SHA-256 {actual}, want {sha256}: the file was changed, or the hash is of another'
+      f'{url}: the SHA-256 of the file is {actual} instead of {sha256}; the file was changed, or the hash '
+      'belongs to another file'
     )
-  if not (_is_safetensors(path) if path.suffix == '.safetensors' else _is_pth(path, head)):
-    raise ValueError(
-      f'{url}: got a file that begins with {head[:16]!r}, want complete weights ({path.suffix})'
-    )
+  if not (_is_safetensors(path) if path.suffix == SAFETENSORS_SUFFIX else _is_pth(path, head)):
+    raise ValueError(f'{url}: not a complete {path.suffix} file of weights; it begins with {head[:16]!r}')
 
 
 def _is_safetensors(path):
@@ -161,9 +163,5 @@ def _is_safetensors(path):
 
 
 def _is_pth(path, head):
-  """A zip archive, or a pickle, as PyTorch before 1.6 wrote."""
+  """Whether it is a zip archive, or begins like a pickle, which PyTorch before 1.6 wrote."""
   return zipfile.is_zipfile(path) or head[:1] == b'\x80'
-
-
-def _one_line(error):
-  return ' '.join(str(error).split())[:300]

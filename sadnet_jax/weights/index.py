@@ -1,4 +1,4 @@
-"""The index of the weights in this folder: what there is, what it is for, and its hash."""
+"""The published weights: the index of the folder ``pretrained``, with the purpose and hash of each file."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -15,12 +15,12 @@ INDEX_FILE = 'index.json'
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-  """What noise weights were trained on.
+  """The noise that weights were trained on.
 
   Attributes:
     kind: 'gaussian' or 'real'.
-    sigma_255: Lowest and highest standard deviation on the scale of 8-bit images; None if real.
-    clipped: Share of the noisy images that were clipped to [0, 1] in training; None if real.
+    sigma_255: Lowest and highest standard deviation on the scale of 8-bit images; None for real noise.
+    clipped: Fraction of the noisy images that were clipped to [0, 1] in training; None for real noise.
   """
 
   kind: str
@@ -28,7 +28,7 @@ class Noise:
   clipped: float | None = None
 
   def __str__(self) -> str:
-    """'Gaussian noise of sigma 50, not clipped'."""
+    """Like 'Gaussian noise of sigma 50, not clipped'."""
     if self.sigma_255 is None:
       return f'{self.kind} noise'
     low, high = self.sigma_255
@@ -40,18 +40,18 @@ class Noise:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """Weights that are published.
+  """Published weights.
 
   Attributes:
-    name: What they are asked for by.
-    file: In the folder of the index.
-    sha256: Of the file, hexadecimal.
-    bytes: Of the file.
+    name: The name to load them by.
+    file: File name, in the folder of the index.
+    sha256: SHA-256 of the file, hexadecimal.
+    bytes: Size of the file.
     summary: One line.
-    channels: 3 or 1.
-    noise: What they were trained on.
-    measured: The first of the card's figures, in words.
-    default_for: What they are the ones to take for: some of 'color', 'gray', 'real'.
+    channels: Image channels, 3 or 1.
+    noise: The noise they were trained on.
+    measured: The first result of their card, in words.
+    default_for: The tasks they are the default for: any of 'color', 'gray', 'real'.
   """
 
   name: str
@@ -66,33 +66,35 @@ class Entry:
 
   @property
   def task(self) -> str:
-    """'colour, Gaussian noise of sigma 50, not clipped'."""
+    """Like 'colour, Gaussian noise of sigma 50, not clipped'."""
     colour = {1: 'grey', 3: 'colour'}.get(self.channels, f'{self.channels} channels')
     return f'{colour}, {self.noise}'
 
   def __str__(self) -> str:
-    """One line: name, channels, noise, size, summary, figure."""
+    """One line: name, channels, noise, size, summary, result."""
     default = f'; default for {", ".join(self.default_for)}' if self.default_for else ''
     size = f'{self.bytes / 1e6:.1f} MB'
     return f'{self.name}: {self.task}; {size}{default}. {self.summary} {self.measured}.'
 
 
 def available() -> dict[str, Entry]:
-  """The weights that ship with the package: name -> entry."""
+  """Returns the weights that ship with the package: name -> entry."""
   return read_index(FOLDER)
 
 
 def read_index(folder: str | Path) -> dict[str, Entry]:
-  """Reads a folder's index; ValueError where it is damaged, no entries where there is none."""
+  """Reads the index of a folder; empty if there is none.
+
+  Raises:
+    ValueError: The index is damaged.
+  """
   path = Path(folder) / INDEX_FILE
   if not path.exists():
     return {}
   try:
     return {name: _entry(name, fields) for name, fields in json.loads(path.read_text()).items()}
   except (ValueError, TypeError, AttributeError, KeyError) as error:
-    raise ValueError(
-      f'{path}: got a damaged index ({error}), want that of the package: install it again'
-    ) from error
+    raise ValueError(f'{path}: the index is damaged ({error}); reinstall sadnet-jax') from error
 
 
 def _entry(name, fields):
@@ -105,7 +107,7 @@ def _entry(name, fields):
 
 
 def write_index(folder: str | Path, entries: Mapping[str, Entry]) -> None:
-  """Writes a folder's index, sorted by name."""
+  """Writes the index of a folder, sorted by name."""
   content: dict[str, Any] = {}
   for name in sorted(entries):
     content[name] = dataclasses.asdict(entries[name])
@@ -116,6 +118,6 @@ def write_index(folder: str | Path, entries: Mapping[str, Entry]) -> None:
 
 
 def file_sha256(path: str | Path) -> str:
-  """SHA-256 of a file, hexadecimal."""
+  """Returns the SHA-256 of a file, hexadecimal."""
   with Path(path).open('rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()

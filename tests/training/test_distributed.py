@@ -13,8 +13,8 @@ import pytest
 
 from configs import demo
 from sadnet_jax.training import distributed
-from sadnet_jax.training.state import create_train_state, model_from_config
-from sadnet_jax.weights.checkpoints import restore_params
+from sadnet_jax.training.state import create_train_state
+from sadnet_jax.weights.loading import load_params
 from tests.support.command import ROOT, finish, start
 
 
@@ -79,7 +79,7 @@ def _config():
 
 def _weights(run):
   config = _config()
-  return restore_params(run, model_from_config(config.model), config.to_dict())[1]
+  return load_params(run, config.model.to_dict())[1]
 
 
 def _losses(run):
@@ -121,7 +121,7 @@ def test_two_processes_continue_a_run_bit_for_bit(folder, on_two_processes):
 
 def test_an_error_of_process_0_ends_both(folder):
   outputs = _train_on_two_processes(folder, 'refused', '--config.init_from=nowhere', succeeds=False)
-  assert "train.py: nowhere: got no folder 'checkpoints' in it" in outputs[0][1]
+  assert 'train.py: nowhere: neither published weights' in outputs[0][1]
 
 
 def test_an_error_of_another_process_ends_both(folder):

@@ -11,8 +11,7 @@ from PIL import Image
 import pytest
 
 from configs import demo
-from sadnet_jax.training.state import model_from_config
-from sadnet_jax.weights.checkpoints import restore_params
+from sadnet_jax.weights.loading import load_params
 from tests.support.command import ROOT, finish, start
 
 STEPS = 60
@@ -57,7 +56,7 @@ def _weights(run):
   config = demo.get_config()
   config.model.width = config.model.offset_width = 8
   config.ema_decay = 0.9
-  return restore_params(run, model_from_config(config.model), config.to_dict())
+  return load_params(run, config.model.to_dict())
 
 
 def _wait_for_step(process, step=0):
@@ -153,8 +152,8 @@ def test_a_full_disk_is_a_clear_error_and_the_checkpoint_before_is_good(folder, 
     start('-c', limited, *arguments, cwd=folder, PYTHONPATH=str(ROOT), JAX_ENABLE_COMPILATION_CACHE='0'),
     succeeds=False,
   )
-  assert 'got a checkpoint that could not be written' in errors
-  assert 'checkpoints saved before are good' in errors
+  assert 'the checkpoint could not be written' in errors
+  assert 'earlier checkpoints are intact' in errors
   assert _saved(folder / 'full')[-1] == before[-1]
   step, after = _weights(folder / 'full')
   assert step == weights[0]

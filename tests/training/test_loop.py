@@ -22,12 +22,11 @@ from sadnet_jax.evaluation.methods import SADNetMethod
 from sadnet_jax.evaluation.protocols import CLIPPED8, UNCLIPPED
 from sadnet_jax.evaluation.scoring import evaluate_set
 from sadnet_jax.images.arrays import read_image
-from sadnet_jax.nn.sadnet import SADNet
 from sadnet_jax.training import loop
 from sadnet_jax.training.loop import train, warn_of_offsets
 from sadnet_jax.training.state import create_train_state, model_from_config, state_from_params
 from sadnet_jax.training.step import make_parallel_step
-from sadnet_jax.weights import checkpoints
+from sadnet_jax.weights.loading import load_params
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -226,19 +225,18 @@ def test_a_finished_run_is_left_alone(photographs, tmp_path, capsys):
 def test_saved_weights_are_those_of_the_state_and_keep_is_respected(photographs, tmp_path):
   config = _config(photographs, keep_checkpoints=2)
   state = train(config, tmp_path / 'run', jax.devices()[:1])
-  model = SADNet(width=8, offset_width=8, dilations=(1, 2))
-  step, params = checkpoints.restore_params(tmp_path / 'run', model, config.to_dict())
+  step, params = load_params(tmp_path / 'run', config.model.to_dict())
   assert step == 6
   _assert_equal(params, state.params)
   assert sorted(p.name for p in (tmp_path / 'run' / 'checkpoints').iterdir() if p.is_dir()) == ['4', '6']
-  step, older = checkpoints.restore_params(tmp_path / 'run' / 'checkpoints' / '4', model, config.to_dict())
+  step, older = load_params(tmp_path / 'run' / 'checkpoints' / '4', config.model.to_dict())
   assert step == 4
   # Saved in the background while later steps reused the state's buffers.
   shorter = train(_config(photographs, steps=4), tmp_path / 'shorter', jax.devices()[:1])
   _assert_equal(older, shorter.params)
   assert not np.array_equal(older['out']['kernel'], params['out']['kernel'])
-  with pytest.raises(ValueError, match=r'got checkpoints of steps \[4, 6\], want 5'):
-    checkpoints.restore_params(tmp_path / 'run' / 'checkpoints' / '5', model, config.to_dict())
+  with pytest.raises(ValueError, match=r'no checkpoint of step 5; the run has those of \[4, 6\]'):
+    load_params(tmp_path / 'run' / 'checkpoints' / '5', config.model.to_dict())
 
 
 def test_a_checkpoint_of_another_network_names_the_fields(photographs, tmp_path):
@@ -263,7 +261,7 @@ def test_a_checkpoint_of_another_network_names_the_fields(photographs, tmp_path)
   ],
 )
 def test_a_run_is_not_continued_with_another_recipe(short_run, photographs, changes, message):
-  with pytest.raises(ValueError, match=rf'the checkpoint is of a run with another config: .*{message}'):
+  with pytest.raises(ValueError, match=rf'the checkpoint was trained with another config: .*{message}'):
     train(_config(photographs, **{'steps': 1, **changes}), short_run, jax.devices()[:1])
 
 
@@ -278,7 +276,7 @@ def test_grey_trains_and_is_evaluated_on_colour_files(photographs, tmp_path):
   config = _config(photographs, **{'model.channels': 1, 'steps': 2, 'optimizer.name': 'muon'})
   state = train(config, tmp_path / 'run', jax.devices()[:1])
   model = model_from_config(config.model)
-  _, params = checkpoints.restore_params(tmp_path / 'run', model, config.to_dict())
+  _, params = load_params(tmp_path / 'run', config.model.to_dict())
   _assert_equal(params, state.params)
   results = _evaluate(model, params, photographs, sigma_255=25, protocol=UNCLIPPED)
   assert [(r.name, r.height, r.width) for r in results] == [
@@ -301,10 +299,8 @@ def _evaluate(model, params, folder, *, sigma_255, protocol):
 
 
 def test_a_folder_without_checkpoints_is_refused(tmp_path):
-  with pytest.raises(
-    ValueError, match=r"got no folder 'checkpoints' in it, want the folder of a training run"
-  ):
-    checkpoints.restore_params(tmp_path, SADNet(), {})
+  with pytest.raises(ValueError, match=r"no folder 'checkpoints' in it; give the folder of a training run"):
+    load_params(tmp_path, {})
 
 
 def test_a_diverged_run_stops_and_names_the_metric_and_the_step(photographs, tmp_path):
@@ -402,7 +398,7 @@ def test_validation_measures_what_evaluation_does(photographs, tmp_path):
     if 'psnr' in line
   )
   model = model_from_config(config.model)
-  _, params = checkpoints.restore_params(tmp_path / 'run', model, config.to_dict())
+  _, params = load_params(tmp_path / 'run', config.model.to_dict())
   _assert_equal(params, state.ema)
   assert not np.array_equal(params['out']['kernel'], state.params['out']['kernel'])
   results = _evaluate(model, params, photographs, sigma_255=50.0, protocol=CLIPPED8)
@@ -416,7 +412,7 @@ def test_other_images_than_the_run_was_started_on_are_refused(photographs, tmp_p
   train(_config(folder, steps=1), tmp_path / 'run', jax.devices()[:1])
   Image.new('RGB', (40, 40)).save(folder / 'new.png')
   with pytest.raises(
-    ValueError, match=r'a run on other training images: got 4 images, \w+, want 3 images, \w+; the order'
+    ValueError, match=r'is 4 images, \w+, but the checkpoint was trained on 3 images, \w+; restore'
   ):
     train(_config(folder), tmp_path / 'run', jax.devices()[:1])
   (folder / 'new.png').unlink()
@@ -434,7 +430,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_takes_over(photographs
     if path.is_file():
       path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
   with pytest.raises(
-    ValueError, match=r'checkpoints/4: got a checkpoint that cannot be read .*move that folder away'
+    ValueError, match=r'checkpoints/4: the checkpoint cannot be read .*move this folder away'
   ):
     train(_config(photographs), run, devices)
   (run / 'checkpoints' / '4').rename(run / 'set_aside')

@@ -108,7 +108,7 @@ def test_state_dict_takes_the_dtype_of_the_template(golden):
   chex.assert_trees_all_equal_shapes_and_dtypes(params_from_state_dict(state_dict, half), half)
 
 
-def test_unfit_state_dict_is_refused_and_every_tensor_named(golden):
+def test_a_state_dict_that_does_not_fit_is_refused_and_every_tensor_named(golden):
   state_dict, template = color_state_dict(golden)
   del state_dict['res1.conv0.bias'], state_dict['dres2.dcnpack.weight']
   state_dict['res9.conv1.weight'] = np.zeros((8, 8, 3, 3), np.float32)
@@ -119,31 +119,31 @@ def test_unfit_state_dict_is_refused_and_every_tensor_named(golden):
     params_from_state_dict(state_dict, template)
   text = str(error.value)
   unexpected, missing, misshapen = (
-    text[text.index(start) :].split(';')[0] for start in ('unexpected tensors', 'missing', 'of another shape')
+    text[text.index(start) :].split(';')[0] for start in ('unexpected tensors', 'missing', 'wrong shape')
   )
   assert 'res9.conv1.weight' in unexpected
   assert 'stray' in unexpected
   assert 'res1.conv0.bias' in missing
   assert 'dres2.dcnpack.weight' in missing
-  assert 'up3.weight is (2, 2, 64, 31) in our layout, want (2, 2, 64, 32)' in misshapen
-  assert 'out.bias is (1,) in our layout, want (3,)' in misshapen
+  assert 'up3.weight is (2, 2, 64, 31) in our layout instead of (2, 2, 64, 32)' in misshapen
+  assert 'out.bias is (1,) in our layout instead of (3,)' in misshapen
 
 
 def test_state_dict_of_the_grey_network_does_not_fit_the_colour_network(golden):
   gray = load_golden(golden, 'sadnet_gray_c8_dilation1248')[1]
   template = param_shapes(GOLDEN_NETWORKS['sadnet_color_c8'])
-  with pytest.raises(ValueError, match=r'res1\.conv0\.weight is \(1, 1, 1, 8\).*want \(1, 1, 3, 8\)'):
+  with pytest.raises(ValueError, match=r'res1\.conv0\.weight is \(1, 1, 1, 8\).*instead of \(1, 1, 3, 8\)'):
     params_from_state_dict(gray, template)
 
 
-def test_weights_that_are_no_floating_point_are_refused(golden):
+def test_weights_must_be_floating_point(golden):
   state_dict, template = color_state_dict(golden)
   state_dict['out.bias'] = state_dict['out.bias'].astype(np.int64)
-  with pytest.raises(ValueError, match=r"of another shape \['out\.bias is int64, want floating point'\]"):
+  with pytest.raises(ValueError, match=r"dtype \['out\.bias is int64 instead of floating-point'\]"):
     params_from_state_dict(state_dict, template)
 
 
-def test_names_of_our_own_tree_are_no_names_of_the_authors(golden):
+def test_names_of_our_own_tree_are_unexpected(golden):
   state_dict, template = color_state_dict(golden)
   state_dict['res1.conv1.kernel'] = state_dict['res1.conv1.weight']
   state_dict['dres1.deform_conv.weight'] = state_dict['dres1.dcnpack.weight']
@@ -154,17 +154,17 @@ def test_names_of_our_own_tree_are_no_names_of_the_authors(golden):
     params_from_state_dict(state_dict, template)
 
 
-def test_a_prefix_on_some_names_only_is_refused(golden):
+def test_all_names_or_none_have_the_prefix(golden):
   state_dict, template = color_state_dict(golden)
   state_dict['module.out.bias'] = state_dict['out.bias']
   match = (
-    r'the state dict: got 1 names with the prefix module\. \(module\.out\.bias\) and 96 without '
-    r"\(res1\.conv0\.weight\), the same with and without: \['out\.bias'\], want all or none"
+    r'1 of 97 names in the state dict have the prefix module\.: module\.out\.bias does, res1\.conv0\.weight '
+    'does not; rename'
   )
   with pytest.raises(ValueError, match=match):
     params_from_state_dict(state_dict, template)
   del state_dict['out.bias']
-  with pytest.raises(ValueError, match=r'and 95 without .*the same with and without: \[\], want all or none'):
+  with pytest.raises(ValueError, match='1 of 96 names in the state dict have the prefix'):
     model_from_state_dict(state_dict)
 
 
@@ -192,8 +192,8 @@ def test_the_authors_tensors_come_back_bit_by_bit(golden, name):
   assert {array.dtype for array in state_dict_from_params(half).values()} == {jnp.dtype(jnp.bfloat16)}
 
 
-def test_parameters_of_something_else_are_refused():
-  with pytest.raises(ValueError, match=r"params: got modules \['dense'\], want those of a SADNet"):
+def test_parameters_of_another_network_are_refused():
+  with pytest.raises(ValueError, match=r"params: \['dense'\] are not modules of a SADNet"):
     state_dict_from_params({'dense': {'kernel': np.zeros((2, 2))}, 'out': {'bias': np.zeros(3)}})
 
 
@@ -211,26 +211,26 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize('fields', VARIANTS, ids=str)
-def test_a_network_is_seen_in_its_state_dict(fields):
+def test_a_network_is_inferred_from_its_state_dict(fields):
   model = SADNet(**{**SMALL, **fields})
   params = random_variables(model)['params']
   state_dict = state_dict_from_params(params)
-  seen = model_from_state_dict(state_dict, dilations=model.dilations)
+  inferred = model_from_state_dict(state_dict, dilations=model.dilations)
   if not model.use_rsab:
-    # Without offsets, nothing tells how wide they are.
-    seen = dataclasses.replace(seen, offset_width=model.offset_width)
-  assert seen == model
+    # Nothing depends on the width of offsets if there are none.
+    inferred = dataclasses.replace(inferred, offset_width=model.offset_width)
+  assert inferred == model
   chex.assert_trees_all_equal(params_from_state_dict(state_dict, param_shapes(model)), params)
-  # Convolutions by number, not by letter.
+  # Convolutions are sorted by number, not as text.
   context = [name for name in state_dict if name.startswith('context.conv')]
   assert context == [f'context.conv{i // 2}.{("weight", "bias")[i % 2]}' for i in range(len(context))]
 
 
-def test_rates_of_dilation_are_as_many_as_convolutions(golden):
+def test_each_convolution_needs_a_rate_of_dilation(golden):
   state_dict, _ = color_state_dict(golden)
   match = (
-    r'dilations: got 3 rates \(1, 2, 4\), want one for each of the 4 convolutions of the context block '
-    'in the state dict'
+    r'dilations: 3 rates \(1, 2, 4\) given, but the context block in the state dict has 4 convolutions; '
+    'give a rate for each'
   )
   with pytest.raises(ValueError, match=match):
     model_from_state_dict(state_dict, dilations=(1, 2, 4))
@@ -243,21 +243,21 @@ def test_rates_of_dilation_are_as_many_as_convolutions(golden):
     (
       'res1.conv0.weight',
       None,
-      r'the state dict: got no res1\.conv0\.weight among 95 tensors \(res1\.conv0\.bias, .*, \.\.\.\), want',
+      r'res1\.conv0\.weight is missing among its 95 tensors \(res1\.conv0\.bias, .*, \.\.\.\)',
     ),
-    ('out.weight', None, r'got no out\.weight among 95 tensors'),
+    ('out.weight', None, r'out\.weight is missing among its 95 tensors'),
     (
       'out.weight',
       np.zeros(3),
-      r"out\.weight: got shape \(3,\), want that of a convolution's kernel, 4 sides",
+      r'out\.weight: shape \(3,\) is not that of a convolution kernel, which has 4 axes',
     ),
     (
       'dres1.dcnpack.conv_offset_mask.weight',
       np.zeros((215, 8, 3, 3)),
-      r'conv_offset_mask\.weight: got 215 outputs, want a multiple of 27, as many for each deformable group',
+      r'conv_offset_mask\.weight: 215 outputs are not a multiple of 27, the number for each deform',
     ),
-    ('dres1.dcnpack.conv_offset_mask.weight', None, r'got no dres1\.dcnpack\.conv_offset_mask\.weight'),
-    ('offset1.offset_conv1.weight', None, r'got no offset1\.offset_conv1\.weight'),
+    ('dres1.dcnpack.conv_offset_mask.weight', None, r'dres1\.dcnpack\.conv_offset_mask\.weight is missing'),
+    ('offset1.offset_conv1.weight', None, r'offset1\.offset_conv1\.weight is missing'),
     (
       'res1.conv0.weight',
       np.zeros((0, 3, 1, 1)),
@@ -265,7 +265,7 @@ def test_rates_of_dilation_are_as_many_as_convolutions(golden):
     ),
   ],
 )
-def test_a_state_dict_of_something_else_is_refused(golden, name, tensor, match):
+def test_a_state_dict_of_another_network_is_refused(golden, name, tensor, match):
   state_dict, _ = color_state_dict(golden)
   del state_dict[name]
   if tensor is not None:
@@ -277,22 +277,28 @@ def test_a_state_dict_of_something_else_is_refused(golden, name, tensor, match):
 @pytest.mark.parametrize(
   ('fields', 'match'),
   [
-    ({'use_rsab': False}, 'use_rsab False, want True'),
-    ({'use_offset_transfer': False}, 'use_offset_transfer False, want True'),
-    ({'use_context': False}, 'use_context False, want True'),
-    ({'rsab_order': 'deform_last'}, 'rsab_order deform_last, want deform_first'),
-    ({'last_kernel': 1}, 'last_kernel 1, want 3'),
-    ({'deformable_groups': 4}, 'deformable_groups 4, want 8'),
-    ({'dilations': (1, 2, 4)}, r'dilations \(1, 2, 4\), want \(1, 2, 3, 4\) or \(1, 2, 4, 8\)'),
-    ({'channels': 8}, 'width 8, want another number than the 8 channels'),
-    ({'use_rsab': False, 'last_kernel': 1}, 'use_rsab False, want True; last_kernel 1, want 3'),
+    ({'use_rsab': False}, 'use_rsab is False, only True is supported'),
+    ({'use_offset_transfer': False}, 'use_offset_transfer is False, only True is supported'),
+    ({'use_context': False}, 'use_context is False, only True is supported'),
+    ({'rsab_order': 'deform_last'}, 'rsab_order is deform_last, only deform_first is supported'),
+    ({'last_kernel': 1}, 'last_kernel is 1, only 3 is supported'),
+    ({'deformable_groups': 4}, 'deformable_groups is 4, only 8 is supported'),
+    (
+      {'dilations': (1, 2, 4)},
+      r'dilations is \(1, 2, 4\), only \(1, 2, 3, 4\) or \(1, 2, 4, 8\) is supported',
+    ),
+    ({'channels': 8}, 'width is 8, which must differ from the number of channels'),
+    (
+      {'use_rsab': False, 'last_kernel': 1},
+      'use_rsab is False, only True is supported; last_kernel is 1, only 3 is supported',
+    ),
   ],
 )
-def test_networks_that_the_authors_code_does_not_have_are_named(fields, match):
-  with pytest.raises(ValueError, match=f"a network that the authors' code does not have: got {match}$"):
+def test_networks_that_the_authors_code_lacks_are_refused(fields, match):
+  with pytest.raises(ValueError, match=f"the authors' code has no such network: {match}$"):
     check_in_authors_code(SADNet(**{**SMALL, **fields}))
 
 
 @pytest.mark.parametrize('fields', [{}, {'channels': 1, 'width': 16}, {'dilations': [1, 2, 4, 8]}], ids=str)
-def test_networks_of_the_authors_code_pass(fields):
+def test_networks_of_the_authors_code_are_accepted(fields):
   check_in_authors_code(SADNet(**{**SMALL, **fields}))

@@ -13,8 +13,8 @@ from safetensors import safe_open
 
 from configs import default
 from sadnet_jax.nn.sadnet import SADNet
-from sadnet_jax.weights.checkpoints import restore_params
 from sadnet_jax.weights.convert import convert, main
+from sadnet_jax.weights.loading import load_params
 from sadnet_jax.weights.safetensors import load_with_model, save_weights
 from sadnet_jax.weights.torch_files import read_state_dict, write_state_dict
 from tests.support.command import ROOT, finish, start
@@ -26,14 +26,14 @@ FIELDS = {**default.get_config().model.to_dict(), **SMALL}
 
 @pytest.fixture
 def ours(tmp_path):
-  """A file of ours, of random weights."""
+  """A .safetensors file of random weights."""
   path = tmp_path / 'ours.safetensors'
   save_weights(path, random_variables(MODEL)['params'], model=FIELDS, step=7, about={})
   return path
 
 
 def _refused(capsys, *arguments):
-  """What the command says when it refuses."""
+  """Returns the error message of a command that must fail."""
   with pytest.raises(SystemExit) as end:
     main([str(argument) for argument in arguments])
   assert end.value.code == 1
@@ -65,7 +65,7 @@ def test_weights_of_the_authors_denoise_as_their_network(golden, tmp_path, capsy
     np.testing.assert_allclose(y, to_nhwc(arrays['y']), rtol=0, atol=1e-5)
 
 
-def test_ours_come_back_bit_by_bit(ours, tmp_path):
+def test_a_round_trip_keeps_every_bit(ours, tmp_path):
   convert(ours, tmp_path / 'a.pth')
   convert(tmp_path / 'a.pth', tmp_path / 'b.safetensors', step=7)
   convert(tmp_path / 'b.safetensors', tmp_path / 'b.pt')
@@ -79,21 +79,21 @@ def test_ours_come_back_bit_by_bit(ours, tmp_path):
   assert (tmp_path / 'a.pth').read_bytes() == (tmp_path / 'b.pt').read_bytes()
 
 
-def test_a_converted_file_is_taken_where_a_run_is(golden, tmp_path):
+def test_a_converted_file_loads_for_a_config(golden, tmp_path):
   convert(golden / 'sadnet_color_c8.pth', tmp_path / 'a.safetensors')
   config = default.get_config()
   config.model.update(SMALL)
-  step, _ = restore_params(tmp_path / 'a.safetensors', MODEL, config.to_dict())
+  step, _ = load_params(tmp_path / 'a.safetensors', config.model.to_dict())
   assert step == 0
 
 
-def test_rates_of_dilation_are_told(golden, tmp_path):
+def test_rates_of_dilation_are_recorded(golden, tmp_path):
   with np.load(golden / 'sadnet_gray_c8_dilation1248.npz') as arrays:
     state_dict = {name[6:]: arrays[name] for name in arrays.files if name.startswith('param:')}
     x, y = arrays['x'], arrays['y']
   write_state_dict(tmp_path / 'a.pth', state_dict)
-  told = convert(tmp_path / 'a.pth', tmp_path / 'a.safetensors', dilations='1,2,4,8')
-  assert told.endswith('channels 1, width 8, offset width 8, dilations 1, 2, 4, 8')
+  line = convert(tmp_path / 'a.pth', tmp_path / 'a.safetensors', dilations='1,2,4,8')
+  assert line.endswith('channels 1, width 8, offset width 8, dilations 1, 2, 4, 8')
   model, params, _ = load_with_model(tmp_path / 'a.safetensors')
   got = jax.jit(model.apply)({'params': params}, to_nhwc(x))
   np.testing.assert_allclose(got, to_nhwc(y), rtol=0, atol=1e-5)
@@ -111,11 +111,11 @@ def test_half_precision_both_ways(ours, tmp_path):
   jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(np.float16)), params, wanted)
 
 
-def test_nothing_is_written_over_unless_told_to(ours, tmp_path, capsys):
+def test_existing_files_are_replaced_only_with_overwrite(ours, tmp_path, capsys):
   target = tmp_path / 'a.pth'
   target.write_text('kept')
   assert _refused(capsys, ours, target) == (
-    f'convert_weights: {target}: got a file that is there, want another name, or pass --overwrite\n'
+    f'convert_weights: {target}: the file exists; choose another name or pass --overwrite\n'
   )
   assert target.read_text() == 'kept'
   main([str(ours), str(target), '--overwrite'])
@@ -127,44 +127,44 @@ def test_nothing_is_written_over_unless_told_to(ours, tmp_path, capsys):
   [
     (
       ['a.pth', 'b.pth'],
-      r'the endings: got a.pth and b.pth, want .pth (or .pt) and .safetensors, in either order',
+      'cannot convert a.pth to b.pth; one must be a .pth or .pt file and the other a .safetensors file',
     ),
-    (['a.safetensors', 'b.safetensors'], 'the endings: got a.safetensors and b.safetensors, want'),
-    (['a.npz', 'b.safetensors'], 'the endings: got a.npz and b.safetensors, want'),
-    (['a.pth', 'b'], 'the endings: got a.pth and b, want'),
-    (['a.pth', 'no/b.safetensors'], 'no/b.safetensors: got a folder that is not there, want one that is'),
-    (['a.pth', 'b.safetensors'], 'a.pth: got no file there, want one of torch.save'),
-    (['no.safetensors', 'b.pth'], 'no.safetensors: got no readable weights'),
+    (['a.safetensors', 'b.safetensors'], 'cannot convert a.safetensors to b.safetensors; one'),
+    (['a.npz', 'b.safetensors'], 'cannot convert a.npz to b.safetensors; one'),
+    (['a.pth', 'b'], 'cannot convert a.pth to b; one'),
+    (['a.pth', 'no/b.safetensors'], 'no/b.safetensors: the folder does not exist'),
+    (['a.pth', 'b.safetensors'], 'a.pth: cannot be read ([Errno 2] No such file'),
+    (['no.safetensors', 'b.pth'], 'no.safetensors: not a complete .safetensors file'),
     (
       ['ours.safetensors', 'b.pth', '--dilations=1,2'],
-      'got --dilations for b.pth, which has no place for that, want none',
+      'b.pth cannot record --dilations; omit it',
     ),
-    (['ours.safetensors', 'b.pth', '--step=1', '--about=x'], 'got --step, --about for b.pth, which has no'),
-    (['good.pth', 'b.safetensors', '--step=-1'], '--step: got -1, want at least 0'),
+    (['ours.safetensors', 'b.pth', '--step=1', '--about=x'], 'b.pth cannot record --step, --about; omit it'),
+    (['good.pth', 'b.safetensors', '--step=-1'], '--step: -1 is negative'),
     (
       ['good.pth', 'b.safetensors', '--dilations=1,x'],
-      '--dilations: got 1,x, want whole numbers, such as 1,2,4,8',
+      '--dilations: 1,x is not a list of whole numbers such as 1,2,4,8',
     ),
     (
       ['good.pth', 'b.safetensors', '--dilations=1,2'],
-      'good.pth: dilations: got 2 rates (1, 2), want one for each of the 4',
+      'good.pth: dilations: 2 rates (1, 2) given, but the context block in the state dict has 4',
     ),
     (
       ['good.pth', 'b.safetensors', '--dilations=1,2,3,0'],
       'good.pth: SADNet.dilations must be',
     ),
-    # Such a file could not be read.
+    # Such a file could not be loaded.
     (
-      ['good.pth', 'b.safetensors', '--dilations=1,2,3,1048577'],
-      'good.pth: SADNet.dilations must be one or more rates from 1 to 1048576, not (1, 2, 3, 1048577)',
+      ['good.pth', 'b.safetensors', '--dilations=1,2,3,1025'],
+      'good.pth: 4 dilations of up to 1025; weights may have up to 64, each at most 1024',
     ),
-    (['cut.pth', 'b.safetensors'], 'cut.pth: got a damaged file ('),
+    (['cut.pth', 'b.safetensors'], 'cut.pth: cannot be read ('),
     (['less.pth', 'b.safetensors'], 'less.pth: the state dict does not fit this SADNet'),
     (
       ['large.pth', 'b.safetensors', '--dtype=float16'],
-      'got weights that are not finite in float16, want numbers',
+      'out/bias has values that are not finite in float16',
     ),
-    (['large.pth', 'b.safetensors'], 'out/bias: got weights that are not finite in float32, want numbers'),
+    (['large.pth', 'b.safetensors'], 'out/bias has values that are not finite in float32'),
   ],
 )
 def test_errors_are_one_line_and_nothing_is_written(ours, tmp_path, monkeypatch, capsys, arguments, match):
@@ -180,28 +180,28 @@ def test_errors_are_one_line_and_nothing_is_written(ours, tmp_path, monkeypatch,
   assert sorted(tmp_path.iterdir()) == before
 
 
-def test_the_way_back_refuses_what_the_authors_have_no_code_for(tmp_path, capsys):
+def test_networks_that_the_authors_code_lacks_are_not_converted(tmp_path, capsys):
   model = SADNet(**SMALL, use_rsab=False)
   source = tmp_path / 'a.safetensors'
   fields = {**FIELDS, 'use_rsab': False}
   save_weights(source, random_variables(model)['params'], model=fields, step=0, about={})
   assert _refused(capsys, source, tmp_path / 'b.pth') == (
-    f"convert_weights: {source}: a network that the authors' code does not have: got use_rsab False, "
-    'want True\n'
+    f"convert_weights: {source}: the authors' code has no such network: use_rsab is False, only "
+    'True is supported\n'
   )
   assert not (tmp_path / 'b.pth').exists()
 
 
-def test_the_way_back_refuses_weights_that_half_precision_has_no_numbers_for(tmp_path, capsys):
+def test_weights_too_large_for_half_precision_are_not_converted(tmp_path, capsys):
   params = random_variables(MODEL)['params']
   params['out']['bias'] = np.full(3, 1e6, np.float32)
   save_weights(tmp_path / 'a.safetensors', params, model=FIELDS, step=0, about={})
   errors = _refused(capsys, tmp_path / 'a.safetensors', tmp_path / 'b.pth', '--dtype=float16')
-  assert 'out.bias: got weights that are not finite in float16, want numbers' in errors
+  assert 'out.bias has values that are not finite in float16' in errors
   assert not (tmp_path / 'b.pth').exists()
 
 
-def test_a_name_that_is_no_text_is_taken(golden, tmp_path, capsysbinary):
+def test_a_file_name_need_not_be_text(golden, tmp_path, capsysbinary):
   source = tmp_path / os.fsdecode(b'caf\xe9.pth')
   source.write_bytes((golden / 'sadnet_color_c8.pth').read_bytes())
   main([os.fspath(source), str(tmp_path / 'a.safetensors')])
@@ -215,7 +215,7 @@ def test_the_command_in_a_process_of_its_own(ours, tmp_path):
   assert errors == ''
   _, errors = finish(start(*module, ours, tmp_path / 'a.pth'), succeeds=False)
   assert errors.splitlines() == [
-    f'convert_weights: {tmp_path}/a.pth: got a file that is there, want another name, or pass --overwrite'
+    f'convert_weights: {tmp_path}/a.pth: the file exists; choose another name or pass --overwrite'
   ]
 
 

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import io
+import json
 import shutil
 import socket
 import subprocess
@@ -103,27 +104,30 @@ def test_a_damaged_file_of_the_package_is_refused(small_package):
   content = bytearray((small_package / 'small.safetensors').read_bytes())
   content[-1] ^= 1
   (small_package / 'small.safetensors').write_bytes(content)
-  with pytest.raises(ValueError, match=r'small: got a damaged file .*want [0-9a-f]{64}: install the package'):
+  with pytest.raises(
+    ValueError, match=r'small: its file .* is damaged .*instead of [0-9a-f]{64}\); reinstall'
+  ):
     pretrained.locate('small')
   (small_package / 'small.safetensors').unlink()
-  with pytest.raises(ValueError, match=r'small: got no file .*small\.safetensors, want it as published'):
+  with pytest.raises(ValueError, match=r'small: its file .*small\.safetensors is missing; reinstall'):
     pretrained.locate('small')
 
 
 @pytest.mark.parametrize('text', ['{', '[]', '{"small": {}}', '{"small": {"noise": {}, "default_for": []}}'])
 def test_a_damaged_index_is_refused(small_package, text):
   (small_package / 'index.json').write_text(text)
-  with pytest.raises(ValueError, match=r'index\.json: got a damaged index .*want that of the package'):
+  with pytest.raises(ValueError, match=r'index\.json: the index is damaged .*; reinstall'):
     pretrained.available()
 
 
-def test_a_misspelt_name_is_told_what_is_like_it(small_package):
+def test_similar_names_are_suggested(small_package):
   for source in ('smal', 'Small'):
-    with pytest.raises(ValueError, match=rf'{source}: got neither a name .*\(did you mean small\?\)'):
+    with pytest.raises(ValueError, match=rf'{source}: neither published weights .*; did you mean small\?'):
       pretrained.locate(source)
   for source in ('', 'something else', 'x' * 5000, 'a\0b'):
     with pytest.raises(
-      ValueError, match=r'got neither a name .*want one of small, .*a URL$|got no usable path'
+      ValueError,
+      match=r'neither published weights \(small\) nor an existing file or folder$|not a usable path',
     ):
       pretrained.locate(source)
 
@@ -143,17 +147,17 @@ def test_a_file_is_loaded_with_its_network(small_file):
   )
   assert pretrained.load(small_file, dilations=[1, 2, 3, 4])[2] == about
   with pytest.raises(
-    ValueError, match=r'dilations: got \(1, 2, 4, 8\), want \(1, 2, 3, 4\), those of .*small'
+    ValueError, match=r'dilations: got \(1, 2, 4, 8\), but .*small.* has \(1, 2, 3, 4\); omit'
   ):
     pretrained.load(small_file, dilations=[1, 2, 4, 8])
 
 
-def test_what_is_no_file_of_weights_is_refused(tmp_path):
+def test_other_files_are_refused(tmp_path):
   (tmp_path / 'a.npz').touch()
   for name, match in {
-    'a.npz': r"a\.npz: got the ending '\.npz', want \.safetensors or \.pth",
-    'b.pth': r'b\.pth: got no such file',
-    'b.safetensors': r'b\.safetensors: got no such file',
+    'a.npz': r"a\.npz: unknown extension '\.npz'; weights are files with one of \.safetensors, \.pth",
+    'b.pth': r'b\.pth: no such file',
+    'b.safetensors': r'b\.safetensors: no such file',
   }.items():
     with pytest.raises(ValueError, match=match):
       pretrained.load(tmp_path / name)
@@ -166,7 +170,8 @@ def test_the_authors_files_are_loaded(golden, tmp_path):
   model, params, about = pretrained.load(tmp_path / 'a.pth')
   np.testing.assert_array_equal(params['out']['bias'], state_dict['out.bias'])
   assert (model.width, tuple(model.dilations)) == (8, (1, 2, 3, 4))
-  assert about == {'path': str(tmp_path / 'a.pth'), 'sha256': _sha256(tmp_path / 'a.pth')}
+  assert (about['path'], about['sha256']) == (str(tmp_path / 'a.pth'), _sha256(tmp_path / 'a.pth'))
+  assert json.loads(about['model']) == {**_config()['model'], 'dilations': [1, 2, 3, 4]}
   assert tuple(pretrained.load(tmp_path / 'a.pth', dilations=[1, 2, 4, 8])[0].dilations) == (1, 2, 4, 8)
   del state_dict['out.bias']
   torch_files.write_state_dict(tmp_path / 'a.pth', state_dict)
@@ -178,13 +183,13 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
   broken = jax.tree.map(np.copy, PARAMS)
   broken['out']['bias'][0] = np.nan
   torch_files.write_state_dict(tmp_path / 'a.pth', authors.state_dict_from_params(broken))
-  with pytest.raises(ValueError, match=r'a\.pth: got weights that are not finite \(out/bias\), want numbers'):
+  with pytest.raises(ValueError, match=r'a\.pth: out/bias has values that are not finite'):
     pretrained.load(tmp_path / 'a.pth')
 
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-  """A run with checkpoints of steps 1 and 2, whose average is kept."""
+  """A run with checkpoints of steps 1 and 2 that keeps the average of its weights."""
   folder = tmp_path_factory.mktemp('run')
   config = {**_config(), 'ema_decay': 0.5}
   with checkpoints.open_for_training(folder, keep=2) as manager:
@@ -198,42 +203,52 @@ def run(tmp_path_factory):
 
 
 def test_a_run_is_loaded_with_its_network(run):
-  assert loading.CHECKPOINTS == checkpoints.FOLDER
   model, params, about = pretrained.load(run)
   assert (model.width, about['step'], about['path']) == (8, '2', str(run))
   _assert_equal(params, jax.tree.map(lambda leaf: leaf * 2, PARAMS))
   _, params, about = pretrained.load(str(run / 'checkpoints' / '1'))
   assert about['step'] == '1'
   _assert_equal(params, PARAMS)
-  with pytest.raises(ValueError, match=r"got no folder 'checkpoints' in it, want .* or one of color_50"):
+  with pytest.raises(ValueError, match=r"no folder 'checkpoints' in it; give the folder of a training run"):
     pretrained.load(run.parent)
-  with pytest.raises(ValueError, match=r'got checkpoints of steps \[1, 2\], want 3'):
-    checkpoints.load_run(run / 'checkpoints' / '3')
+  with pytest.raises(ValueError, match=r'no checkpoint of step 3; the run has those of \[1, 2\]'):
+    pretrained.load(run / 'checkpoints' / '3')
 
 
-def test_a_run_without_orbax_is_told_what_to_install(run, monkeypatch):
+def test_a_run_without_orbax_says_what_to_install(run, monkeypatch):
   monkeypatch.setitem(sys.modules, 'orbax.checkpoint', None)
   monkeypatch.delitem(sys.modules, 'sadnet_jax.weights.checkpoints')
   monkeypatch.delattr('sadnet_jax.weights.checkpoints')
-  with pytest.raises(ValueError, match=r"without what reads it .*pip install 'sadnet-jax\[evaluate\]'"):
+  with pytest.raises(
+    ValueError, match=r"reading a training run needs more packages .*: pip install 'sadnet-jax\[evaluate\]'"
+  ):
     pretrained.load(run)
 
 
-def test_restore_params_takes_names_and_urls(small_package, small_file, run, tmp_path, monkeypatch):
+def test_weights_for_a_config(small_package, small_file, run, golden, tmp_path, monkeypatch):
+  fields = _config()['model']
   for source in ('small', small_file.as_uri()):
-    step, params = checkpoints.restore_params(source, MODEL, _config())
+    step, params = loading.load_params(source, fields)
     assert step == 7
     _assert_equal(params, PARAMS)
-  other = _config()
-  other['model']['dilations'] = [1, 2, 4, 8]
-  with pytest.raises(ValueError, match=r'another config: model\.dilations'):
-    checkpoints.restore_params('small', MODEL, other)
-  # A folder of that name wins if it is that of a run.
+  with pytest.raises(
+    ValueError, match=r'another config: model\.dilations: checkpoint \[1, 2, 3, 4\], config'
+  ):
+    loading.load_params('small', {**fields, 'dilations': [1, 2, 4, 8]})
+  # A file of the authors' network has no rates of dilation: those of the config are taken.
+  for dilations in ([1, 2, 3, 4], [1, 2, 4, 8]):
+    step, params = loading.load_params(
+      golden / 'sadnet_color_c8.pth', {**fields, 'dilations': dilations, 'dtype': 'bfloat16'}
+    )
+    assert (step, params['out']['bias'].shape) == (0, (3,))
+  with pytest.raises(ValueError, match=r'model\.rsab_order: checkpoint "deform_first", config "deform_last"'):
+    loading.load_params(golden / 'sadnet_color_c8.pth', {**fields, 'rsab_order': 'deform_last'})
+  # A folder with the name of published weights is used if it is a run.
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'small').mkdir()
-  assert checkpoints.restore_params('small', MODEL, _config())[0] == 7
+  assert loading.load_params('small', fields)[0] == 7
   shutil.copytree(run / 'checkpoints', tmp_path / 'small' / 'checkpoints')
-  assert checkpoints.restore_params('small', MODEL, {**_config(), 'ema_decay': 0.5})[0] == 2
+  assert loading.load_params('small', fields)[0] == 2
   assert pretrained.load('small')[2]['step'] == '2'
 
 
@@ -241,7 +256,7 @@ def test_restore_params_takes_names_and_urls(small_package, small_file, run, tmp
 
 
 class _Handler(BaseHTTPRequestHandler):
-  """Serves what the server's `pages` say: path -> (status, headers, body)."""
+  """Serves the server's `pages`: path -> (status, headers, body)."""
 
   def do_GET(self):
     self.server.asked.append(self.path)
@@ -252,7 +267,7 @@ class _Handler(BaseHTTPRequestHandler):
     self.end_headers()
     with contextlib.suppress(ConnectionError):
       self.wfile.write(body)
-    # A server that says no more.
+    # A server that falls silent.
     self.server.release.wait(timeout=float(headers.get('X-Wait', 0)))
 
   def log_message(self, *arguments):
@@ -261,7 +276,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(small_file, tmp_path, monkeypatch):
-  """A server with the small weights as /a.safetensors; the cache is tmp_path / 'cache'."""
+  """A server with the small weights at /a.safetensors; the cache is tmp_path / 'cache'."""
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
   monkeypatch.setenv('no_proxy', '*')
   with ThreadingHTTPServer(('127.0.0.1', 0), _Handler) as server:
@@ -291,7 +306,7 @@ def test_a_url_is_downloaded_once(server, small_file, tmp_path):
   size = small_file.stat().st_size
   assert told[-1] == (size, size)
   assert len(told) > 1
-  # Afterwards there need not be a server.
+  # No server is needed afterwards.
   del server.pages['/a.safetensors']
   _, params, about = pretrained.load(url)
   _assert_equal(params, PARAMS)
@@ -310,22 +325,26 @@ def test_each_url_has_a_file_of_its_own(server):
 
 def test_hashes_are_checked(server, small_file, tmp_path):
   url, right, wrong = f'{server.url}/a.safetensors', _sha256(small_file), '0' * 64
-  with pytest.raises(ValueError, match=rf'a\.safetensors: got a file of SHA-256 {right}, want {wrong}'):
+  with pytest.raises(
+    ValueError, match=rf'a\.safetensors: the SHA-256 of the file is {right} instead of {wrong}'
+  ):
     pretrained.locate(f'{url}#sha256={wrong}')
   assert _kept(tmp_path) == []
   path = pretrained.locate(f'{url}#sha256={right.upper()}')
-  # What is kept and damaged is downloaded again.
+  # A damaged cached file is downloaded again.
   path.write_bytes(b'damaged')
   assert pretrained.locate(f'{url}#sha256={right}').read_bytes() == small_file.read_bytes()
   assert len(server.asked) == 3
-  # What is kept stays where nothing better comes.
-  with pytest.raises(ValueError, match='got a file of SHA-256'):
+  # A failed download does not replace the cached file.
+  with pytest.raises(ValueError, match='the SHA-256 of the file is'):
     pretrained.locate(f'{url}#sha256={wrong}')
   assert path.read_bytes() == small_file.read_bytes()
   for bad in ('sha256=12', 'md5=' + right, 'x'):
-    with pytest.raises(ValueError, match=rf"got '{bad}' after the #, want sha256= and 64 hexadecimal digits"):
+    with pytest.raises(
+      ValueError, match=rf"'{bad}' after the # is not a hash; write sha256= and 64 hexadecimal digits"
+    ):
       pretrained.locate(f'{url}#{bad}')
-  with pytest.raises(ValueError, match=rf'got a file of SHA-256 {right}, want {wrong}'):
+  with pytest.raises(ValueError, match=rf'the SHA-256 of the file is {right} instead of {wrong}'):
     pretrained.locate(f'{small_file.as_uri()}#sha256={wrong}')
   assert pretrained.locate(f'{small_file.as_uri()}#sha256={right}') == small_file
 
@@ -333,33 +352,43 @@ def test_hashes_are_checked(server, small_file, tmp_path):
 def _pages(body):
   half, length = body[: len(body) // 2], {'Content-Length': str(len(body))}
   return {
-    'gone': (404, {}, b'', r'got HTTP status 404 \(Not Found\), want a file: check the address'),
-    'broken': (503, {}, b'', r'got HTTP status 503'),
-    'cut': (200, length, half, rf'got {len(half)} of {len(body)} bytes, want all of them: try again'),
-    'short': (200, {}, half, r'want complete weights \(\.safetensors\)'),
-    'empty': (200, {}, b'', r"begins with b'', want complete weights"),
-    'page': (200, {}, b'\n<!DOCTYPE html><html>', r'got a page of HTML or XML, want a file of weights'),
+    'gone': (404, {}, b'', r'the server refused \(HTTP Error 404: Not Found\); check the address'),
+    'broken': (503, {}, b'', r'the server refused \(HTTP Error 503'),
+    'cut': (200, length, half, rf'the download stopped after {len(half)} of {len(body)} bytes; try again'),
+    'short': (200, {}, half, r'not a complete \.safetensors file of weights'),
+    'empty': (200, {}, b'', r"begins with b''"),
+    'page': (200, {}, b'\n<!DOCTYPE html><html>', r'this is a page of HTML or XML, not a file of weights'),
     'pointer': (200, {}, b'version https://git-lfs', r"begins with b'version https://'"),
     'to_file': (
       302,
       {'Location': 'file:///etc/hostname'},
       b'',
-      r'got HTTP status 302 .*file:///.* is not allowed',
+      r'the server refused \(HTTP Error 302: .*file:///.* is not allowed',
     ),
-    'to_ftp': (301, {'Location': 'ftp://127.0.0.1/a'}, b'', r'a redirect to ftp://127\.0\.0\.1/a, want one'),
-    'round': (302, {'Location': '/round.safetensors'}, b'', r'got HTTP status 302 \(.*infinite loop'),
+    'to_ftp': (
+      301,
+      {'Location': 'ftp://127.0.0.1/a'},
+      b'',
+      r'redirected to ftp://127\.0\.0\.1/a, but only http or https',
+    ),
+    'round': (
+      302,
+      {'Location': '/round.safetensors'},
+      b'',
+      r'the server refused \(HTTP Error 302: .*infinite loop',
+    ),
     'huge': (
       200,
       {'Content-Length': '9' * 12},
       b'',
-      r'got a file of 9{12} bytes or more, want weights, of at',
+      r'the file has at least 9{12} bytes; weights may have at most',
     ),
-    'nonsense': (200, {'Content-Length': '9' * 5000}, half, r'want complete weights'),
+    'nonsense': (200, {'Content-Length': '9' * 5000}, half, r'not a complete'),
   }
 
 
 @pytest.mark.parametrize('name', _pages(b''))
-def test_what_a_server_may_do_wrong(server, small_file, tmp_path, name):
+def test_server_errors(server, small_file, tmp_path, name):
   status, headers, body, match = _pages(small_file.read_bytes())[name]
   server.pages[f'/{name}.safetensors'] = (status, headers, body)
   with pytest.raises(ValueError, match=rf'^http://127.*/{name}\.safetensors: .*{match}') as caught:
@@ -376,7 +405,7 @@ def test_a_redirect_is_followed(server, small_file):
 def test_from_https_no_redirect_leads_to_http():
   request = download.urllib.request.Request('https://host/a.pth')
   response = io.BytesIO()
-  with pytest.raises(OSError, match=r'a redirect to http://host/b\.pth, want one to https'):
+  with pytest.raises(OSError, match=r'redirected to http://host/b\.pth, but only https is allowed'):
     download._Redirects().redirect_request(request, response, 302, 'Found', {}, 'http://host/b.pth')
   assert response.closed
 
@@ -387,21 +416,21 @@ def test_size_and_time_have_limits(server, small_file, tmp_path):
   # A server that does not say how much comes.
   server.pages['/b.safetensors'] = (200, {}, small_file.read_bytes())
   with pytest.raises(
-    ValueError, match=rf'got a file of \d+ bytes or more, want weights, of at most {size - 1}'
+    ValueError, match=rf'the file has at least \d+ bytes; weights may have at most {size - 1}'
   ):
     download.fetch(url, tmp_path / 'cache', max_bytes=size - 1)
   server.pages['/b.safetensors'] = (200, {'Content-Length': str(size), 'X-Wait': '60'}, b'')
-  with pytest.raises(ValueError, match=r'b\.safetensors: got no file \(timed out\), want one: check the'):
+  with pytest.raises(ValueError, match=r'b\.safetensors: the download failed \(timed out\); check the'):
     download.fetch(url, tmp_path / 'cache', timeout_seconds=0.2)
   assert _kept(tmp_path) == []
 
 
-def test_without_a_server_there_is_no_file(tmp_path, monkeypatch):
+def test_without_a_server_the_download_fails(tmp_path, monkeypatch):
   monkeypatch.setenv('no_proxy', '*')
   with socket.create_server(('127.0.0.1', 0)) as free:
     port = free.getsockname()[1]
   with pytest.raises(
-    ValueError, match=r'got no file \(.*refused\), want one: check the address and the network'
+    ValueError, match=r'the download failed \(.*refused\); check the address and the network'
   ):
     download.fetch(f'http://127.0.0.1:{port}/a.safetensors', tmp_path)
   assert list(tmp_path.iterdir()) == []
@@ -410,27 +439,27 @@ def test_without_a_server_there_is_no_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   ('source', 'match'),
   [
-    ('ftp://host/a.pth', r"got the scheme 'ftp', want http, https or file"),
-    ('https://host/a.zip', r'got a URL of another ending, want \.safetensors or \.pth'),
-    ('https://host/', 'got a URL of another ending'),
-    ('https://[host/a.pth', r'got no URL \(Invalid IPv6 URL\)'),
-    ('https://host:port/a.pth', 'got no file .*port'),
-    ('https:///a.pth', 'got no file .*no host given'),
-    ('http://host/a b\n.pth', 'got no file .*control characters'),
-    ('file://host/a.pth', r"got the host 'host', want a file of this machine: file:///PATH"),
-    ('file:///nowhere/a.pth', r'/nowhere/a\.pth: got no such file'),
+    ('ftp://host/a.pth', r"scheme 'ftp' is not supported; use http, https or file"),
+    ('https://host/a.zip', r'the path of the URL must end in one of \.safetensors, \.pth, \.pt'),
+    ('https://host/', 'the path of the URL must end in one of'),
+    ('https://[host/a.pth', r'not a valid URL \(Invalid IPv6 URL\)'),
+    ('https://host:port/a.pth', 'the download failed .*port'),
+    ('https:///a.pth', 'the download failed .*no host given'),
+    ('http://host/a b\n.pth', 'the download failed .*control characters'),
+    ('file://host/a.pth', r"a file URL cannot name host 'host'; write file:///PATH"),
+    ('file:///nowhere/a.pth', r'/nowhere/a\.pth: no such file'),
   ],
 )
-def test_what_is_no_url_of_weights_is_refused(source, match, tmp_path, monkeypatch):
+def test_other_urls_are_refused(source, match, tmp_path, monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
   with pytest.raises(ValueError, match=match):
     pretrained.locate(source)
 
 
-def test_a_cache_that_cannot_be_written_to_is_told(server, tmp_path):
+def test_a_cache_that_is_not_writable_is_reported(server, tmp_path):
   (tmp_path / 'cache').write_text('A file where the folder would be.')
   with pytest.raises(
-    ValueError, match=r'got a cache folder that cannot be written to .*set XDG_CACHE_HOME, or'
+    ValueError, match=r'the cache folder is not writable or its disk is full .*set XDG_CACHE_HOME'
   ):
     pretrained.locate(f'{server.url}/a.safetensors')
   assert server.asked == []
@@ -441,11 +470,11 @@ def test_a_pth_from_a_url(server, tmp_path):
   server.pages['/a.pth'] = (200, {}, (tmp_path / 'a.pth').read_bytes())
   server.pages['/b.pth'] = (200, {}, (tmp_path / 'a.pth').read_bytes()[:-30])
   assert pretrained.locate(f'{server.url}/a.pth').read_bytes() == (tmp_path / 'a.pth').read_bytes()
-  with pytest.raises(ValueError, match=r'want complete weights \(\.pth\)'):
+  with pytest.raises(ValueError, match=r'not a complete \.pth file of weights'):
     pretrained.locate(f'{server.url}/b.pth')
 
 
-def test_importing_and_loading_a_name_need_little():
+def test_loading_published_weights_imports_little():
   code = """if True:
     import sys
     from sadnet_jax import pretrained
