@@ -179,14 +179,14 @@ def _mixture_moments(centre, parts):
   """Mean and variance of a mixture, by the law of total variance.
 
   Args:
-    centre: Any value close to the means of the parts: here that of the part in the middle.
+    centre: c below. Any value gives the same result; the mean of the middle part loses the fewest digits.
     parts: (weight, mean, variance) of each; the weights sum to 1, and a variance of None is 0.
   """
-  # Part k has weight w, mean m and variance v. With d = m - centre:
-  #   E[x]   = sum w m                                   = centre + sum w d
-  #   E[(x - centre)^2] = sum w (v + d^2)                  (of part k alone it is v + d^2)
-  #   Var[x] = E[(x - centre)^2] - (E[x] - centre)^2     = sum w (v + d^2) - (sum w d)^2
-  # True for every centre. With 0 it is E[x^2] - E[x]^2, which leaves float32 few digits in bright flat areas.
+  # In a part with mean m and variance v, E[(x - c)^2] = v + d^2 with d = m - c. So with weights w and any c:
+  #   E[x]         = c + sum w d
+  #   E[(x - c)^2] = sum w (v + d^2)
+  #   Var[x]       = E[(x - c)^2] - (E[x] - c)^2 = sum w (v + d^2) - (sum w d)^2
+  # With c = 0 this is E[x^2] - E[x]^2, which leaves float32 few digits in bright flat areas.
   first, second = 0, 0
   for weight, mean, variance in parts:
     d = mean - centre
