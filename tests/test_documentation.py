@@ -119,3 +119,9 @@ def test_the_table_of_rooms_is_the_rule():
     r'^\| `(\w+)` \| .* \| (.*) \|$', (ROOT / 'docs/architecture.md').read_text(), re.MULTILINE
   )
   assert {room: set(re.findall('`([^`]+)`', allowed)) for room, allowed in rows} == MAY_IMPORT
+
+
+@EVERY_PAGE
+def test_files_named_in_the_text_exist(page):
+  files = set(re.findall(r'`((?:\w+/)+\w+\.py)\b', _text(page)))
+  assert {f for f in files if not (ROOT / f).exists() and not (ROOT / 'sadnet_jax' / f).exists()} == set()
