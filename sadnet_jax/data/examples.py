@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sadnet_jax.images.arrays import open_image, read_image
+from sadnet_jax.images.arrays import image_shape, read_image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +68,9 @@ def example_shape(example: Example) -> tuple[int, int, int]:
   Raises:
     ValueError: A file is no image or missing, or the sizes differ.
   """
-  sizes, colour = [], False
-  for path in example.files:
-    with open_image(path) as image:
-      sizes.append((image.height, image.width))
-      colour = colour or image.mode != 'L'
-  _same_size(example, sizes)
-  return *sizes[0], 3 if colour else 1
+  shapes = [image_shape(path) for path in example.files]
+  _same_size(example, [shape[:2] for shape in shapes])
+  return *shapes[0][:2], max(channels for *_, channels in shapes)
 
 
 def hold_out(examples: Iterable[Example], scenes: Iterable[str]) -> tuple[list[Example], list[Example]]:

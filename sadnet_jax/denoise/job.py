@@ -16,8 +16,8 @@ from sadnet_jax.denoise.targets import Target, file_identity
 from sadnet_jax.files import one_line, replacing
 from sadnet_jax.images import Metadata, Photograph, check_output, read_photograph, upright, write_photograph
 from sadnet_jax.images.arrays import side_by_side
+from sadnet_jax.images.photograph import to_8_bits
 from sadnet_jax.images.reading import shown_path
-from sadnet_jax.images.writing import to_8_bits
 from sadnet_jax.weights import index, loading
 
 # Longest side of either half of a comparison. Larger pictures are cropped to their middle, because a smaller

@@ -1,11 +1,12 @@
-"""People's own pictures: read, and written back with all that came with them.
+"""Image files to arrays and back, with their metadata; imports no JAX.
 
-``photograph`` holds what a file holds, ``reading`` and ``writing`` are the way in and out, and each
-format has a module. Containers are taken apart here, so that nothing is allocated before the
-header is known to be true, and decoders see only what they need.
+``arrays`` serves data sets, with 8-bit arrays and nothing else. ``read_photograph`` and
+``write_photograph`` serve people's own images: 8 bits, 16 bits and floats, with colour profile, EXIF and
+captions.
 """
 
-from sadnet_jax.images.photograph import MAX_PIXELS, Metadata, Photograph, upright
+from sadnet_jax.images.metadata import Metadata
+from sadnet_jax.images.photograph import MAX_PIXELS, Photograph, upright
 from sadnet_jax.images.reading import read_photograph
 from sadnet_jax.images.writing import PHOTOGRAPH_SUFFIXES, check_output, write_photograph
 

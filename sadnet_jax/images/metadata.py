@@ -1,31 +1,327 @@
-"""EXIF blocks: small TIFF files without pixels, kept byte by byte as far as can be.
+"""What image files hold beside pixels: EXIF, colour profiles, Photoshop data, PNG chunks.
 
-Notes of camera makers hold places counted from the start of the block; so nothing in it is moved.
+Metadata travel as the bytes that a file has, because libraries that decode and encode them again lose
+what they do not know: makers' notes hold offsets from the start of the EXIF block, so nothing in it is moved.
 """
 
+from collections.abc import Iterable, Iterator
+import dataclasses
 import struct
+import zlib
 
-from sadnet_jax.images.directories import (
-  SHORT,
-  Directory,
-  Header,
-  integers,
-  rational,
-  read_directory,
-  read_header,
-  write_directory,
-)
+import numpy as np
 
-# The name that JPEG puts before the block, and some writers of other formats, too.
-PREFIX = b'Exif\0\0'
-_ORIENTATION = 274
-_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
-# The thumbnail's place and length, in the second directory.
+# Types of TIFF 6.0 and BigTIFF values, and the bytes of one value.
+BYTE, ASCII, SHORT, LONG, RATIONAL, UNDEFINED = 1, 2, 3, 4, 5, 7
+_SIGNED_RATIONAL = 10
+_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
+_BIG_TYPE_BYTES = {16: 8, 17: 8, 18: 8}
+_INTEGERS = {1: 'B', 3: 'H', 4: 'I', 7: 'B', 13: 'I', 16: 'Q', 18: 'Q'}
+_LAST_CLASSIC_TYPE = 13
+# Tags whose value is the offset of another directory.
+EXIF, GPS, INTEROPERABILITY = 34665, 34853, 40965
+_POINTERS = (EXIF, GPS, INTEROPERABILITY)
+ORIENTATION = 274
+X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 282, 283, 296
+# Offset and length of the thumbnail, in the second directory.
 _THUMBNAIL = (513, 514)
+# What JPEG puts before an EXIF block, and some writers of other formats too.
+EXIF_PREFIX = b'Exif\0\0'
+
+_ICC_HEADER_BYTES = 128
+_ICC_SPACES = {1: b'GRAY', 3: b'RGB '}
+_PHOTOSHOP_SIGNATURE = b'8BIM'
+_PHOTOSHOP_THUMBNAILS = (1033, 1036)
+PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
 
 
-def parse(block: bytes) -> tuple[Header, Directory] | None:
-  """The tags of a block; None if it has none that can be read."""
+@dataclasses.dataclass(frozen=True)
+class Metadata:
+  """What comes with the pixels, each as a file has it, or None.
+
+  Attributes:
+    icc_profile: The colour profile, for the colour space of the pixels.
+    exif: The tags as a small TIFF file (without JPEG's prefix) and without a thumbnail.
+    xmp: The packet, XML.
+    photoshop: Image resources of Adobe Photoshop, IPTC captions among them, without thumbnails.
+    comment: A JPEG comment.
+    dpi: Pixels per inch, across and down.
+    png_chunks: Type and content of a PNG file's chunks of text, time and colour.
+  """
+
+  icc_profile: bytes | None = None
+  exif: bytes | None = None
+  xmp: bytes | None = None
+  photoshop: bytes | None = None
+  comment: bytes | None = None
+  dpi: tuple[float, float] | None = None
+  png_chunks: tuple[tuple[bytes, bytes], ...] = ()
+
+
+def checked_profile(profile: bytes | None, channels: int) -> tuple[bytes | None, tuple[str, ...]]:
+  """Returns an ICC profile if it is one for images of 1 or 3 channels, and notes if it is not."""
+  if not profile:
+    return None, ()
+  if (
+    len(profile) < _ICC_HEADER_BYTES
+    or profile[36:40] != b'acsp'
+    or int.from_bytes(profile[:4], 'big') > len(profile)
+  ):
+    return None, ('its colour profile is damaged and left out',)
+  if profile[16:20] != _ICC_SPACES[channels]:
+    space = profile[16:20].decode('latin-1').strip()
+    name = space if space.isprintable() else 'unknown colours'
+    pixels = {1: 'grey', 3: 'RGB'}[channels]
+    return None, (f'its colour profile is for {name}, but the pixels are {pixels}: it is left out',)
+  return profile, ()
+
+
+def checked_photoshop(resources: bytes | None) -> tuple[bytes | None, tuple[str, ...]]:
+  """Returns Photoshop's image resources without thumbnails of the unprocessed image, and notes on damage."""
+  if not resources:
+    return None, ()
+  kept, at = [], 0
+  # What follows the last one is padding.
+  while resources[at : at + 4] == _PHOTOSHOP_SIGNATURE:
+    try:
+      number, name_bytes = struct.unpack_from('>HB', resources, at + 4)
+      # Names, with their length, and contents are padded to even lengths.
+      size_at = at + 6 + (1 + name_bytes + 1) // 2 * 2
+      (size,) = struct.unpack_from('>I', resources, size_at)
+    except struct.error:
+      break
+    end = size_at + 4 + size
+    if end > len(resources):
+      break
+    end += size % 2
+    if number not in _PHOTOSHOP_THUMBNAILS:
+      kept.append(resources[at:end].ljust(end - at, b'\0'))
+    at = end
+  else:
+    if not resources[at:].strip(b'\0'):
+      return b''.join(kept) or None, ()
+  return None, ('its Photoshop data are damaged and left out',)
+
+
+def checked_exif(block: bytes | None) -> tuple[bytes | None, tuple[str, ...]]:
+  """Returns an EXIF block without prefix and thumbnail, and notes on damage.
+
+  A block that is damaged in part is kept; None is returned for one without a readable header.
+  """
+  if not block:
+    return None, ()
+  block = block.removeprefix(EXIF_PREFIX)
+  if read_header(block) is None:
+    return None, ('its EXIF data are damaged and left out',)
+  parsed = parse_exif(block)
+  if parsed is None or parsed[1].damaged:
+    return _without_thumbnail(block), ('its EXIF data are damaged and kept as they are',)
+  return _without_thumbnail(block), ()
+
+
+def orientation(exif: bytes | None) -> int:
+  """The orientation in an EXIF block, 1 to 8; 1 if there is none or it is another number."""
+  parsed = parse_exif(exif) if exif else None
+  values = parsed[1].integers(ORIENTATION) if parsed else ()
+  return values[0] if len(values) == 1 and 1 <= values[0] <= 8 else 1
+
+
+def exif_made_upright(exif: bytes | None) -> bytes | None:
+  """The block with orientation 1 in place of another."""
+  parsed = parse_exif(exif) if exif else None
+  if not exif or parsed is None or orientation(exif) == 1:
+    return exif
+  header = parsed[0]
+  (count,) = struct.unpack_from(header.order + 'H', exif, header.offset)
+  for at in range(header.offset + 2, header.offset + 2 + 12 * count, 12):
+    tag, kind, number = struct.unpack_from(header.order + 'HHI', exif, at)
+    if (tag, number) == (ORIENTATION, 1):
+      value = struct.pack(header.order + ('H' if kind == SHORT else 'I'), 1).ljust(4, b'\0')
+      exif = exif[: at + 8] + value + exif[at + 12 :]
+  return exif
+
+
+def has_resolution(exif: bytes | None) -> bool:
+  """Whether an EXIF block says how many pixels there are per inch."""
+  parsed = parse_exif(exif) if exif else None
+  return parsed is not None and parsed[1].dpi() is not None
+
+
+def _without_thumbnail(block: bytes) -> bytes:
+  """Unlinks the second directory: its thumbnail shows the image before it was denoised."""
+  parsed = parse_exif(block)
+  if parsed is None or not parsed[1].next_offset:
+    return block
+  header, tags = parsed
+  (count,) = struct.unpack_from(header.order + 'H', block, header.offset)
+  link = header.offset + 2 + 12 * count
+  unlinked = block[:link] + bytes(4) + block[link + 4 :]
+  try:
+    second = read_directory(block, header, tags.next_offset, depth=0)
+    start, length = (second.integers(tag)[0] for tag in _THUMBNAIL)
+  except (ValueError, IndexError):
+    return unlinked
+  # It is mostly at the end of the block; cut it off where nothing else is lost.
+  cut = unlinked[:start] + unlinked[start + length :]
+  if start + length == len(block) and parse_exif(cut) == parse_exif(unlinked):
+    return cut
+  return unlinked
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """The value of a tag: its type, how many, and the bytes in the byte order of its file."""
+
+  type: int
+  count: int
+  data: bytes
+
+
+@dataclasses.dataclass
+class Directory:
+  """An image file directory (IFD) of TIFF 6.0.
+
+  Attributes:
+    order: Byte order, '<' or '>'.
+    entries: Values by tag.
+    children: Directories that tags point to.
+    next_offset: Where the next directory is, 0 if there is none.
+    damaged: Whether some tags could not be read.
+  """
+
+  order: str
+  entries: dict[int, Entry] = dataclasses.field(default_factory=dict)
+  children: dict[int, 'Directory'] = dataclasses.field(default_factory=dict)
+  next_offset: int = 0
+  damaged: bool = False
+
+  def integers(self, tag: int) -> tuple[int, ...]:
+    """The values of a tag of whole numbers; empty if it is missing or of another type."""
+    entry = self.entries.get(tag)
+    form = _INTEGERS.get(entry.type) if entry else None
+    return struct.unpack(f'{self.order}{entry.count}{form}', entry.data) if entry and form else ()
+
+  def number(self, tag: int, default: int = 0) -> int:
+    """The first value of a tag of whole numbers."""
+    return (*self.integers(tag), default)[0]
+
+  def set_integers(self, tag: int, values: Iterable[int]) -> None:
+    """Sets whole numbers up to 32 bits."""
+    values = tuple(values)
+    kind = SHORT if max(values) < 2**16 else LONG
+    data = struct.pack(f'{self.order}{len(values)}{_INTEGERS[kind]}', *values)
+    self.entries[tag] = Entry(kind, len(values), data)
+
+  def dpi(self) -> tuple[float, float] | None:
+    """Pixels per inch, across and down."""
+    x, y = (self._rational(tag) for tag in (X_RESOLUTION, Y_RESOLUTION))
+    scale = {2: 1, 3: 2.54}.get(self.number(RESOLUTION_UNIT, 2))
+    return (x * scale, y * scale) if x and y and scale else None
+
+  def set_dpi(self, dpi: tuple[float, float]) -> None:
+    """Sets pixels per inch, across and down."""
+    self.set_integers(RESOLUTION_UNIT, [2])
+    for tag, value in zip((X_RESOLUTION, Y_RESOLUTION), dpi, strict=True):
+      data = struct.pack(self.order + 'II', min(round(value * 1000), 2**32 - 1), 1000)
+      self.entries[tag] = Entry(RATIONAL, 1, data)
+
+  def in_order(self, order: str) -> 'Directory':
+    """The same tags in another byte order; bytes of undefined meaning stay as they are."""
+    if order == self.order:
+      return self
+
+    def swapped(entry):
+      size = 4 if entry.type in (RATIONAL, _SIGNED_RATIONAL) else _TYPE_BYTES.get(entry.type, 1)
+      data = np.frombuffer(entry.data, f'u{size}').byteswap().tobytes()
+      return dataclasses.replace(entry, data=data)
+
+    entries = {tag: swapped(entry) for tag, entry in self.entries.items() if entry.type in _TYPE_BYTES}
+    return Directory(order, entries, {tag: child.in_order(order) for tag, child in self.children.items()})
+
+  def _rational(self, tag):
+    entry = self.entries.get(tag)
+    if entry is None or entry.type != RATIONAL or entry.count != 1:
+      return None
+    over, under = struct.unpack(self.order + 'II', entry.data)
+    return over / under if under else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+  """The start of a TIFF file or an EXIF block: byte order '<' or '>', BigTIFF or not, first directory."""
+
+  order: str
+  big: bool
+  offset: int
+
+
+def read_header(data) -> Header | None:
+  """Reads the first bytes of a buffer; None if they are not TIFF."""
+  order = {b'II': '<', b'MM': '>'}.get(bytes(data[:2]))
+  if order is None or len(data) < 8:
+    return None
+  version, offset = struct.unpack_from(order + 'HI', data, 2)
+  if version == 42:
+    return Header(order, False, offset)
+  if version == 43 and len(data) >= 16 and struct.unpack_from(order + 'HH', data, 4) == (8, 0):
+    return Header(order, True, struct.unpack_from(order + 'Q', data, 8)[0])
+  return None
+
+
+def read_directory(data, header: Header, offset: int, *, depth: int = 2) -> Directory:
+  """Reads the directory at an offset of a buffer, and those it points to.
+
+  Tags of unknown types and values outside of the buffer are left out and reported by ``damaged``.
+
+  Raises:
+    ValueError: There is no directory at the offset.
+  """
+  order = header.order
+  count_form, offset_form, entry_bytes = ('Q', 'Q', 20) if header.big else ('H', 'I', 12)
+  head, offset_bytes = struct.calcsize(count_form), struct.calcsize(offset_form)
+  sizes = _TYPE_BYTES | (_BIG_TYPE_BYTES if header.big else {})
+  if not 8 <= offset <= len(data) - head:
+    raise ValueError(f'the file is damaged or incomplete: its tags should be at byte {offset} of {len(data)}')
+  (count,) = struct.unpack_from(order + count_form, data, offset)
+  end = offset + head + count * entry_bytes
+  if end > len(data) or not 1 <= count <= 0xFFFF:
+    raise ValueError(f'the file is damaged or incomplete: it lists {count} tags at byte {offset}')
+  found = Directory(order)
+  # Values do not share their bytes; else a small file could hold a list of large ones.
+  room = len(data)
+  for at in range(offset + head, end, entry_bytes):
+    tag, kind, number = struct.unpack_from(order + 'HH' + offset_form, data, at)
+    length = sizes.get(kind, 0) * number
+    start = at + entry_bytes - offset_bytes
+    if length > offset_bytes:
+      (start,) = struct.unpack_from(order + offset_form, data, start)
+    if not 1 <= length <= room or start + length > len(data):
+      found.damaged = True
+      continue
+    room -= length
+    found.entries[tag] = Entry(kind, number, bytes(data[start : start + length]))
+  if end + offset_bytes <= len(data):
+    (found.next_offset,) = struct.unpack_from(order + offset_form, data, end)
+  for tag in _POINTERS:
+    if tag in found.entries:
+      _read_child(found, tag, data, header, depth)
+  return found
+
+
+def _read_child(parent, tag, data, header, depth):
+  offsets = parent.integers(tag)
+  del parent.entries[tag]
+  try:
+    if depth == 0 or len(offsets) != 1:
+      raise ValueError
+    parent.children[tag] = read_directory(data, header, offsets[0], depth=depth - 1)
+    parent.damaged |= parent.children[tag].damaged
+  except ValueError:
+    parent.damaged = True
+
+
+def parse_exif(block: bytes) -> tuple[Header, Directory] | None:
+  """Header and tags of an EXIF block; None if it has none that can be read."""
   header = read_header(block)
   if header is None or header.big:
     return None
@@ -35,89 +331,61 @@ def parse(block: bytes) -> tuple[Header, Directory] | None:
     return None
 
 
-def checked(block: bytes | None) -> tuple[bytes | None, tuple[str, ...]]:
-  """What of a file's EXIF to keep.
+def build_exif(directory: Directory) -> bytes:
+  """An EXIF block of the tags in a directory."""
+  start = {'<': b'II', '>': b'MM'}[directory.order] + struct.pack(directory.order + 'HI', 42, 8)
+  return start + pack_directory(directory, len(start))
 
-  Args:
-    block: As found, with or without the name before it.
 
-  Returns:
-    The block without a thumbnail, or None, and notes on damage.
+def pack_directory(directory: Directory, offset: int) -> bytes:
+  """The bytes of a directory and all it points to, for an offset; types that BigTIFF added are left out."""
+  order = directory.order
+  entries = {tag: entry for tag, entry in directory.entries.items() if entry.type <= _LAST_CLASSIC_TYPE}
+  tags = sorted(set(entries) | set(directory.children))
+  table = struct.pack(order + 'H', len(tags))
+  after = offset + 2 + 12 * len(tags) + 4
+  values = b''
+  for tag in tags:
+    # Values begin at even offsets.
+    values += b'\0' * ((after + len(values)) % 2)
+    start = struct.pack(order + 'I', after + len(values))
+    if tag in directory.children:
+      table += struct.pack(order + 'HHI', tag, LONG, 1) + start
+      values += pack_directory(directory.children[tag], after + len(values))
+      continue
+    entry = entries[tag]
+    table += struct.pack(order + 'HHI', tag, entry.type, entry.count)
+    if len(entry.data) <= 4:
+      table += entry.data.ljust(4, b'\0')
+    else:
+      table += start
+      values += entry.data
+  return table + struct.pack(order + 'I', 0) + values
+
+
+def png_chunks(data) -> Iterator[tuple[bytes, bytes, bool]]:
+  """Type, content and whether the checksum is right, for each chunk of a PNG file up to its end.
+
+  Raises:
+    ValueError: The file is cut off, or a chunk that is needed to decode it is damaged or unknown.
   """
-  if not block:
-    return None, ()
-  block = block.removeprefix(PREFIX)
-  if read_header(block) is None:
-    return None, ('its EXIF data are damaged and left out',)
-  parsed = parse(block)
-  if parsed is None or parsed[1].damaged:
-    return without_thumbnail(block), ('its EXIF data are damaged and kept as they are',)
-  return without_thumbnail(block), ()
+  at = len(PNG_SIGNATURE)
+  while True:
+    length, kind = struct.unpack_from('>I4s', data, at) if at + 12 <= len(data) else (len(data), b'')
+    if at + 12 + length > len(data):
+      raise ValueError('the file is damaged or incomplete: it is cut off')
+    content = data[at + 8 : at + 8 + length]
+    sound = zlib.crc32(content, zlib.crc32(kind)) == struct.unpack_from('>I', data, at + 8 + length)[0]
+    # The case of the first letter says whether decoders need to know a chunk.
+    if not kind[0] & 0x20 and not (sound and kind in (b'IHDR', b'PLTE', b'IDAT', b'IEND')):
+      raise ValueError(f'the file is damaged or incomplete: its chunk {kind!r} is not sound')
+    at += 12 + length
+    if kind == b'IEND':
+      return
+    yield kind, content, sound
 
 
-def orientation(block: bytes | None) -> int:
-  """The orientation, 1 to 8; 1 where none is given, or another number."""
-  parsed = parse(block) if block else None
-  entry = parsed[1].entries.get(_ORIENTATION) if parsed else None
-  values = integers(entry, parsed[0].order) if parsed and entry else ()
-  return values[0] if len(values) == 1 and 1 <= values[0] <= 8 else 1
-
-
-def resolution_dpi(directory: Directory, order: str) -> tuple[float, float] | None:
-  """Pixels per inch by the tags of a TIFF file."""
-  entries = directory.entries
-  if _X_RESOLUTION not in entries or _Y_RESOLUTION not in entries:
-    return None
-  x, y = (rational(entries[tag], order) for tag in (_X_RESOLUTION, _Y_RESOLUTION))
-  unit = integers(entries[_RESOLUTION_UNIT], order) if _RESOLUTION_UNIT in entries else (2,)
-  scale = {2: 1, 3: 2.54}.get(unit[0]) if len(unit) == 1 else None
-  return (x * scale, y * scale) if x and y and scale else None
-
-
-def has_resolution(block: bytes | None) -> bool:
-  """Whether a block tells pixels per inch."""
-  parsed = parse(block) if block else None
-  return parsed is not None and resolution_dpi(parsed[1], parsed[0].order) is not None
-
-
-def made_upright(block: bytes | None) -> bytes | None:
-  """The block with orientation 1, if it has one."""
-  parsed = parse(block) if block else None
-  if not block or parsed is None or orientation(block) == 1:
-    return block
-  header = parsed[0]
-  (count,) = struct.unpack_from(header.order + 'H', block, header.offset)
-  for at in range(header.offset + 2, header.offset + 2 + 12 * count, 12):
-    tag, kind, number = struct.unpack_from(header.order + 'HHI', block, at)
-    if (tag, number) == (_ORIENTATION, 1):
-      form = header.order + ('H' if kind == SHORT else 'I')
-      value = struct.pack(form, 1).ljust(4, b'\0')
-      block = block[: at + 8] + value + block[at + 12 :]
-  return block
-
-
-def without_thumbnail(block: bytes) -> bytes:
-  """Unlinks the second directory: its small picture would show the file as it was."""
-  parsed = parse(block)
-  if parsed is None or not parsed[1].next_offset:
-    return block
-  header, tags = parsed
-  (count,) = struct.unpack_from(header.order + 'H', block, header.offset)
-  link = header.offset + 2 + 12 * count
-  unlinked = block[:link] + bytes(4) + block[link + 4 :]
-  try:
-    second = read_directory(block, header, tags.next_offset, depth=0)
-    place, length = (integers(second.entries[tag], header.order)[0] for tag in _THUMBNAIL)
-  except (ValueError, KeyError, IndexError):
-    return unlinked
-  # Mostly it is the last thing of the block; cut it off where that loses nothing else.
-  cut = unlinked[:place] + unlinked[place + length :]
-  if place + length == len(block) and parse(cut) == parse(unlinked):
-    return cut
-  return unlinked
-
-
-def build(directory: Directory, order: str) -> bytes:
-  """A block of tags that are in memory."""
-  start = {'<': b'II', '>': b'MM'}[order] + struct.pack(order + 'HI', 42, 8)
-  return start + write_directory(directory, order, len(start))
+def pack_png_chunk(kind: bytes, content: bytes) -> bytes:
+  """The bytes of a chunk in a PNG file."""
+  crc = zlib.crc32(content, zlib.crc32(kind))
+  return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', crc)

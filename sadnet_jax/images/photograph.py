@@ -1,19 +1,20 @@
-"""What a picture file holds, whatever its format."""
+"""What an image file holds, whatever its format."""
 
 from collections.abc import Iterable, Mapping
 import dataclasses
 
 import numpy as np
 
-from sadnet_jax.images import metadata as exif_blocks
+from sadnet_jax.images import metadata as metadata_blocks
+from sadnet_jax.images.metadata import Metadata
 from sadnet_jax.machine import free_host_bytes
 
 # 500 megapixels: three times the largest sensors, and 3 GB as 16-bit colour.
 MAX_PIXELS = 500_000_000
-# Reading holds the file, the decoder's picture and the array at once.
+# Reading holds the decoder's picture and up to two arrays at once.
 _COPIES = 3
 
-# Of each EXIF orientation: whether rows become columns, then whether rows and columns are reversed.
+# For each EXIF orientation: whether rows become columns, then whether rows and columns are reversed.
 _TURNS: Mapping[int, tuple[bool, bool, bool]] = {
   1: (False, False, False),
   2: (False, False, True),
@@ -24,71 +25,64 @@ _TURNS: Mapping[int, tuple[bool, bool, bool]] = {
   7: (True, True, True),
   8: (True, True, False),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Metadata:
-  """What comes with the pixels, each as a file has it, or None.
-
-  Attributes:
-    icc_profile: The colour profile, of the pixels' colour space.
-    exif: The tags as a small TIFF file (without the name that JPEG puts before it) and without a thumbnail.
-    xmp: The packet, XML.
-    photoshop: Image resources of Adobe Photoshop, IPTC captions among them, without thumbnails.
-    comment: A JPEG comment.
-    dpi: Pixels per inch, across and down.
-    png_chunks: Type and content of a PNG's chunks of text, time and colour.
-  """
-
-  icc_profile: bytes | None = None
-  exif: bytes | None = None
-  xmp: bytes | None = None
-  photoshop: bytes | None = None
-  comment: bytes | None = None
-  dpi: tuple[float, float] | None = None
-  png_chunks: tuple[tuple[bytes, bytes], ...] = ()
+_FIELD_NAMES = {
+  'icc_profile': 'colour profile',
+  'exif': 'EXIF data',
+  'xmp': 'XMP data',
+  'photoshop': 'Photoshop data (IPTC)',
+  'comment': 'comment',
+  'dpi': 'resolution (dpi)',
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Photograph:
-  """A picture as its file stores it: not turned, not premultiplied.
+  """An image as its file stores it: not rotated, not premultiplied by alpha.
 
   Attributes:
-    pixels: uint8 or uint16 [H, W, 1 or 3], the full range of the type.
-    alpha: [H, W] of the same type, 0 is transparent; None if there is none.
-    metadata: What came with it.
-    lossless: Whether it comes from a form that stores pixels exactly.
-    notes: What was left out or taken for something, sentences for the user.
+    pixels: [H, W, 1 or 3]. uint8 or uint16 of the full range, or float32 where 1 is white and larger
+      values are brighter than white. Always display-referred, that is, with a transfer curve like sRGB's:
+      files of linear light are converted when read and when written.
+    alpha: Opacity [H, W] of the same dtype, 0 is transparent; None if there is none.
+    metadata: What the file holds beside pixels.
+    lossless: Whether the file stores pixels exactly, unlike JPEG.
+    linear: Whether a floating-point file stores linear light, so that one written from it does too.
+    notes: What was left out or assumed while reading, as sentences for the user.
   """
 
   pixels: np.ndarray
   alpha: np.ndarray | None = None
-  metadata: Metadata = Metadata()
+  metadata: Metadata = dataclasses.field(default_factory=Metadata)
   lossless: bool = True
+  linear: bool = False
   notes: tuple[str, ...] = ()
 
   def __post_init__(self):
-    """Raises ValueError for arrays of another form."""
+    """Raises ValueError for arrays of another dtype or shape."""
     pixels, alpha = self.pixels, self.alpha
-    if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
+    if (
+      pixels.dtype not in (np.uint8, np.uint16, np.float32)
+      or pixels.ndim != 3
+      or pixels.shape[2] not in (1, 3)
+    ):
       raise ValueError(
-        f'pixels: got {pixels.dtype} {pixels.shape}, want uint8 or uint16 of shape [H, W, 1 or 3]'
+        f'pixels must be uint8, uint16 or float32 of shape [H, W, 1 or 3], not {pixels.dtype} {pixels.shape}'
       )
     if 0 in pixels.shape:
-      raise ValueError(f'pixels: got an empty array {pixels.shape}, want at least one pixel')
+      raise ValueError(f'pixels must not be empty, but have shape {pixels.shape}')
     if alpha is not None and (alpha.dtype != pixels.dtype or alpha.shape != pixels.shape[:2]):
       raise ValueError(
-        f'alpha: got {alpha.dtype} {alpha.shape}, want {pixels.dtype} {pixels.shape[:2]} as the pixels'
+        f'alpha must be {pixels.dtype} {pixels.shape[:2]} like the pixels, not {alpha.dtype} {alpha.shape}'
       )
 
   @property
   def orientation(self) -> int:
-    """How to turn it before it is shown: EXIF's number, 1 (as it is) to 8."""
-    return exif_blocks.orientation(self.metadata.exif)
+    """EXIF's number, 1 to 8, for how viewers rotate the pixels; 1 is not at all."""
+    return metadata_blocks.orientation(self.metadata.exif)
 
 
 def upright(photograph: Photograph) -> Photograph:
-  """The same picture, turned and mirrored as its EXIF orientation asks, which is 1 afterwards."""
+  """Rotates and mirrors the pixels as the EXIF orientation asks, and sets the orientation to 1."""
   transposed, rows, columns = _TURNS[photograph.orientation]
 
   def turn(array):
@@ -101,54 +95,89 @@ def upright(photograph: Photograph) -> Photograph:
     photograph,
     pixels=turn(photograph.pixels),
     alpha=None if photograph.alpha is None else turn(photograph.alpha),
-    metadata=dataclasses.replace(metadata, exif=exif_blocks.made_upright(metadata.exif), dpi=dpi),
+    metadata=dataclasses.replace(metadata, exif=metadata_blocks.exif_made_upright(metadata.exif), dpi=dpi),
   )
 
 
 def check_size(width: int, height: int, pixel_bytes: int, most_pixels: float = float('inf')) -> None:
-  """Refuses a header before anything is allocated.
+  """Refuses an image by its header, before anything is allocated.
 
   Args:
     width: In pixels, as the header says.
-    height: The same.
-    pixel_bytes: Memory that a pixel takes.
-    most_pixels: What a file of this length can hold at the very most.
+    height: Likewise.
+    pixel_bytes: Memory per decoded pixel.
+    most_pixels: The most that a file of this length can hold.
 
   Raises:
-    ValueError: No pixels, or more than the file, the machine or `MAX_PIXELS` allows.
+    ValueError: No pixels, or more than the file, the machine's memory or `MAX_PIXELS` allows.
   """
   pixels = width * height
   if width < 1 or height < 1:
-    raise ValueError(f'got a header of {width}x{height} pixels, want at least one (the file is damaged)')
+    raise ValueError(f'the file is damaged or incomplete: its header says {width}x{height} pixels')
   if pixels > most_pixels:
     raise ValueError(
-      f'got a header of {width}x{height} pixels, want no more than the file can hold (it is damaged)'
+      f'the file is damaged or incomplete: its header says {width}x{height} pixels, '
+      'more than a file of its size can hold'
     )
   if pixels > MAX_PIXELS:
-    raise ValueError(f'got {width}x{height} pixels, want at most {MAX_PIXELS:,} (cut it into parts)')
+    raise ValueError(f'{width}x{height} pixels are more than {MAX_PIXELS:,}; cut the image into parts')
   memory = free_host_bytes()
   if memory is not None and pixels * pixel_bytes * _COPIES > memory:
     raise ValueError(
-      f'got {width}x{height} pixels, want a picture that fits the {memory / 2**30:.1f} GiB of free memory '
-      '(cut it into parts)'
+      f'{width}x{height} pixels do not fit into the {memory / 2**30:.1f} GiB of free memory; '
+      'cut the image into parts'
     )
 
 
-def left_out(metadata: Metadata, names: Iterable[str], form: str) -> tuple[str, ...]:
-  """Notes on fields of the metadata that a format has no place for."""
-  called = {
-    'icc_profile': 'colour profile',
-    'exif': 'EXIF data',
-    'xmp': 'XMP data',
-    'photoshop': 'Photoshop data (IPTC)',
-    'comment': 'comment',
-    'dpi': 'resolution (dpi)',
-  }
-  lost = [called[name] for name in names if name in called and getattr(metadata, name)]
+def lost_fields(metadata: Metadata, names: Iterable[str], format_name: str) -> tuple[str, ...]:
+  """Notes on those of the named metadata fields that are present but that a format cannot store."""
+  lost = [_FIELD_NAMES[name] for name in names if name in _FIELD_NAMES and getattr(metadata, name)]
   if 'png_chunks' in names:
     kinds = {kind for kind, _ in metadata.png_chunks}
     lost += ['PNG text'] if kinds & {b'tEXt', b'zTXt', b'iTXt'} else []
     # With a profile, or sRGB, nothing is lost without them.
     if kinds & {b'gAMA', b'cHRM', b'cICP'} and not metadata.icc_profile and b'sRGB' not in kinds:
       lost.append('PNG colour (gAMA, cHRM)')
-  return tuple(f'its {name} left out: {form} has no place for it' for name in lost)
+  return tuple(f'{format_name} cannot store its {name}, which is left out' for name in lost)
+
+
+def to_8_bits(array: np.ndarray) -> np.ndarray:
+  """Rounds to the nearest of 256 levels.
+
+  Args:
+    array: uint16 of the full range, or floats, which are clipped to [0, 1]; uint8 is returned as it is.
+  """
+  if array.dtype == np.uint8:
+    return array
+  if array.dtype == np.uint16:
+    # In whole numbers: 257 steps of 16 bits are one of 8.
+    return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+  return np.round(np.clip(array, 0, 1) * 255).astype(np.uint8)
+
+
+def to_16_bits(array: np.ndarray) -> np.ndarray:
+  """Clips floats to [0, 1] and rounds them to 65536 levels; integers are returned as they are."""
+  if array.dtype != np.float32:
+    return array
+  return np.round(np.clip(array, 0, 1) * np.float32(65535)).astype(np.uint16)
+
+
+def to_float(array: np.ndarray) -> np.ndarray:
+  """Converts integers of the full range to float32 in [0, 1]; floats are returned as they are."""
+  if array.dtype == np.float32:
+    return array
+  return array.astype(np.float32) / np.float32(np.iinfo(array.dtype).max)
+
+
+def srgb_from_linear(linear: np.ndarray) -> np.ndarray:
+  """Applies the sRGB transfer curve (IEC 61966-2-1), continued above 1 and mirrored below 0; float32."""
+  size = np.abs(linear)
+  curve = np.where(size <= 0.0031308, 12.92 * size, 1.055 * size ** (1 / 2.4) - 0.055)
+  return np.copysign(curve, linear).astype(np.float32)
+
+
+def linear_from_srgb(srgb: np.ndarray) -> np.ndarray:
+  """The inverse of `srgb_from_linear`, float32."""
+  size = np.abs(srgb)
+  curve = np.where(size <= 0.04045, size / 12.92, ((size + 0.055) / 1.055) ** 2.4)
+  return np.copysign(curve, srgb).astype(np.float32)

@@ -1,154 +1,792 @@
-"""Photographs from files: what they are is told by their first bytes, never by their ending."""
+"""Reads photographs: the first bytes of a file decide its format, never its extension.
 
-from collections.abc import Callable, Mapping
+OpenImageIO decodes the pixels. What could hang, print or exhaust memory there is refused before: sizes by
+the header, repeated scans and compressed text by their number, damaged PNG pixels (of which libpng prints).
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import mmap
 from pathlib import Path
+import struct
+import tempfile
 import warnings
+import zlib
 
-from sadnet_jax.images.formats import bmp, jpeg, png, tiff, webp
-from sadnet_jax.images.photograph import MAX_PIXELS, Photograph
+import numpy as np
+import OpenImageIO
+from PIL import JpegImagePlugin
 
-_WANT = 'want a PNG, JPEG, TIFF, WebP or BMP file'
+from sadnet_jax.files import one_line
+from sadnet_jax.images import metadata as blocks
+from sadnet_jax.images.metadata import Directory, Metadata
+from sadnet_jax.images.photograph import MAX_PIXELS, Photograph, check_size, srgb_from_linear
+
+_READABLE = 'PNG, JPEG, TIFF, WebP, BMP, OpenEXR, JPEG XL, HEIC or camera raw'
 _HEAD_BYTES = 32
 # 16-bit colour and transparency, and as much again of metadata.
 _MOST_FILE_BYTES = 16 * MAX_PIXELS
-_READERS: Mapping[str, Callable[[bytes], Photograph]] = {
-  'PNG': png.read,
-  'JPEG': jpeg.read,
-  'TIFF': tiff.read,
-  'WebP': webp.read,
-  'BMP': bmp.read,
-}
+_LONGEST_REASON = 200
+# All text and profiles of a PNG file together, decompressed.
+_MOST_METADATA_BYTES = 32 * 2**20
 _TIFF_STARTS = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
-_RAW = 'develop it, for instance to 16-bit TIFF'
-_CONVERT = 'convert it'
-# Starts of files that are no photographs here, each with a name and what to do.
-_OTHERS = (
-  (b'GIF87a', 'a GIF file', _CONVERT),
-  (b'GIF89a', 'a GIF file', _CONVERT),
+_RAW_STARTS = (b'FUJIFILMCCD-RAW', b'IIRO', b'IIRS', b'MMOR', b'IIU\0')
+_HEIC_BRANDS = (b'heic', b'heix', b'hevc', b'mif1', b'msf1')
+# Starts of files in formats that are not read, each with its name and what to do.
+_OTHER_FORMATS = (
+  (b'GIF87a', 'a GIF file', 'convert it'),
+  (b'GIF89a', 'a GIF file', 'convert it'),
   (b'8BPS', 'a Photoshop document', 'export it'),
   (b'gimp xcf', 'a GIMP document', 'export it'),
-  (b'\0\0\0\x0cjP  ', 'a JPEG 2000 file', _CONVERT),
-  (b'\xff\x4f\xff\x51', 'a JPEG 2000 file', _CONVERT),
-  (b'\0\0\0\x0cJXL ', 'a JPEG XL file', _CONVERT),
-  (b'\xff\x0a', 'a JPEG XL file', _CONVERT),
-  (b'\x76\x2f\x31\x01', 'an OpenEXR file of high dynamic range', 'convert it to 16-bit RGB'),
-  (b'#?RADIANCE', 'a Radiance file of high dynamic range', 'convert it to 16-bit RGB'),
-  (b'#?RGBE', 'a Radiance file of high dynamic range', 'convert it to 16-bit RGB'),
-  (b'FUJIFILMCCD-RAW', 'a camera raw file', _RAW),
-  (b'IIRO', 'a camera raw file', _RAW),
-  (b'IIRS', 'a camera raw file', _RAW),
-  (b'MMOR', 'a camera raw file', _RAW),
-  (b'IIU\0', 'a camera raw file', _RAW),
-  (b'%PDF', 'a PDF file', 'export its pictures'),
+  (b'\0\0\0\x0cjP  ', 'a JPEG 2000 file', 'convert it'),
+  (b'\xff\x4f\xff\x51', 'a JPEG 2000 file', 'convert it'),
+  (b'#?RADIANCE', 'a Radiance file', 'convert it to OpenEXR'),
+  (b'#?RGBE', 'a Radiance file', 'convert it to OpenEXR'),
+  (b'%PDF', 'a PDF file', 'export its images'),
   (b'<svg', 'an SVG drawing', 'render it'),
-  (b'\0\0\1\0', 'an icon', _CONVERT),
-  (b'qoif', 'a QOI file', _CONVERT),
+  (b'\0\0\1\0', 'an icon', 'convert it'),
+  (b'qoif', 'a QOI file', 'convert it'),
   (b'\x8aMNG', 'an MNG animation', 'save a frame'),
 )
-# Brands of the container that films, HEIC and others share.
-_BRANDS = {
-  b'heic': 'a HEIC file',
-  b'heix': 'a HEIC file',
-  b'hevc': 'a HEIC file',
-  b'mif1': 'a HEIC file',
-  b'msf1': 'a HEIC file',
-  b'avif': 'an AVIF file',
-  b'avis': 'an AVIF file',
-}
+# Transfer functions of high dynamic range: PQ and HLG.
+_HDR_TRANSFERS = (16, 18)
+_METRES_PER_INCH = 0.0254
 
 
-def read_photograph(path: str | Path) -> Photograph:
-  """Reads a photograph with all that came with it.
+def read_photograph(path: str | Path, *, linear: bool | None = None) -> Photograph:
+  """Reads a photograph and its metadata.
 
-  The pixels are as stored: 8 or 16 bits, not turned. One and two bits become eight, palettes
-  RGB, a colour named transparent becomes alpha. Of a JPEG file with several pictures (MPO) the
-  first is taken. Everything is refused that would have to be guessed: CMYK, Lab, floating
-  point, several pages or frames, pixels that are missing.
+  Integers of 8 and 16 bits are returned as stored, without rotation (HEIC, JPEG XL and raw files are
+  upright). One to four bits become eight, palettes RGB, a colour declared transparent becomes alpha. Floats
+  become float32. Camera raw files are developed to 16 bits of sRGB with the camera's white balance. If a JPEG
+  or HEIC file has several images, the first is read. CMYK, Lab, several pages or frames, and incomplete files
+  are refused.
 
   Args:
-    path: A PNG, JPEG, TIFF, WebP or BMP file, whatever its ending.
+    path: A PNG, JPEG, TIFF, WebP, BMP, OpenEXR or JPEG XL file, HEIC with the extra ``heic``, or camera raw
+      with the extra ``raw``.
+    linear: Whether floating-point files hold linear light, which is then converted to display-referred
+      values; None for what is usual: OpenEXR does, TIFF and JPEG XL do not.
 
   Returns:
-    The photograph; its notes tell what of the file is left out.
+    The photograph; its notes say what was left out.
 
   Raises:
-    ValueError: No such file, no permission, another format, a kind of picture that is
-      not for a denoiser of photographs, a damaged or incomplete file, or one too large.
+    ValueError: The file is missing, unreadable, of another format or kind, damaged, incomplete, or too large,
+      or its format needs an extra that is not installed.
   """
+  with _explained_errors(path):
+    form = _format_of(Path(path))
+    with warnings.catch_warnings():
+      # What matters of the decoders' warnings is in the notes.
+      warnings.simplefilter('ignore')
+      if form in _READERS_OF_FLOATS:
+        return _READERS_OF_FLOATS[form](Path(path), linear)
+      return _READERS[form](Path(path))
+
+
+def read_shape(path: str | Path) -> tuple[int, int, int]:
+  """Reads height, width and channels (1 or 3) of a photograph, for most formats from the header alone.
+
+  Raises:
+    ValueError: As by `read_photograph`, but damage behind the header is not noticed.
+  """
+  path = Path(path)
+  with _explained_errors(path):
+    form = _format_of(path)
+    if form == 'PNG':
+      with path.open('rb') as file:
+        width, height, colour_type = struct.unpack('>16xIIxB', file.read(26))
+      return height, width, 1 if colour_type in (0, 4) else 3
+    if form not in ('HEIC', 'camera raw'):
+      with _opened(path) as reader:
+        spec = reader.spec()
+      return spec.height, spec.width, 1 if spec.nchannels < 3 else 3
+  height, width, channels = read_photograph(path).pixels.shape
+  return height, width, channels
+
+
+@contextlib.contextmanager
+def _explained_errors(path):
+  """Turns whatever goes wrong with a file into a ValueError of one line that begins with its path."""
   shown = shown_path(path)
   try:
-    data, form = _load(Path(path), shown)
-  except OSError as error:
-    raise ValueError(f'{shown}: got no readable file ({error.strerror}), {_WANT}') from error
-  try:
-    with warnings.catch_warnings():
-      # Whatever is of interest is in the notes.
-      warnings.simplefilter('ignore')
-      return _READERS[form](data)
+    yield
   except ValueError as error:
-    raise ValueError(f'{shown}: {_about(error, form)}') from error
+    raise ValueError(f'{shown}: {one_line(error)}') from error
+  except OSError as error:
+    raise ValueError(f'{shown}: cannot be read ({error.strerror or one_line(error)})') from error
   except MemoryError as error:
-    raise ValueError(f'{shown}: got a picture too large for the memory, want a smaller one') from error
+    raise ValueError(f'{shown}: the image does not fit into memory') from error
   # Decoders of damaged files raise whatever they come across.
   except Exception as error:
-    raise ValueError(f'{shown}: {_damaged(error, form)}') from error
+    reason = one_line(error, _LONGEST_REASON)
+    raise ValueError(f'{shown}: the file is damaged or incomplete: {reason}') from error
 
 
 def shown_path(path: str | Path) -> str:
-  """A path for messages: of one line, and text that can be printed."""
+  """A path for messages: printable and in one line."""
   text = str(path)
   return text if text.isprintable() else repr(text)
 
 
-def _load(path, shown):
-  """The bytes of a file, and the name of their format."""
+class _DecodingError(Exception):
+  """What a decoder says about a damaged file."""
+
+
+def _format_of(path):
+  """The name of the format that a file's first bytes say."""
   if path.is_dir():
-    raise ValueError(f'{shown}: got a folder, {_WANT}')
+    raise ValueError('is a folder, not an image file')
   if path.exists() and not path.is_file():
-    raise ValueError(f'{shown}: got no regular file, {_WANT}')
+    raise ValueError('is not a regular file')
   with path.open('rb') as file:
     head = file.read(_HEAD_BYTES)
-    form = _form(head, shown)
-    size = path.stat().st_size
-    if size > _MOST_FILE_BYTES:
-      raise ValueError(f'{shown}: got a file of {size:,} bytes, want at most {_MOST_FILE_BYTES:,}')
-    return head + file.read(), form
-
-
-def _form(head, shown):
-  """The name of the format that a file begins as."""
+  size = path.stat().st_size
   if not head:
-    raise ValueError(f'{shown}: got an empty file, {_WANT}')
-  if head.startswith(png.SIGNATURE):
-    return 'PNG'
-  if head.startswith(jpeg.SIGNATURE):
-    return 'JPEG'
+    raise ValueError('the file is empty')
+  if size > _MOST_FILE_BYTES:
+    raise ValueError(f'the file has {size:,} bytes, more than {_MOST_FILE_BYTES:,}')
   if head.startswith(_TIFF_STARTS):
-    if head[8:10] == b'CR':
-      raise ValueError(f'{shown}: got a camera raw file, {_WANT} ({_RAW})')
-    return 'TIFF'
-  if head[:4] == b'RIFF' and head[8:12] == b'WEBP':
-    return 'WebP'
-  if head[:2] == b'BM':
-    return 'BMP'
-  for start, name, advice in _OTHERS:
-    if head.startswith(start):
-      raise ValueError(f'{shown}: got {name}, {_WANT} ({advice})')
+    return 'camera raw' if head[8:10] == b'CR' or _is_raw_tiff(path) else 'TIFF'
   if head[4:8] == b'ftyp':
-    brand = head[8:12]
-    if brand == b'crx ':
-      raise ValueError(f'{shown}: got a camera raw file, {_WANT} ({_RAW})')
-    name = _BRANDS.get(brand, 'a film')
-    raise ValueError(f'{shown}: got {name}, {_WANT} ({_CONVERT})')
-  raise ValueError(f'{shown}: got a file of unknown format, {_WANT}')
+    return _format_of_brand(head[8:12])
+  if head.startswith(_RAW_STARTS):
+    return 'camera raw'
+  for form, start, rest in (
+    ('PNG', blocks.PNG_SIGNATURE, b''),
+    ('JPEG', b'\xff\xd8\xff', b''),
+    ('WebP', b'RIFF', b'WEBP'),
+    ('BMP', b'BM', b''),
+    ('OpenEXR', b'\x76\x2f\x31\x01', b''),
+    ('JPEG XL', b'\xff\x0a', b''),
+    ('JPEG XL', b'\0\0\0\x0cJXL ', b''),
+  ):
+    if head.startswith(start) and (not rest or head[8:12] == rest):
+      return form
+  for start, name, advice in _OTHER_FORMATS:
+    if head.startswith(start):
+      raise ValueError(f'is {name}; {advice} (readable are {_READABLE} files)')
+  raise ValueError(f'is not an image file of a known format (readable are {_READABLE} files)')
 
 
-def _about(error, form):
-  text = str(error)
-  # Ours say what was got; those of decoders are of any form.
-  return text if text.startswith('got ') else _damaged(error, form)
+def _format_of_brand(brand):
+  if brand == b'crx ':
+    return 'camera raw'
+  if brand in _HEIC_BRANDS:
+    return 'HEIC'
+  name = 'an AVIF file' if brand in (b'avif', b'avis') else 'a video'
+  raise ValueError(f'is {name}; convert it (readable are {_READABLE} files)')
 
 
-def _damaged(error, form):
-  text = ' '.join(''.join(c if c.isprintable() else ' ' for c in str(error)).split())[:150]
-  return f'got a damaged {form} file ({text or type(error).__name__}), want a complete one'
+@contextlib.contextmanager
+def _contents(path) -> Iterator[mmap.mmap]:
+  """The bytes of a file, which take memory only where they are looked at."""
+  with path.open('rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    yield data
+
+
+@contextlib.contextmanager
+def encodable_name(path: Path) -> Iterator[str]:
+  """A name for a file that OpenImageIO can open: it takes UTF-8 only."""
+  try:
+    str(path).encode()
+  except UnicodeEncodeError:
+    with tempfile.TemporaryDirectory() as folder:
+      link = Path(folder, f'image{path.suffix}')
+      link.symlink_to(path.absolute())
+      yield str(link)
+  else:
+    yield str(path)
+
+
+@contextlib.contextmanager
+def _opened(path) -> Iterator[OpenImageIO.ImageInput]:
+  """OpenImageIO's reader of a file, which leaves colours as they are stored beside transparency."""
+  options = OpenImageIO.ImageSpec()
+  options.attribute('oiio:UnassociatedAlpha', 1)
+  with encodable_name(path) as name:
+    reader = OpenImageIO.ImageInput.open(name, options)
+    if reader is None:
+      raise _DecodingError(OpenImageIO.geterror())
+    try:
+      yield reader
+    finally:
+      # Errors that nobody asked for would be printed.
+      reader.geterror()
+      reader.close()
+
+
+def _decode(path, most_pixels=float('inf'), *, single=True):
+  """Decodes a file with OpenImageIO.
+
+  Args:
+    path: The file.
+    most_pixels: The most that a file of this size can hold.
+    single: Refuse files of several images.
+
+  Returns:
+    [H, W, C] of uint8, uint16 or float32, and the `OpenImageIO.ImageSpec`.
+  """
+  with _opened(path) as reader:
+    spec = reader.spec()
+    kind = str(spec.format)
+    if spec.deep:
+      raise ValueError('holds several samples per pixel (deep data); flatten it')
+    if kind not in _KINDS:
+      raise ValueError(f'has {kind} values; convert them to 8 or 16 bits, or to float')
+    check_size(spec.width, spec.height, spec.nchannels * np.dtype(_KINDS[kind]).itemsize, most_pixels)
+    array = reader.read_image(0, 0, 0, spec.nchannels, _KINDS[kind])
+    if error := reader.geterror():
+      raise _DecodingError(error)
+    if array is None:
+      raise _DecodingError('it has no pixels')
+    if single and reader.seek_subimage(1, 0):
+      raise ValueError('holds several images or frames; save one of them')
+  return array, spec
+
+
+_KINDS = {'uint8': 'uint8', 'uint16': 'uint16', 'half': 'float32', 'float': 'float32'}
+
+
+def _split(array, colours):
+  """Colours [H, W, 1 or 3], and alpha [H, W] or None."""
+  if array.shape[2] not in (colours, colours + 1):
+    raise ValueError(f'has {array.shape[2]} channels, more than colours and transparency; flatten it')
+  if array.shape[2] == colours:
+    return array, None
+  return np.ascontiguousarray(array[:, :, :colours]), np.ascontiguousarray(array[:, :, colours])
+
+
+def _without_alpha_in_colours(pixels, alpha):
+  """Divides colours that are stored times their opacity by it."""
+  result = pixels.copy()
+  most = 1.0 if pixels.dtype == np.float32 else np.iinfo(pixels.dtype).max
+  # Row by row: whole images as floats are large.
+  for row, opacity in zip(result, alpha, strict=True):
+    share = np.where(opacity > 0, opacity, most).astype(np.float64)[:, None] / most
+    divided = row / share
+    row[...] = divided if pixels.dtype == np.float32 else np.minimum(np.round(divided), most)
+  return result
+
+
+_PREMULTIPLIED = 'its colours, which were stored multiplied by their opacity, are divided by it'
+
+
+def _from_floats(pixels, alpha, linear):
+  """Display-referred colours; refuses what a network would spread over the image."""
+  if not (np.isfinite(pixels).all() and (alpha is None or np.isfinite(alpha).all())):
+    raise ValueError('has values that are infinite or not a number; replace them')
+  return srgb_from_linear(pixels) if linear else pixels
+
+
+def _read_jpeg(path):
+  with _contents(path) as data:
+    scans = _count(data, b'\xff\xda')
+    size = len(data)
+    # Real files have about ten, and each decodes the whole image.
+    if scans > _MOST_JPEG_SCANS:
+      raise _DecodingError(f'it has {scans} scans, more than {_MOST_JPEG_SCANS}')
+  with JpegImagePlugin.JpegImageFile(path) as image:
+    segments, mode, dpi = list(image.applist), image.mode, image.info.get('dpi')
+  if mode == 'CMYK':
+    raise ValueError('is a JPEG file of CMYK colours; convert it to RGB with its colour profile')
+  # One bit per block of 8x8 pixels is the least.
+  array, spec = _decode(path, 512 * size)
+  if spec.getattribute('jpeg:ColorSpace') in ('CMYK', 'YCbCrK'):
+    raise ValueError('is a JPEG file of CMYK colours; convert it to RGB with its colour profile')
+  metadata, notes = _jpeg_metadata(segments, array.shape[2], dpi)
+  return Photograph(array, None, metadata, lossless=False, notes=notes)
+
+
+_MOST_JPEG_SCANS = 200
+
+
+def _count(data, pattern):
+  count, at = 0, data.find(pattern)
+  while at >= 0:
+    count, at = count + 1, data.find(pattern, at + 2)
+  return count
+
+
+def _jpeg_metadata(segments, channels, dpi):
+  def named(marker, prefix):
+    return [
+      content.removeprefix(prefix)
+      for kind, content in segments
+      if kind == marker and content.startswith(prefix)
+    ]
+
+  exif, exif_notes = blocks.checked_exif(next(iter(named('APP1', blocks.EXIF_PREFIX)), None))
+  profile, profile_notes = blocks.checked_profile(_joined_profile(named('APP2', b'ICC_PROFILE\0')), channels)
+  resources, photoshop_notes = blocks.checked_photoshop(b''.join(named('APP13', b'Photoshop 3.0\0')))
+  xmp = next(iter(named('APP1', b'http://ns.adobe.com/xap/1.0/\0')), None)
+  notes = [*exif_notes, *profile_notes, *photoshop_notes]
+  if named('APP1', b'http://ns.adobe.com/xmp/extension/\0'):
+    notes.append('the second part of its XMP data is left out')
+  if xmp and b'hdrgm:' in xmp:
+    notes.append('its gain map for displays of high dynamic range is left out')
+  elif named('APP2', b'MPF\0'):
+    notes.append('its further images are left out')
+  comment = b'\n'.join(named('COM', b'')) or None
+  if not named('APP0', b'JFIF\0'):
+    # Pillow takes it from the EXIF data then, where it stays anyway.
+    dpi = None
+  dpi = tuple(map(float, dpi)) if dpi and all(x > 0 for x in dpi) else None
+  return Metadata(profile, exif, xmp, resources, comment, dpi), tuple(notes)
+
+
+def _joined_profile(parts):
+  """A profile from its numbered parts; if one is missing, bytes that are no profile."""
+  numbered = sorted((part[0], part[1], part[2:]) for part in parts if len(part) > 2)
+  complete = [part[:2] for part in numbered] == [(number + 1, len(parts)) for number in range(len(parts))]
+  return b''.join(part for *_, part in numbered) if complete else b'incomplete'
+
+
+# Bit depths and channels of each PNG colour type: grey, RGB, palette, grey and alpha, RGB and alpha.
+_PNG_TYPES: Mapping[int, tuple[tuple[int, ...], int]] = {
+  0: ((1, 2, 4, 8, 16), 1),
+  2: ((8, 16), 3),
+  3: ((1, 2, 4, 8), 1),
+  4: ((8, 16), 2),
+  6: ((8, 16), 4),
+}
+# First column and row, and steps, of the seven passes of an interlaced PNG.
+_PNG_PASSES = (
+  (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2),
+)  # fmt: skip
+_PNG_TEXTS = (b'tEXt', b'zTXt', b'iTXt')
+_PNG_LENGTHS = {b'tIME': 7, b'gAMA': 4, b'cHRM': 32, b'sRGB': 1, b'cICP': 4}
+_PNG_XMP = b'XML:com.adobe.xmp'
+_MOST_INFLATED = 1032  # by Deflate, per byte
+_STEP_BYTES = 2**20
+
+
+def _read_png(path):
+  with _contents(path) as data:
+    all_chunks = list(blocks.png_chunks(data))
+  notes = [f'its damaged chunk {kind!r} is left out' for kind, _, sound in all_chunks if not sound]
+  chunks = [(kind, content) for kind, content, sound in all_chunks if sound]
+  named = dict(reversed(chunks))
+  frames = int.from_bytes(named.get(b'acTL', b'')[:4], 'big')
+  if frames > 1:
+    raise ValueError(f'is an animated PNG of {frames} frames; save one of them')
+  if len(named.get(b'cICP', b'')) == 4 and named[b'cICP'][1] in _HDR_TRANSFERS:
+    raise ValueError('is a PNG of high dynamic range (PQ or HLG); convert it to sRGB')
+  metadata_parts = _png_metadata(chunks, named, notes)
+  stored = [content for kind, content in chunks if kind == b'IDAT']
+  _check_png_pixels(chunks, named, stored)
+  array, _ = _decode(path)
+  pixels, alpha = _split(array, 1 if array.shape[2] < 3 else 3)
+  profile, profile_notes = blocks.checked_profile(metadata_parts.icc_profile, pixels.shape[2])
+  exif, exif_notes = blocks.checked_exif(named.get(b'eXIf'))
+  parts = vars(metadata_parts) | {'icc_profile': profile, 'exif': exif}
+  return Photograph(pixels, alpha, Metadata(**parts), notes=(*notes, *profile_notes, *exif_notes))
+
+
+def _png_metadata(chunks, named, notes):
+  """All but EXIF, with the profile unchecked; refuses text without end."""
+  budget = _MOST_METADATA_BYTES
+  xmp, profile, kept = None, None, []
+  for kind, content in chunks:
+    text = None
+    if kind in _PNG_TEXTS or kind == b'iCCP':
+      text = _png_text(kind, content, budget)
+      budget -= len(text or b'')
+      if budget <= 0:
+        raise ValueError(
+          f'the text and profiles in the PNG file take more than {_MOST_METADATA_BYTES:,} bytes; '
+          'save it without them'
+        )
+    elif kind not in _PNG_LENGTHS:
+      continue
+    if text is None and len(content) != _PNG_LENGTHS.get(kind):
+      notes.append(f'its damaged chunk {kind!r} is left out')
+    elif kind == b'iCCP':
+      profile = profile or text
+    elif kind == b'iTXt' and content.startswith(_PNG_XMP + b'\0'):
+      xmp = xmp or text or None
+    else:
+      kept.append((kind, content))
+  dpi = None
+  if len(named.get(b'pHYs', b'')) == 9:
+    x, y, unit = struct.unpack('>IIB', named[b'pHYs'])
+    dpi = (x * _METRES_PER_INCH, y * _METRES_PER_INCH) if unit == 1 and x and y else None
+  return Metadata(icc_profile=profile, xmp=xmp, dpi=dpi, png_chunks=tuple(kept))
+
+
+def _png_text(kind, content, most_bytes):
+  """The text or profile of a chunk, at most so many bytes of it; None if it is damaged."""
+  rest = content.partition(b'\0')[2]
+  if kind == b'tEXt':
+    return content
+  if kind == b'iTXt':
+    # Two flags, then language and translated keyword.
+    text = rest[2:].split(b'\0', 2)[-1]
+    return _inflated(text, most_bytes) if rest[:1] == b'\1' else text
+  return _inflated(rest[1:], most_bytes)
+
+
+def _inflated(content, most_bytes):
+  stream = zlib.decompressobj()
+  try:
+    text = stream.decompress(content, most_bytes)
+  except zlib.error:
+    return None
+  return text if stream.eof or len(text) == most_bytes else None
+
+
+def _check_png_pixels(chunks, named, stored):
+  """Inflates the pixels step by step: libpng prints what it dislikes, and so should not see it."""
+  kind, content = chunks[0] if chunks else (b'', b'')
+  if kind != b'IHDR' or len(content) != 13:
+    raise _DecodingError('it has no header')
+  width, height, depth, colour_type, compression, filters, interlaced = struct.unpack('>IIBBBBB', content)
+  depths, channels = _PNG_TYPES.get(colour_type, ((), 0))
+  if depth not in depths or compression or filters or interlaced > 1:
+    raise _DecodingError(f'its header says colour type {colour_type} of {depth} bits')
+  bits = depth * channels
+  most_pixels = (sum(map(len, stored)) + 8) * _MOST_INFLATED * 8 / bits
+  check_size(width, height, max(1, bits // 8), most_pixels)
+  order = [kind for kind, _ in chunks]
+  first = order.index(b'IDAT')
+  whole = order[first : first + len(stored)] == [b'IDAT'] * len(stored) and order.count(b'IHDR') == 1
+  palettes = [len(content) for kind, content in chunks[:first] if kind == b'PLTE']
+  palette_fits = colour_type != 3 or (
+    len(palettes) == 1 and not palettes[0] % 3 and 3 <= palettes[0] <= 3 << depth
+  )
+  if not whole or not palette_fits or (b'PLTE' in order) != bool(palettes) or len(palettes) > 1:
+    raise _DecodingError('its chunks are incomplete or in disorder')
+  # Where each row begins, with the number of its filter.
+  starts, total = [], 0
+  for left, top, right, down in _PNG_PASSES if interlaced else ((0, 0, 1, 1),):
+    columns, rows = -(-(width - left) // right), -(-(height - top) // down)
+    if columns > 0 and rows > 0:
+      row_bytes = 1 + -(-columns * bits // 8)
+      starts.append(total + row_bytes * np.arange(rows))
+      total += row_bytes * rows
+  _check_png_rows(stored, np.concatenate(starts), total)
+
+
+def _check_png_rows(stored, starts, total):
+  stream, done = zlib.decompressobj(), 0
+  try:
+    for part in stored:
+      while part and done <= total:
+        block = stream.decompress(part, _STEP_BYTES)
+        part = stream.unconsumed_tail
+        rows = starts[np.searchsorted(starts, done) : np.searchsorted(starts, done + len(block))] - done
+        if len(rows) and np.frombuffer(block, np.uint8)[rows].max() > 4:
+          raise _DecodingError('it has rows of an unknown filter')
+        done += len(block)
+  except zlib.error as error:
+    raise _DecodingError(one_line(error)) from error
+  if done != total or not stream.eof:
+    raise _DecodingError('it has fewer or more pixels than its header says')
+
+
+_DNG_VERSION, _PHOTOSHOP_LAYERS = 50706, 37724
+XMP_TAG, PHOTOSHOP_TAG, ICC_TAG = 700, 34377, 34675
+# Tags that say how a TIFF file stores its pixels; others are the user's.
+_STORAGE_TAGS = (
+  *(*range(254, 267), 273, 277, 278, 279, 280, 281, *range(284, 294), 297, 301, *range(317, 326), 330, 332),
+  *(336, 338, 339, 340, 341, 342, 347, *range(512, 522), 529, 530, 531, 532, 559),
+)
+STRUCTURE_TAGS = frozenset((*_STORAGE_TAGS, XMP_TAG, PHOTOSHOP_TAG, ICC_TAG, _PHOTOSHOP_LAYERS))
+_RESOLUTION_TAGS = {blocks.X_RESOLUTION, blocks.Y_RESOLUTION, blocks.RESOLUTION_UNIT}
+_WHITE_IS_ZERO, _YCBCR = 0, 6
+_TIFF_COLOURS = {_WHITE_IS_ZERO: 1, 1: 1, 2: 3, 3: 3, _YCBCR: 3}
+_OTHER_TIFF_COLOURS = {
+  4: 'a mask',
+  5: 'CMYK',
+  8: 'Lab',
+  9: 'ICC Lab',
+  10: 'ITU Lab',
+  32844: 'LogL',
+  32845: 'LogLuv',
+}
+_TIFF_JPEG = (6, 7)
+_OTHER_COMPRESSIONS = {
+  34887: 'LERC', 34925: 'LZMA', 50000: 'Zstandard', 50001: 'WebP', 50002: 'JPEG XL', 52546: 'JPEG XL',
+}  # fmt: skip
+_MOST_PAGES = 1000
+# Bytes of pixels per stored byte: none without compression, less than this with any.
+_MOST_TIFF_EXPANSION = 3000
+
+
+def _is_raw_tiff(path):
+  """Whether a TIFF file is the raw file of a camera, by the tags of its first directory."""
+  with _contents(path) as data:
+    try:
+      tags = _first_tags(data)[0]
+    except ValueError:
+      return False
+  # What cameras put first is a small copy of the image.
+  return _DNG_VERSION in tags.entries or bool(tags.number(254) & 1) or tags.number(262) in (32803, 34892)
+
+
+def _first_tags(data):
+  header = blocks.read_header(data)
+  if header is None:
+    raise _DecodingError('it has no header')
+  return blocks.read_directory(data, header, header.offset), header
+
+
+def _read_tiff(path, linear):
+  with _contents(path) as data:
+    tags, header = _first_tags(data)
+    notes = _check_pages(data, header, tags)
+    most_pixels = _check_tiff(tags, len(data))
+  array, _ = _decode(path, most_pixels, single=False)
+  photometric = tags.number(262, -1)
+  pixels, alpha = _split(array, _TIFF_COLOURS[photometric])
+  if photometric == _WHITE_IS_ZERO and pixels.dtype == np.uint16:
+    # OpenImageIO does so for 8 bits itself.
+    pixels = 65535 - pixels
+  kind = tags.number(338)
+  if alpha is not None and kind == 0:
+    notes.append('its extra channel is assumed to be transparency')
+  if alpha is not None and kind == 1:
+    notes.append(_PREMULTIPLIED)
+    pixels = _without_alpha_in_colours(pixels, alpha)
+  linear = bool(linear) and pixels.dtype == np.float32
+  if pixels.dtype == np.float32:
+    pixels = _from_floats(pixels, alpha, linear)
+  profile, profile_notes = blocks.checked_profile(_tiff_content(tags, ICC_TAG), pixels.shape[2])
+  resources, photoshop_notes = blocks.checked_photoshop(_tiff_content(tags, PHOTOSHOP_TAG))
+  notes += [*profile_notes, *photoshop_notes]
+  if tags.damaged:
+    notes.append('some of its tags are damaged and left out')
+  if _PHOTOSHOP_LAYERS in tags.entries:
+    notes.append('its layers are left out; the flattened image is read')
+  metadata = Metadata(profile, _tiff_exif(tags), _tiff_content(tags, XMP_TAG), resources, dpi=tags.dpi())
+  lossless = tags.number(259, 1) not in _TIFF_JPEG
+  return Photograph(pixels, alpha, metadata, lossless, linear, tuple(notes))
+
+
+def _tiff_content(tags, tag):
+  return tags.entries[tag].data if tag in tags.entries else None
+
+
+def _tiff_exif(tags):
+  entries = {tag: entry for tag, entry in tags.entries.items() if tag not in STRUCTURE_TAGS}
+  if not set(entries) - _RESOLUTION_TAGS and not tags.children:
+    return None
+  return blocks.build_exif(Directory(tags.order, entries, tags.children))
+
+
+def _check_pages(data, header, tags):
+  pages, others, seen, offset = 1, 0, {header.offset}, tags.next_offset
+  while offset and offset not in seen and len(seen) < _MOST_PAGES:
+    seen.add(offset)
+    try:
+      page = blocks.read_directory(data, header, offset, depth=0)
+    except ValueError:
+      return ['what follows its first page is damaged and left out']
+    # Reduced images and masks of the first page are no pages.
+    reduced = page.number(254) & 5 or page.number(255) == 2
+    pages, others = pages + (not reduced), others + bool(reduced)
+    offset = page.next_offset
+  if pages > 1:
+    raise ValueError(f'is a TIFF file of {pages} pages; save them as files of one page')
+  return ['its thumbnails or masks are left out'] if others else []
+
+
+def _check_tiff(tags, file_bytes):
+  """Refuses what is not a photograph; returns the most pixels that a file of this size can hold."""
+  photometric, compression = tags.number(262, -1), tags.number(259, 1)
+  if photometric in _OTHER_TIFF_COLOURS:
+    raise ValueError(
+      f'is a TIFF file of {_OTHER_TIFF_COLOURS[photometric]}; convert it to RGB with its colour profile'
+    )
+  if photometric not in _TIFF_COLOURS or (photometric == _YCBCR and compression not in _TIFF_JPEG):
+    raise ValueError(f'is a TIFF file of photometric interpretation {photometric}; convert it to RGB')
+  if compression in _OTHER_COMPRESSIONS:
+    name = _OTHER_COMPRESSIONS[compression]
+    raise ValueError(f'is a TIFF file compressed by {name}; save it with LZW or Deflate')
+  bits, kinds = set(tags.integers(258) or (1,)), set(tags.integers(339) or (1,))
+  floating = kinds == {3}
+  if not floating and not kinds <= {1, 4}:
+    raise ValueError('is a TIFF file of signed or complex numbers; convert it to 16 bits')
+  if len(bits) != 1 or not bits <= ({16, 24, 32, 64} if floating else {1, 2, 4, 8, 16}):
+    name = '/'.join(map(str, sorted(bits)[:4]))
+    raise ValueError(f'is a TIFF file of {name} bits per channel; convert it to 8 or 16')
+  expansion = 1 if compression == 1 else _MOST_TIFF_EXPANSION
+  pixel_bits = max(1, tags.number(277, 1)) * min(bits)
+  most_pixels = (file_bytes + 8) * 8 * expansion / max(1, pixel_bits)
+  for width, height in ((256, 257), (322, 323)):
+    if width in tags.entries:
+      check_size(tags.number(width), tags.number(height), max(1, pixel_bits // 8), 64 + most_pixels)
+  return 64 + most_pixels
+
+
+def _read_webp(path):
+  with _contents(path) as data:
+    chunks = dict(reversed(list(_riff_chunks(data))))
+  if b'ANIM' in chunks:
+    raise ValueError('is an animated WebP; save one of its frames')
+  array, _ = _decode(path)
+  pixels, alpha = _split(array, 3)
+  exif, exif_notes = blocks.checked_exif(chunks.get(b'EXIF'))
+  profile, profile_notes = blocks.checked_profile(chunks.get(b'ICCP'), 3)
+  metadata = Metadata(icc_profile=profile, exif=exif, xmp=chunks.get(b'XMP '))
+  return Photograph(pixels, alpha, metadata, b'VP8L' in chunks, notes=exif_notes + profile_notes)
+
+
+def _riff_chunks(data):
+  """Type and content, empty for pixels, of each chunk that is complete."""
+  at = 12
+  while at + 8 <= len(data):
+    kind, length = struct.unpack_from('<4sI', data, at)
+    if at + 8 + length > len(data):
+      raise _DecodingError('it is cut off')
+    yield kind, data[at + 8 : at + 8 + length] if kind in (b'EXIF', b'ICCP', b'XMP ') else b''
+    at += 8 + length + length % 2
+
+
+def _read_bmp(path):
+  # Run lengths of two bytes stand for 255 pixels.
+  array, spec = _decode(path, 128 * path.stat().st_size)
+  pixels, alpha = _split(array, 1 if array.shape[2] < 3 else 3)
+  x, y = (spec.get_float_attribute(name, 0.0) for name in ('XResolution', 'YResolution'))
+  in_metres = spec.get_string_attribute('ResolutionUnit') == 'm' and min(x, y) > 0
+  metadata = Metadata(dpi=(x * _METRES_PER_INCH, y * _METRES_PER_INCH) if in_metres else None)
+  return Photograph(pixels, alpha, metadata)
+
+
+def _read_exr(path, linear):
+  array, spec = _decode(path)
+  names = list(spec.channelnames)
+  colours = next((colours for colours in (['R', 'G', 'B'], ['Y']) if set(colours) <= set(names)), None)
+  if colours is None or {'RY', 'BY'} & set(names):
+    raise ValueError(f'is an OpenEXR file without channels R, G and B or Y, but {", ".join(names[:8])}')
+  others = [name for name in names if name not in (*colours, 'A')]
+  notes = [f'its channels {", ".join(others[:8])} are left out'] if others else []
+  pixels = np.ascontiguousarray(array[:, :, [names.index(name) for name in colours]]).astype(np.float32)
+  alpha = np.ascontiguousarray(array[:, :, names.index('A')]).astype(np.float32) if 'A' in names else None
+  if alpha is not None:
+    # By the format's definition; only where it is not opaque does that change anything.
+    pixels = _without_alpha_in_colours(pixels, alpha)
+    notes += [_PREMULTIPLIED] if (alpha != 1).any() else []
+  if (spec.x, spec.y, spec.width, spec.height) != (
+    spec.full_x,
+    spec.full_y,
+    spec.full_width,
+    spec.full_height,
+  ):
+    notes.append('its display window is left out; the data window is read')
+  linear = linear is not False
+  return Photograph(_from_floats(pixels, alpha, linear), alpha, linear=linear, notes=tuple(notes))
+
+
+def _read_jxl(path, linear):
+  array, spec = _decode(path)
+  pixels, alpha = _split(array, 1 if array.shape[2] < 3 else 3)
+  linear = bool(linear) and pixels.dtype == np.float32
+  if pixels.dtype == np.float32:
+    pixels = _from_floats(pixels, alpha, linear)
+  stored = spec.getattribute('ICCProfile')
+  profile = None if stored is None else np.asarray(stored, np.uint8).tobytes()
+  profile, notes = blocks.checked_profile(profile, pixels.shape[2])
+  with _contents(path) as data:
+    boxes = dict(_jxl_boxes(data))
+  # Four bytes say where the EXIF block begins behind them.
+  exif, exif_notes = blocks.checked_exif(boxes.get(b'Exif', b'')[4:])
+  if b'brob' in boxes:
+    notes += ('its compressed EXIF or XMP data are left out',)
+  # The decoder has rotated the pixels already.
+  metadata = Metadata(profile, blocks.exif_made_upright(exif), boxes.get(b'xml ') or None)
+  return Photograph(pixels, alpha, metadata, lossless=False, linear=linear, notes=notes + exif_notes)
+
+
+def _jxl_boxes(data):
+  """Type and content of the boxes of metadata; files may be without boxes."""
+  at = 0
+  while data[:4] == b'\0\0\0\x0c' and at + 8 <= len(data):
+    length, kind = struct.unpack_from('>I4s', data, at)
+    # The last one may have no length, and pixels a long one.
+    if length < 8:
+      return
+    if kind in (b'Exif', b'xml ', b'brob'):
+      yield kind, data[at + 8 : at + length]
+    at += length
+
+
+def _read_heic(path):
+  try:
+    import pillow_heif
+  except ImportError as error:
+    raise ValueError("HEIC files need pillow-heif: pip install 'sadnet-jax[heic]'") from error
+  with path.open('rb') as file:
+    image = pillow_heif.open_heif(file, convert_hdr_to_8bit=False)
+    width, height = image.size
+    check_size(width, height, 8)
+    if image.info.get('nclx_profile', {}).get('transfer_characteristics') in _HDR_TRANSFERS:
+      raise ValueError('is a HEIC file of high dynamic range (PQ or HLG); convert it to sRGB')
+    array = np.array(image)
+  array = array[:, :, None] if array.ndim == 2 else array
+  pixels, alpha = _split(array, 1 if array.shape[2] < 3 else 3)
+  exif, exif_notes = blocks.checked_exif(image.info.get('exif'))
+  profile, profile_notes = blocks.checked_profile(image.info.get('icc_profile'), pixels.shape[2])
+  notes = (*exif_notes, *profile_notes)
+  if len(image) > 1:
+    notes += ('its further images are left out',)
+  # The decoder has rotated the pixels already.
+  metadata = Metadata(profile, blocks.exif_made_upright(exif), image.info.get('xmp') or None)
+  return Photograph(pixels, alpha, metadata, lossless=False, notes=notes)
+
+
+# Description, maker, model, software, date, artist, copyright; a raw file's other tags are of the sensor.
+_KEPT_RAW_TAGS = (270, 271, 272, 305, 306, 315, 33432)
+
+
+def _read_raw(path):
+  try:
+    import rawpy
+  except ImportError as error:
+    raise ValueError("camera raw files need rawpy: pip install 'sadnet-jax[raw]'") from error
+  try:
+    with path.open('rb') as file, rawpy.imread(file) as raw:
+      check_size(raw.sizes.width, raw.sizes.height, 14)
+      pixels = raw.postprocess(
+        use_camera_wb=True,
+        no_auto_bright=True,
+        output_bps=16,
+        output_color=rawpy.ColorSpace.sRGB,
+        gamma=(2.4, 12.92),
+      )
+  except rawpy.LibRawError as error:
+    # LibRaw's messages are bytes.
+    reason = ' '.join(text.decode() if isinstance(text, bytes) else str(text) for text in error.args)
+    raise ValueError(
+      f'LibRaw cannot develop this camera raw file ({reason}); export it as 16-bit TIFF'
+    ) from error
+  # The sensor's values are rounded by development, which rotates too.
+  return Photograph(np.ascontiguousarray(pixels), metadata=Metadata(exif=_raw_exif(path)), lossless=True)
+
+
+def _raw_exif(path):
+  with _contents(path) as data:
+    try:
+      tags, _ = _first_tags(data)
+    except ValueError:
+      return None
+  entries = {tag: entry for tag, entry in tags.entries.items() if tag in _KEPT_RAW_TAGS}
+  return (
+    blocks.build_exif(Directory(tags.order, entries, tags.children)) if entries or tags.children else None
+  )
+
+
+_READERS: Mapping[str, Callable[[Path], Photograph]] = {
+  'PNG': _read_png,
+  'JPEG': _read_jpeg,
+  'WebP': _read_webp,
+  'BMP': _read_bmp,
+  'HEIC': _read_heic,
+  'camera raw': _read_raw,
+}
+_READERS_OF_FLOATS: Mapping[str, Callable[[Path, bool | None], Photograph]] = {
+  'TIFF': _read_tiff,
+  'OpenEXR': _read_exr,
+  'JPEG XL': _read_jxl,
+}

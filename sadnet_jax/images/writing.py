@@ -1,35 +1,370 @@
-"""Photographs to files, whole or not at all."""
+"""Writes photographs: complete or not at all."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
 import os
 from pathlib import Path
+import struct
+import zlib
 
 import numpy as np
+import OpenImageIO
+from PIL import Image
 
-from sadnet_jax.files import replacing
-from sadnet_jax.images.formats import bmp, jpeg, png, tiff_writing, webp
-from sadnet_jax.images.photograph import Photograph, upright
-from sadnet_jax.images.reading import shown_path
+from sadnet_jax.files import one_line, replacing
+from sadnet_jax.images import metadata as blocks
+from sadnet_jax.images.metadata import Directory, Entry
+from sadnet_jax.images.photograph import (
+  Photograph,
+  linear_from_srgb,
+  lost_fields,
+  to_8_bits,
+  to_16_bits,
+  to_float,
+  upright,
+)
+from sadnet_jax.images.reading import (
+  ICC_TAG,
+  PHOTOSHOP_TAG,
+  STRUCTURE_TAGS,
+  XMP_TAG,
+  encodable_name,
+  shown_path,
+)
+
+Notes = tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Format:
-  """What a format holds, and what makes its files."""
+  """What a format can store.
+
+  Attributes:
+    name: For messages.
+    write: Writes a photograph that fits the format to a path; returns notes on lost metadata.
+    bits: The most per channel, 32 for floats.
+    alpha: Whether it stores transparency.
+    max_side: In pixels.
+    rotates: Whether all viewers follow its orientation; images are stored upright where they do not.
+    max_exif_bytes: Orientation is lost with longer EXIF data.
+  """
 
   name: str
-  encode: Callable
-  deep: bool
+  write: Callable[[Path, Photograph], Notes]
+  bits: int
   alpha: bool
-  max_side: int
+  max_side: int = 2**31 - 1
+  rotates: bool = False
   max_exif_bytes: int = 2**31 - 1
 
 
-_PNG = _Format('PNG', png.encode, True, True, 2**31 - 1)
-_JPEG = _Format('JPEG', jpeg.encode, False, False, jpeg.MAX_SIDE, jpeg.MAX_EXIF_BYTES)
-_TIFF = _Format('TIFF', tiff_writing.encode, True, True, 2**31 - 1)
-_WEBP = _Format('WebP', webp.encode, False, True, webp.MAX_SIDE)
-_BMP = _Format('BMP', bmp.encode, False, False, 2**31 - 1, 0)
+def check_output(path: str | Path, photograph: Photograph | None = None) -> None:
+  """Refuses what `write_photograph` would refuse, before there is work to lose.
+
+  Args:
+    path: The file to write.
+    photograph: What to write, as read; None if it is not known yet.
+
+  Raises:
+    ValueError: The extension is unknown, the folder is missing or may not be written to, the path is a
+      folder, or the format cannot store the photograph's transparency or size.
+  """
+  path, shown = Path(path), shown_path(path)
+  form = _FORMATS.get(path.suffix.lower())
+  if form is None:
+    raise ValueError(f'{shown}: the extension {path.suffix!r} is not one of {", ".join(PHOTOGRAPH_SUFFIXES)}')
+  if path.is_dir():
+    raise ValueError(f'{shown}: is a folder; give the name of a file')
+  if not path.parent.is_dir():
+    raise ValueError(f'{shown}: the folder {shown_path(path.parent)} does not exist; create it')
+  if not os.access(path.parent, os.W_OK):
+    raise ValueError(f'{shown}: its folder may not be written to; choose another')
+  if photograph is None:
+    return
+  height, width = photograph.pixels.shape[:2]
+  if max(height, width) > form.max_side:
+    raise ValueError(
+      f'{shown}: {width}x{height} pixels are too many for {form.name}, '
+      f'which stores at most {form.max_side} a side; write PNG'
+    )
+  if photograph.alpha is not None and not form.alpha and not _is_opaque(photograph.alpha):
+    raise ValueError(
+      f'{shown}: the photograph has transparency, which {form.name} cannot store; write PNG, TIFF or WebP'
+    )
+
+
+def write_photograph(path: str | Path, photograph: Photograph, *, overwrite: bool = True) -> Notes:
+  """Writes a photograph; the extension selects the format.
+
+  PNG and TIFF store 8 and 16 bits without loss, TIFF also floats. OpenEXR stores floats of linear light.
+  JPEG has quality 95 and colours at full resolution. WebP is lossless if the photograph comes from a lossless
+  file, otherwise of quality 95. JPEG and TIFF keep the EXIF orientation; in other formats, where many viewers
+  ignore it, the pixels are stored upright.
+
+  Args:
+    path: The file, with one of the extensions `PHOTOGRAPH_SUFFIXES`; its folder exists.
+    photograph: What to write.
+    overwrite: Whether the file may exist.
+
+  Returns:
+    Notes on what the format cannot store.
+
+  Raises:
+    ValueError: As by `check_output`; or the file cannot be written, or exists and may not be replaced.
+  """
+  check_output(path, photograph)
+  path, shown = Path(path), shown_path(path)
+  form = _FORMATS[path.suffix.lower()]
+  photograph, notes = _fitted(photograph, form)
+  try:
+    with replacing(path, overwrite=overwrite) as temporary:
+      notes += form.write(temporary, photograph)
+  except FileExistsError as error:
+    raise ValueError(f'{shown}: exists already; choose another name') from error
+  except OSError as error:
+    raise ValueError(f'{shown}: cannot be written ({error.strerror or one_line(error)})') from error
+  except ValueError as error:
+    raise ValueError(f'{shown}: {one_line(error)}') from error
+  return notes
+
+
+def _fitted(photograph, form):
+  """A photograph that a format can store, and notes on what is lost."""
+  notes: Notes = ()
+  if photograph.alpha is not None and not form.alpha:
+    photograph = dataclasses.replace(photograph, alpha=None)
+    notes += (f'its transparency is left out, because it is opaque everywhere and {form.name} stores none',)
+  bits = 8 * photograph.pixels.dtype.itemsize
+  if bits > form.bits:
+    convert = to_8_bits if form.bits == 8 else to_16_bits
+    photograph = _converted(photograph, convert)
+    kind = 'floating-point values are' if bits == 32 else '16 bits are'
+    better = 'TIFF or OpenEXR' if bits == 32 else 'PNG or TIFF'
+    notes += (f'its {kind} rounded to {form.bits} bits, the most that {form.name} stores (write {better})',)
+  if photograph.orientation != 1:
+    too_long = len(photograph.metadata.exif or b'') > form.max_exif_bytes
+    if too_long or not form.rotates:
+      photograph = upright(photograph)
+    if too_long:
+      notes += (f'it is rotated upright, because {form.name} cannot store its orientation',)
+  return photograph, notes
+
+
+def _converted(photograph, convert):
+  alpha = photograph.alpha
+  return dataclasses.replace(
+    photograph, pixels=convert(photograph.pixels), alpha=None if alpha is None else convert(alpha)
+  )
+
+
+def _is_opaque(alpha):
+  return bool(alpha.min() >= (1 if alpha.dtype == np.float32 else np.iinfo(alpha.dtype).max))
+
+
+def _channels(photograph):
+  """[H, W, 1 to 4], with alpha last."""
+  if photograph.alpha is None:
+    return np.ascontiguousarray(photograph.pixels)
+  return np.dstack([photograph.pixels, photograph.alpha])
+
+
+def _pillow_image(array):
+  return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+
+
+def _write_pixels(path, array, options):
+  """Writes [H, W, C] with OpenImageIO in the format of the path's extension."""
+  height, width, channels = array.shape
+  spec = OpenImageIO.ImageSpec(
+    width, height, channels, {'float32': 'float'}.get(array.dtype.name, array.dtype.name)
+  )
+  if channels in (2, 4):
+    spec.alpha_channel = channels - 1
+    spec.channelnames = ('Y', 'A') if channels == 2 else ('R', 'G', 'B', 'A')
+  for name, value in {'oiio:UnassociatedAlpha': 1, **options}.items():
+    spec.attribute(name, value)
+  with encodable_name(path) as name:
+    writer = OpenImageIO.ImageOutput.create(name)
+    assert writer is not None
+    written = writer.open(name, spec) and writer.write_image(array)
+    if not (writer.close() and written):
+      raise OSError(writer.geterror() or 'OpenImageIO failed')
+
+
+_MOST_SEGMENT_BYTES = 65533
+_MOST_JPEG_EXIF_BYTES = _MOST_SEGMENT_BYTES - len(blocks.EXIF_PREFIX)
+_APP1, _APP13, _COM = 0xE1, 0xED, 0xFE
+
+
+def _write_jpeg(path, photograph):
+  metadata = photograph.metadata
+  profile, notes = blocks.checked_profile(metadata.icc_profile, photograph.pixels.shape[2])
+  segments = b''
+  for name, marker, prefix, content in (
+    ('EXIF data', _APP1, blocks.EXIF_PREFIX, metadata.exif),
+    ('XMP data', _APP1, b'http://ns.adobe.com/xap/1.0/\0', metadata.xmp),
+    ('Photoshop data', _APP13, b'Photoshop 3.0\0', metadata.photoshop),
+    ('comment', _COM, b'', metadata.comment),
+  ):
+    if content and len(prefix + content) > _MOST_SEGMENT_BYTES:
+      notes += (f'JPEG stores at most 64 KB of its {name}, which is left out',)
+    elif content:
+      segments += struct.pack('>BBH', 0xFF, marker, len(prefix + content) + 2) + prefix + content
+  dpi = tuple(min(max(round(x), 1), 65535) for x in metadata.dpi) if metadata.dpi else (0, 0)
+  image = _pillow_image(photograph.pixels)
+  image.save(
+    path,
+    'JPEG',
+    quality=95,
+    subsampling=0,
+    dpi=dpi,
+    icc_profile=profile,
+    exif=b'',
+    comment=b'',
+    extra=segments,
+  )
+  return notes + lost_fields(metadata, ('png_chunks',), 'JPEG')
+
+
+def _write_webp(path, photograph):
+  metadata = photograph.metadata
+  # It has no grey images: a grey profile may not stay.
+  profile, notes = blocks.checked_profile(metadata.icc_profile, 3)
+  array = np.broadcast_to(photograph.pixels, (*photograph.pixels.shape[:2], 3))
+  if photograph.alpha is not None:
+    array = np.dstack([array, photograph.alpha])
+  Image.fromarray(np.ascontiguousarray(array)).save(
+    path,
+    'WEBP',
+    quality=95,
+    lossless=photograph.lossless,
+    # Colours under full transparency stay as they are, too.
+    exact=True,
+    icc_profile=profile or b'',
+    exif=metadata.exif or b'',
+    xmp=metadata.xmp or b'',
+  )
+  # EXIF data from TIFF files hold the resolution.
+  lost = ('photoshop', 'comment', 'png_chunks', *(() if blocks.has_resolution(metadata.exif) else ('dpi',)))
+  return notes + lost_fields(metadata, lost, 'WebP')
+
+
+def _write_bmp(path, photograph):
+  metadata = photograph.metadata
+  options = {'dpi': metadata.dpi} if metadata.dpi else {}
+  _pillow_image(photograph.pixels).save(path, 'BMP', **options)
+  return lost_fields(metadata, ('icc_profile', 'exif', 'xmp', 'photoshop', 'comment', 'png_chunks'), 'BMP')
+
+
+_METRES_PER_INCH = 0.0254
+
+
+def _write_png(path, photograph):
+  metadata = photograph.metadata
+  profile, notes = blocks.checked_profile(metadata.icc_profile, photograph.pixels.shape[2])
+  _write_pixels(path, _channels(photograph), {'png:compressionLevel': 6})
+  chunks = [(kind, content) for kind, content, _ in blocks.png_chunks(path.read_bytes())]
+  header, pixels = chunks[0], [chunk for chunk in chunks if chunk[0] == b'IDAT']
+  extra = []
+  if profile:
+    extra.append((b'iCCP', b'ICC profile\0\0' + zlib.compress(profile)))
+  if metadata.exif:
+    extra.append((b'eXIf', metadata.exif))
+  if metadata.dpi:
+    x, y = (min(round(dpi / _METRES_PER_INCH), 2**31 - 1) for dpi in metadata.dpi)
+    extra.append((b'pHYs', struct.pack('>IIB', x, y, 1)))
+  if metadata.xmp:
+    extra.append((b'iTXt', b'XML:com.adobe.xmp\0\0\0\0\0' + metadata.xmp))
+  # A profile and its short form must not both be there.
+  extra += [chunk for chunk in metadata.png_chunks if not (profile and chunk[0] == b'sRGB')]
+  if metadata.comment:
+    extra.append((b'tEXt', b'Comment\0' + metadata.comment.replace(b'\0', b' ')))
+  with path.open('wb') as file:
+    file.write(blocks.PNG_SIGNATURE)
+    for chunk in (header, *extra, *pixels, (b'IEND', b'')):
+      file.write(blocks.pack_png_chunk(*chunk))
+  return notes + lost_fields(metadata, ('photoshop',), 'PNG')
+
+
+_MOST_TIFF_BYTES = 2**32 - 2**26
+_DATE_TIME, _EXTRA_SAMPLES, _UNASSOCIATED_ALPHA = 306, 338, 2
+
+
+def _write_tiff(path, photograph):
+  if photograph.linear and photograph.pixels.dtype == np.float32:
+    photograph = dataclasses.replace(photograph, pixels=linear_from_srgb(photograph.pixels))
+  array = _channels(photograph)
+  if array.nbytes > _MOST_TIFF_BYTES:
+    raise ValueError('the image has more than 4 GiB, too much for TIFF; write PNG')
+  predictor = 3 if array.dtype == np.float32 else 2
+  _write_pixels(path, array, {'compression': 'zip', 'tiff:predictor': predictor})
+  return _add_tiff_metadata(path, photograph)
+
+
+def _add_tiff_metadata(path, photograph):
+  """Appends a directory with all metadata and lets the header point to it."""
+  metadata = photograph.metadata
+  profile, notes = blocks.checked_profile(metadata.icc_profile, photograph.pixels.shape[2])
+  data = path.read_bytes()
+  header = blocks.read_header(data)
+  assert header is not None
+  tags = blocks.read_directory(data, header, header.offset)
+  for tag in set(tags.entries) - STRUCTURE_TAGS:
+    # OpenImageIO's own date, and what it guesses.
+    del tags.entries[tag]
+  if photograph.alpha is not None:
+    tags.set_integers(_EXTRA_SAMPLES, [_UNASSOCIATED_ALPHA])
+  for tag, kind, content in (
+    (XMP_TAG, blocks.BYTE, metadata.xmp),
+    (PHOTOSHOP_TAG, blocks.UNDEFINED, metadata.photoshop),
+    (ICC_TAG, blocks.UNDEFINED, profile),
+  ):
+    tags.entries.pop(tag, None)
+    if content:
+      tags.entries[tag] = Entry(kind, len(content), content)
+  if metadata.dpi:
+    tags.set_dpi(metadata.dpi)
+  parsed = blocks.parse_exif(metadata.exif) if metadata.exif else None
+  if metadata.exif and parsed is None:
+    notes += ('its EXIF data are damaged and left out',)
+  if parsed:
+    exif = parsed[1].in_order(header.order)
+    # The EXIF data's own resolution comes first.
+    entries = {tag: entry for tag, entry in exif.entries.items() if tag not in STRUCTURE_TAGS}
+    tags = Directory(header.order, tags.entries | entries, exif.children)
+  offset = len(data) + len(data) % 2
+  with path.open('r+b') as file:
+    file.seek(offset)
+    file.write(blocks.pack_directory(tags, offset))
+    file.seek(4)
+    file.write(struct.pack(header.order + 'I', offset))
+  return notes + lost_fields(metadata, ('comment', 'png_chunks'), 'TIFF')
+
+
+def _write_exr(path, photograph):
+  photograph = _converted(photograph, to_float)
+  pixels = linear_from_srgb(photograph.pixels)
+  if photograph.alpha is not None:
+    # By the format's definition.
+    pixels *= photograph.alpha[:, :, None]
+  array = _channels(dataclasses.replace(photograph, pixels=pixels))
+  _write_pixels(path, array, {'compression': 'zip', 'oiio:UnassociatedAlpha': 0})
+  lost = ('icc_profile', 'exif', 'xmp', 'photoshop', 'comment', 'dpi', 'png_chunks')
+  return lost_fields(photograph.metadata, lost, 'OpenEXR')
+
+
+_PNG = _Format('PNG', _write_png, bits=16, alpha=True)
+_JPEG = _Format(
+  # The longest side is libjpeg's; the format allows 35 pixels more.
+  'JPEG',
+  _write_jpeg,
+  bits=8,
+  alpha=False,
+  max_side=65500,
+  rotates=True,
+  max_exif_bytes=_MOST_JPEG_EXIF_BYTES,
+)
+_TIFF = _Format('TIFF', _write_tiff, bits=32, alpha=True, rotates=True)
 _FORMATS: Mapping[str, _Format] = {
   '.png': _PNG,
   '.jpg': _JPEG,
@@ -37,101 +372,9 @@ _FORMATS: Mapping[str, _Format] = {
   '.jfif': _JPEG,
   '.tif': _TIFF,
   '.tiff': _TIFF,
-  '.webp': _WEBP,
-  '.bmp': _BMP,
+  '.webp': _Format('WebP', _write_webp, bits=8, alpha=True, max_side=16383),
+  '.bmp': _Format('BMP', _write_bmp, bits=8, alpha=False),
+  '.exr': _Format('OpenEXR', _write_exr, bits=32, alpha=True),
 }
-# Endings of files that are read and written, in lower case.
+# Extensions of the files that are written, in lower case.
 PHOTOGRAPH_SUFFIXES = tuple(_FORMATS)
-
-
-def check_output(path: str | Path, photograph: Photograph | None = None) -> None:
-  """Refuses what `write_photograph` would, before there is work to lose.
-
-  Args:
-    path: Where it is to be written.
-    photograph: What, as read; None if it is not known yet.
-
-  Raises:
-    ValueError: The ending is of no format, the folder is missing or not to be written to, the name is
-      a folder's, or the format does not hold the photograph's transparency or size.
-  """
-  path, shown = Path(path), shown_path(path)
-  form = _FORMATS.get(path.suffix.lower())
-  if form is None:
-    raise ValueError(f'{shown}: got the ending {path.suffix!r}, want one of {", ".join(PHOTOGRAPH_SUFFIXES)}')
-  if path.is_dir():
-    raise ValueError(f'{shown}: got a folder, want the name of a file')
-  if not path.parent.is_dir():
-    raise ValueError(f'{shown}: got no such folder {shown_path(path.parent)}, want one (make it)')
-  if not os.access(path.parent, os.W_OK):
-    raise ValueError(f'{shown}: got a folder without permission to write, want another')
-  if photograph is None:
-    return
-  height, width = photograph.pixels.shape[:2]
-  if max(height, width) > form.max_side:
-    raise ValueError(
-      f'{shown}: got {width}x{height} pixels, want at most {form.max_side} a side for {form.name} (write PNG)'
-    )
-  if photograph.alpha is not None and not form.alpha and not _opaque(photograph.alpha):
-    raise ValueError(
-      f'{shown}: got a photograph with transparency, want a format that holds it (write PNG, TIFF or WebP)'
-    )
-
-
-def write_photograph(path: str | Path, photograph: Photograph) -> tuple[str, ...]:
-  """Writes a photograph in the format of the ending, over a file of that name.
-
-  PNG and TIFF hold 8 and 16 bits without loss. JPEG is of quality 95 with colours at full
-  resolution. WebP is lossless where the photograph comes from a lossless form, else of quality 95.
-  The EXIF orientation goes with the pixels, which are not turned, but where the format has no place for it.
-
-  Args:
-    path: Ends in one of `PHOTOGRAPH_SUFFIXES`; its folder exists.
-    photograph: What to write.
-
-  Returns:
-    Notes on what the format could not hold.
-
-  Raises:
-    ValueError: As by `check_output`; or the file cannot be written.
-  """
-  check_output(path, photograph)
-  path, shown = Path(path), shown_path(path)
-  form = _FORMATS[path.suffix.lower()]
-  notes: tuple[str, ...] = ()
-  if photograph.alpha is not None and not form.alpha:
-    photograph = dataclasses.replace(photograph, alpha=None)
-    notes += (f'its transparency is left out: it is opaque everywhere, and {form.name} holds none',)
-  if photograph.pixels.dtype == np.uint16 and not form.deep:
-    photograph = _rounded(photograph)
-    notes += (f'its 16 bits are rounded to 8: {form.name} holds no more (write PNG or TIFF)',)
-  if photograph.orientation != 1 and len(photograph.metadata.exif or b'') > form.max_exif_bytes:
-    photograph = upright(photograph)
-    notes += (f'it is turned upright: {form.name} has no place for its orientation',)
-  try:
-    parts, lost = form.encode(photograph)
-    with replacing(path) as temporary, temporary.open('wb') as file:
-      for part in parts:
-        file.write(part)
-  except OSError as error:
-    raise ValueError(f'{shown}: got {error.strerror or error}, want a file that can be written') from error
-  except ValueError as error:
-    raise ValueError(f'{shown}: {error}') from error
-  return notes + lost
-
-
-def _opaque(alpha):
-  return bool(alpha.min() == np.iinfo(alpha.dtype).max)
-
-
-def to_8_bits(array: np.ndarray) -> np.ndarray:
-  """uint16 of the full range to the nearest of 256 levels, uint8."""
-  # In whole numbers: 257 steps of 16 bits are one of 8.
-  return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-def _rounded(photograph):
-  alpha = photograph.alpha
-  return dataclasses.replace(
-    photograph, pixels=to_8_bits(photograph.pixels), alpha=None if alpha is None else to_8_bits(alpha)
-  )

@@ -272,8 +272,8 @@ def test_clean_images_are_found_and_named_uniquely(tmp_path):
 @pytest.mark.parametrize(
   ('name', 'message'),
   [
-    ('clean', r'got no image in it, want at least one'),
-    ('pairs', r'got no image in it, want at least one'),
+    ('clean', r'the folder has no image'),
+    ('pairs', r'the folder has no image'),
     ('sidd', r'got no Data folder with scenes .*, want SIDD_Medium_Srgb as unpacked, from the SIDD page'),
     ('renoir', r'got no Batch_NNN folder, want Mi3_Aligned, T3i_Aligned and S90_Aligned as unpacked, from'),
     ('polyu', r'got no CroppedImages folder with \*_real.JPG and \*_mean.JPG, want the PolyU'),
@@ -310,10 +310,10 @@ def test_a_pair_of_different_sizes_and_a_damaged_file_are_named(tmp_path):
     with pytest.raises(ValueError, match=message):
       read(examples[0])
   dataset_files.truncate(examples[1].noisy)
-  with pytest.raises(ValueError, match=r'0001_NOISY_SRGB_011.PNG: got a damaged image file'):
+  with pytest.raises(ValueError, match=r'0001_NOISY_SRGB_011.PNG: the file is damaged or incomplete'):
     read_example(examples[1], 3)
   examples[2].clean[0].write_bytes(b'')
-  with pytest.raises(ValueError, match=r'0003_GT_SRGB_010.PNG: got no readable image'):
+  with pytest.raises(ValueError, match=r'0003_GT_SRGB_010.PNG: the file is empty'):
     layouts.example_shape(examples[2])
 
 

@@ -126,11 +126,11 @@ def test_check_examples_names_the_bad_image(tmp_path, examples):
     check_examples(examples, 3, 10)
   damaged = tmp_path / 'damaged.png'
   damaged.write_bytes(examples[0].clean[0].read_bytes()[:-30])
-  with pytest.raises(ValueError, match=r'damaged.png: got a damaged image file'):
+  with pytest.raises(ValueError, match=r'damaged.png: the file is damaged or incomplete'):
     check_examples([*examples, Example('damaged', '', (damaged,), None)], 3, 9)
   grey = tmp_path / 'grey.png'
   Image.new('L', (9, 9)).save(grey)
-  with pytest.raises(ValueError, match=r'grey.png: got a grey image, want colour'):
+  with pytest.raises(ValueError, match=r'grey.png: the image is grey, but colour is needed'):
     check_examples([Example('grey', '', (grey,), None)], 3, 9)
   check_examples([Example('grey', '', (grey,), None)], 1, 9)
 

@@ -143,7 +143,9 @@ def test_grey_images_stay_grey_and_are_not_mixed_with_colour(tmp_path):
   for name in ('b', '0'):
     colour = tmp_path / 'in' / f'{name}.png'
     dataset_files.write(colour, dataset_files.picture(20, 20, 0))
-    with pytest.raises(ValueError, match=r'a.png: got a grey image, want colour.* \(nothing was kept;'):
+    with pytest.raises(
+      ValueError, match=r'a.png: the image is grey, but colour is needed.* \(nothing was kept;'
+    ):
       tiles.prepare('clean', tmp_path / 'in', tmp_path / 'other', **SMALL)
     colour.unlink()
 
@@ -226,8 +228,11 @@ def test_bad_files_stop_the_preparation_or_are_left_out_and_listed(tmp_path, dam
   bad = tmp_path / 'SIDD/Data/0044_003_G4_00800_01000_5500_N/0044_GT_SRGB_010.PNG'
   # What is said, and whether the image counts as one of those that were found.
   message, counts = {
-    'truncated': (r'0044_GT_SRGB_010.PNG: got a damaged image file .* \(nothing was kept; repair it, or', 8),
-    'empty': (r'0044_GT_SRGB_010.PNG: got no readable image', 8),
+    'truncated': (
+      r'0044_GT_SRGB_010.PNG: the file is damaged or incomplete.* \(nothing was kept; repair it, or',
+      8,
+    ),
+    'empty': (r'0044_GT_SRGB_010.PNG: the file is empty', 8),
     'unpaired': (r'0044_NOISY_SRGB_010.png: got no gt image of it.* \(repair it', 7),
     'size': (r'0044_NOISY_SRGB_010: got images of different sizes', 8),
   }[damage]
@@ -439,7 +444,7 @@ def test_the_command_prepares_once_and_says_what_it_found(tmp_path):
   code, output, errors = _run(*arguments, cwd=tmp_path, **root)
   assert (code, output) == (1, '')
   assert errors.startswith('sadnet_jax.data: ')
-  assert '0200_GT_SRGB_010.PNG: got a damaged image file' in errors
+  assert '0200_GT_SRGB_010.PNG: the file is damaged or incomplete' in errors
   assert errors.count('\n') == 1
 
   code, output, errors = _run(*arguments, '--skip_bad', cwd=tmp_path, **root)

@@ -20,15 +20,13 @@ def _check(lines, sources, output):
     assert 'unexpected error' not in line
     if line.startswith('sadnet-denoise: '):
       (source,) = (path for path in sources if line.startswith(f'sadnet-denoise: {path}: '))
-      assert ': got ' in line, line
-      assert ', want ' in line, line
       assert source not in failed, line
       failed.add(source)
   good = [path for path in sources if path not in failed]
   assert all_files(output) == sorted(path.name for path in good)
   for source in good:
     assert f'{source} -> {output / source.name}' in '\n'.join(lines)
-    # Upright, for what is written as BMP is turned.
+    # PNG, WebP and BMP are stored upright.
     written, read = (upright(read_photograph(path)) for path in (output / source.name, source))
     assert written.pixels.shape == read.pixels.shape
     if (size := _size_by_pillow(source)) is not None:
@@ -37,7 +35,7 @@ def _check(lines, sources, output):
 
 
 def _size_by_pillow(path):
-  """Sorted, for of all formats Pillow turns TIFF as it asks for; None for what is too odd for it."""
+  """The sides in order, because Pillow rotates TIFF alone; None if Pillow cannot read the file."""
   try:
     with Image.open(path) as image:
       image.load()
@@ -46,10 +44,9 @@ def _size_by_pillow(path):
     return None
 
 
-@pytest.mark.parametrize('seed', [0, 1])
-def test_files_of_every_damage(weights, tmp_path, seed, capsys):
+def test_files_of_every_damage(weights, tmp_path, capsys):
   (tmp_path / 'in').mkdir()
-  sources = malformed_images(tmp_path / 'in', 400, seed)
+  sources = malformed_images(tmp_path / 'in', 400, seed=0)
   status, lines = run(*sources, '-o', tmp_path / 'out', '--model', weights, capsys=capsys)
   assert status == 1
   good, failed = _check(lines[:-1], sources, tmp_path / 'out')
@@ -111,10 +108,8 @@ def test_what_is_no_file_fails_alone(weights, tmp_path, capsys):
   status, lines = run(folder, '/dev/null', *options, capsys=capsys)
   assert status == 1
   failed = ['broken.png', 'device.png', 'loop.png', 'pipe.png']
-  assert [line.split(': ')[1] for line in lines if ': got ' in line] == [
-    *(str(folder / name) for name in failed),
-    '/dev/null',
-  ]
+  *errors, _ = (line for line in lines if line.startswith('sadnet-denoise: '))
+  assert [line.split(': ')[1] for line in errors] == [*(str(folder / name) for name in failed), '/dev/null']
   assert all_files(tmp_path / 'out') == ['a.png', 'link.png']
 
 
@@ -127,5 +122,5 @@ def test_a_file_that_may_not_be_read_fails_alone(weights, tmp_path, capsys):
   options = ['-o', tmp_path / 'out', '--model', weights]
   status, lines = run(tmp_path / 'a.png', tmp_path / 'b.png', *options, capsys=capsys)
   assert status == 1
-  assert 'a.png: got no readable file (Permission denied)' in lines[0]
+  assert 'a.png: cannot be read (Permission denied)' in lines[0]
   assert all_files(tmp_path / 'out') == ['b.png']

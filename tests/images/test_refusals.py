@@ -2,14 +2,16 @@
 
 import contextlib
 import ctypes
-import dataclasses
 import io
 import os
+from pathlib import Path
 import struct
+import time
 import warnings
 import zlib
 
 import numpy as np
+import OpenImageIO
 from PIL import Image
 import pytest
 
@@ -19,13 +21,11 @@ from sadnet_jax.images import (
   Photograph,
   check_output,
   read_photograph,
-  reading,
   upright,
   write_photograph,
   writing,
 )
 from sadnet_jax.images import photograph as photograph_module
-from sadnet_jax.images.formats import tiff_writing
 from tests.support.malformed_images import malformed_images, png_chunks, png_file, sound_images
 from tests.support.photograph_files import assert_same_pixels, opened, random_photograph, write_file
 
@@ -46,21 +46,20 @@ def sound():
 @pytest.mark.parametrize(
   ('name', 'message'),
   {
-    'cmyk.jpg': r'got a JPEG of CMYK colours, want grey or RGB \(convert it to RGB',
-    'cmyk.tif': r'got a TIFF of CMYK, want grey or RGB',
-    'lab.tif': r'got a TIFF of Lab, want grey or RGB',
-    'float.tif': r'got a TIFF of floating-point values, want whole numbers from 0 \(convert it to 16 bits\)',
-    'signed.tif': r'got a TIFF of signed values',
-    'wide.tif': r'got a TIFF of 32 bits a channel, want 8 or 16',
-    'fax.tif': r'got a TIFF of compression 4 \(fax\), want none, LZW',
-    'pages.tif': r'got a TIFF of 2 pages, want a single picture',
-    'five_channels.tif': r'got a TIFF of 5 channels, want colours and at most one more \(flatten it\)',
-    'animated.png': r'got an animated PNG of 2 frames, want a single picture',
-    'animated.webp': r'got an animated WebP of 2 frames, want a single picture',
-    'single.gif': r'got a GIF file, want a PNG, JPEG, TIFF, WebP or BMP file \(convert it\)',
+    'cmyk.jpg': r'is a JPEG file of CMYK colours; convert it to RGB',
+    'cmyk.tif': r'is a TIFF file of CMYK; convert it to RGB',
+    'lab.tif': r'is a TIFF file of Lab; convert it',
+    'zstd.tif': r'is a TIFF file compressed by Zstandard; save it with LZW or Deflate',
+    'signed.tif': r'is a TIFF file of signed or complex numbers; convert it to 16 bits',
+    'wide.tif': r'is a TIFF file of 32 bits per channel; convert it to 8 or 16',
+    'pages.tif': r'is a TIFF file of 2 pages; save them',
+    'five_channels.tif': r'has 5 channels, more than colours and transparency; flatten it',
+    'animated.png': r'is an animated PNG of 2 frames; save one of them',
+    'animated.webp': r'is an animated WebP; save one of its frames',
+    'single.gif': r'is a GIF file; convert it \(readable are PNG, JPEG, TIFF, ',
   }.items(),
 )
-def test_other_kinds_of_pictures_are_refused_by_name(sound, tmp_path, name, message):
+def test_other_kinds_of_images_are_refused_by_name(sound, tmp_path, name, message):
   path = write_file(tmp_path / name, sound[name])
   with pytest.raises(ValueError, match=rf'{name}: {message}'):
     read_photograph(path)
@@ -69,14 +68,13 @@ def test_other_kinds_of_pictures_are_refused_by_name(sound, tmp_path, name, mess
 @pytest.mark.parametrize(
   ('start', 'message'),
   [
-    (b'', 'got an empty file'),
-    (b'hello\n', 'got a file of unknown format'),
-    (b'\0\0\0\x18ftypheic', 'got a HEIC file'),
-    (b'\0\0\0\x18ftypisom', 'got a film'),
-    (b'\0\0\0\x18ftypcrx ', 'got a camera raw file, .*develop it'),
-    (b'II*\0\x10\0\0\0CR', 'got a camera raw file, .*develop it'),
-    (b'8BPS', 'got a Photoshop document'),
-    (b'\x76\x2f\x31\x01', 'got an OpenEXR file of high dynamic range'),
+    (b'', 'the file is empty'),
+    (b'hello\n', 'is not an image file of a known format'),
+    (b'\0\0\0\x18ftypisom', 'is a video'),
+    (b'\0\0\0\x18ftypavif', 'is an AVIF file; convert it'),
+    (b'II*\0\x10\0\0\0CR', 'LibRaw cannot develop this camera raw file'),
+    (b'8BPS', 'is a Photoshop document; export it'),
+    (b'#?RADIANCE', 'is a Radiance file; convert it to OpenEXR'),
   ],
 )
 def test_other_files_are_refused_by_their_first_bytes(tmp_path, start, message):
@@ -86,15 +84,15 @@ def test_other_files_are_refused_by_their_first_bytes(tmp_path, start, message):
 
 
 def test_what_is_no_file_to_read_is_refused(tmp_path, monkeypatch):
-  with pytest.raises(ValueError, match=r'nowhere\.png: got no readable file \(No such file or directory\)'):
+  with pytest.raises(ValueError, match=r'nowhere\.png: cannot be read \(No such file or directory\)'):
     read_photograph(tmp_path / 'nowhere.png')
-  with pytest.raises(ValueError, match=r': got a folder, want a PNG'):
+  with pytest.raises(ValueError, match=r': is a folder, not an image file'):
     read_photograph(tmp_path)
   os.mkfifo(tmp_path / 'pipe.png')
-  with pytest.raises(ValueError, match=r'pipe\.png: got no regular file'):
+  with pytest.raises(ValueError, match=r'pipe\.png: is not a regular file'):
     read_photograph(tmp_path / 'pipe.png')
   path = write_file(tmp_path / 'a\nb.png', b'x')
-  with pytest.raises(ValueError, match=r"a\\\\?nb\.png'?: got a file of unknown") as caught:
+  with pytest.raises(ValueError, match=r"a\\\\?nb\.png'?: is not an image file") as caught:
     read_photograph(path)
   assert '\n' not in str(caught.value)
 
@@ -102,7 +100,7 @@ def test_what_is_no_file_to_read_is_refused(tmp_path, monkeypatch):
     raise PermissionError(13, 'Permission denied')
 
   monkeypatch.setattr('pathlib.Path.open', refuse)
-  with pytest.raises(ValueError, match=r'got no readable file \(Permission denied\)'):
+  with pytest.raises(ValueError, match=r'cannot be read \(Permission denied\)'):
     read_photograph(path)
 
 
@@ -139,7 +137,7 @@ def test_jpeg_whose_end_is_put_on_too_early_is_refused(tmp_path, options):
     # Pillow makes grey of what is missing, and mostly says nothing.
     with contextlib.suppress(OSError):
       silent += opened(path).load() is not None
-    with pytest.raises(ValueError, match=r'a\.jpg: got a JPEG'):
+    with pytest.raises(ValueError, match=r'a\.jpg: the file is damaged or incomplete'):
       read_photograph(path)
   assert silent > 10
 
@@ -149,7 +147,7 @@ def test_jpeg_cut_between_its_intervals_is_refused(tmp_path):
   Image.fromarray(random_photograph(64, 64).pixels).save(buffer, 'JPEG', restart_marker_blocks=4)
   data = buffer.getvalue()
   path = write_file(tmp_path / 'a.jpg', data[: data.index(b'\xff\xd2')] + b'\xff\xd9')
-  with pytest.raises(ValueError, match='got a JPEG whose pixels are incomplete'):
+  with pytest.raises(ValueError, match='the file is damaged or incomplete'):
     read_photograph(path)
 
 
@@ -159,48 +157,28 @@ def test_png_with_fewer_or_more_rows_than_its_header_says_is_refused(sound, tmp_
   rows = zlib.decompress(stored)
   rows = rows[:change] if change < 0 else rows + bytes(change)
   path = write_file(tmp_path / 'a.png', png_file([header, (b'IDAT', zlib.compress(rows)), end]))
-  with pytest.raises(ValueError, match='got a PNG whose pixels are not as many as its header says'):
-    read_photograph(path)
-
-
-def test_bmp_of_run_lengths_is_refused(sound, tmp_path):
-  data = sound['palette.bmp']
-  path = write_file(tmp_path / 'a.bmp', data[:30] + struct.pack('<I', 1) + data[34:])
-  with pytest.raises(ValueError, match='got a BMP of compression 1, want an uncompressed one'):
+  with pytest.raises(ValueError, match='it has fewer or more pixels than its header says'):
     read_photograph(path)
 
 
 def test_jpeg_of_endless_scans_is_refused(sound, tmp_path):
   data = sound['progressive.jpg']
   scan = data[data.rindex(b'\xff\xda') : -2]
-  with pytest.raises(ValueError, match=r'got a JPEG of 3\d\d scans, want 1 to 200'):
+  with pytest.raises(ValueError, match=r'it has 3\d\d scans, more than 200'):
     read_photograph(write_file(tmp_path / 'a.jpg', data[:-2] + 300 * scan + data[-2:]))
 
 
-def test_tiff_of_more_than_its_places_can_tell_is_refused(tmp_path, monkeypatch):
-  monkeypatch.setattr(tiff_writing, '_MOST_FILE_BYTES', 1000)
+def test_messages_of_decoders_become_one_short_line(sound, tmp_path, monkeypatch):
+  class Failing:
+    @staticmethod
+    def open(*_):
+      warnings.warn('from a decoder', stacklevel=1)
+      raise RuntimeError('one\nother' + 1000 * ' long')
+
+  monkeypatch.setattr(OpenImageIO, 'ImageInput', Failing)
   with pytest.raises(
-    ValueError, match=r'a\.tif: got a picture of more than 4 GiB as TIFF, want a smaller one'
-  ):
-    write_photograph(tmp_path / 'a.tif', random_photograph())
-  assert not list(tmp_path.iterdir())
-
-
-def test_warnings_of_decoders_do_not_leak(sound, tmp_path, monkeypatch):
-  def warn(data):
-    warnings.warn('from a decoder', stacklevel=1)
-    return random_photograph()
-
-  monkeypatch.setattr(reading, '_READERS', {'PNG': warn})
-  assert_same_pixels(read_photograph(write_file(tmp_path / 'a.png', sound['rgb.png'])), random_photograph())
-
-
-def test_messages_have_one_line(sound, tmp_path, monkeypatch):
-  def fail(data):
-    raise RuntimeError('one\nother' + 1000 * ' long')
-
-  monkeypatch.setattr(reading, '_READERS', {'PNG': fail})
-  with pytest.raises(ValueError, match=r'a\.png: got a damaged PNG file \(one other long .*want a') as caught:
+    ValueError, match=r'a\.png: the file is damaged or incomplete: one other long '
+  ) as caught:
     read_photograph(write_file(tmp_path / 'a.png', sound['rgb.png']))
   assert len(str(caught.value)) < 500
   assert str(caught.value).isprintable()
@@ -211,7 +189,7 @@ def test_jpeg_that_lacks_a_part_in_its_middle_is_refused(tmp_path):
   Image.fromarray(random_photograph(64, 64).pixels).save(buffer, 'JPEG', restart_marker_blocks=1)
   data = buffer.getvalue()
   lacking = data[: data.index(b'\xff\xd3')] + data[data.index(b'\xff\xd4') :]
-  with pytest.raises(ValueError, match='got a JPEG with parts of a scan missing'):
+  with pytest.raises(ValueError, match='the file is damaged or incomplete'):
     read_photograph(write_file(tmp_path / 'a.jpg', lacking))
 
 
@@ -221,80 +199,89 @@ def test_headers_of_more_than_there_is_are_refused_before_anything_is_allocated(
   for width, height in ((60_000, 60_000), (2**31 - 1, 1)):
     huge = [(b'IHDR', struct.pack('>II', width, height) + header[1][8:]), *rest]
     path = write_file(tmp_path / 'a.png', png_file(huge))
-    with pytest.raises(ValueError, match=rf'got a header of {width}x{height} pixels, want no more than'):
+    with pytest.raises(
+      ValueError, match=rf'its header says {width}x{height} pixels, more than a file of its size can hold'
+    ):
       read_photograph(path)
-  # A flat lossless WebP takes no bytes a pixel.
-  at = sound['lossless.webp'].index(b'VP8L') + 9
-  size = struct.pack('<I', (16383) | (16383 << 14))
-  path = write_file(
-    tmp_path / 'a.webp', sound['lossless.webp'][:at] + size + sound['lossless.webp'][at + 4 :]
-  )
-  with pytest.raises(ValueError, match=r'got a WebP of 16384x16384 pixels, want at most 178,956,970'):
-    read_photograph(path)
   monkeypatch.setattr(photograph_module, 'MAX_PIXELS', 100)
-  with pytest.raises(ValueError, match=r'got 31x17 pixels, want at most 100 \(cut it into parts\)'):
+  with pytest.raises(ValueError, match=r'31x17 pixels are more than 100; cut the image into parts'):
     read_photograph(write_file(tmp_path / 'a.tif', sound['deep.tif']))
   monkeypatch.undo()
   monkeypatch.setattr(photograph_module, 'free_host_bytes', lambda: 1000)
-  with pytest.raises(
-    ValueError, match=r'got 31x17 pixels, want a picture that fits the 0\.0 GiB of free memory'
-  ):
+  with pytest.raises(ValueError, match=r'31x17 pixels do not fit into the 0\.0 GiB of free memory'):
     read_photograph(write_file(tmp_path / 'a.jpg', sound['rgb.jpg']))
 
 
 def test_outputs_are_refused_before_there_is_work_to_lose(tmp_path, monkeypatch):
-  with pytest.raises(ValueError, match=r"a\.gif: got the ending '\.gif', want one of \.png, \.jpg, \.jpeg"):
+  with pytest.raises(ValueError, match=r"a\.gif: the extension '\.gif' is not one of \.png, \.jpg, \.jpeg"):
     check_output(tmp_path / 'a.gif')
-  with pytest.raises(ValueError, match=r'got no such folder .*nowhere, want one'):
+  with pytest.raises(ValueError, match=r'the folder .*nowhere does not exist; create it'):
     check_output(tmp_path / 'nowhere' / 'a.png')
   (tmp_path / 'folder.png').mkdir()
-  with pytest.raises(ValueError, match=r'folder\.png: got a folder, want the name of a file'):
+  with pytest.raises(ValueError, match=r'folder\.png: is a folder; give the name of a file'):
     check_output(tmp_path / 'folder.png')
   for ending in PHOTOGRAPH_SUFFIXES:
     check_output(tmp_path / f'a{ending.upper()}', random_photograph())
   for ending in ('.jpg', '.bmp'):
-    with pytest.raises(ValueError, match=r'got a photograph with transparency, want a format that holds it'):
+    with pytest.raises(ValueError, match=r'the photograph has transparency, which (JPEG|BMP) cannot store'):
       check_output(tmp_path / f'a{ending}', random_photograph(alpha=True))
   for ending, side in (('.jpg', 65500), ('.webp', 16383)):
     check_output(tmp_path / f'a{ending}', Photograph(np.zeros((1, side, 1), np.uint8)))
-    with pytest.raises(ValueError, match=rf'got 1x{side + 1} pixels, want at most {side} a side for'):
+    with pytest.raises(ValueError, match=rf'1x{side + 1} pixels are too many for .* at most {side} a side'):
       write_photograph(tmp_path / f'a{ending}', Photograph(np.zeros((side + 1, 1, 1), np.uint8)))
   monkeypatch.setattr(writing.os, 'access', lambda *_: False)
-  with pytest.raises(ValueError, match='got a folder without permission to write'):
+  with pytest.raises(ValueError, match='its folder may not be written to'):
     check_output(tmp_path / 'a.png')
   assert sorted(p.name for p in tmp_path.iterdir()) == ['folder.png']
 
 
-@pytest.mark.parametrize(
-  'error', [OSError(28, 'No space left on device'), ValueError('got bad luck, want good')]
-)
-def test_what_is_there_stays_if_writing_fails(tmp_path, monkeypatch, error):
-  path = tmp_path / 'a.png'
+@pytest.mark.parametrize('error', [OSError(28, 'No space left on device'), ValueError('bad luck')])
+def test_an_existing_file_survives_if_writing_fails(tmp_path, monkeypatch, error):
+  path = tmp_path / 'a.bmp'
   write_photograph(path, random_photograph())
   before = path.read_bytes()
 
-  class Broken:
-    def __iter__(self):
-      yield b'half of it'
-      raise error
+  def fail(image, name, *_, **__):
+    Path(name).write_bytes(b'half of it')
+    raise error
 
-  broken = dataclasses.replace(writing._FORMATS['.png'], encode=lambda _: (Broken(), ()))
-  monkeypatch.setattr(writing, '_FORMATS', {'.png': broken})
-  with pytest.raises(ValueError, match=r'a\.png: got (No space left on device|bad luck), want'):
+  monkeypatch.setattr(Image.Image, 'save', fail)
+  with pytest.raises(ValueError, match=r'a\.bmp: (cannot be written \(No space left on device\)|bad luck)'):
     write_photograph(path, random_photograph(seed=1))
   assert path.read_bytes() == before
-  assert [p.name for p in tmp_path.iterdir()] == ['a.png']
+  assert [p.name for p in tmp_path.iterdir()] == ['a.bmp']
+
+
+def test_existing_files_are_not_replaced_unless_wanted(tmp_path):
+  path = tmp_path / 'a.png'
+  write_photograph(path, random_photograph(), overwrite=False)
+  before = path.read_bytes()
+  with pytest.raises(ValueError, match=r'a\.png: exists already'):
+    write_photograph(path, random_photograph(seed=1), overwrite=False)
+  assert path.read_bytes() == before
+
+
+def test_text_that_takes_gigabytes_when_decompressed_is_refused_quickly(sound, tmp_path):
+  header, *rest = png_chunks(sound['plain.png'])
+  text = (b'zTXt', b'name\0\0' + zlib.compress(bytes(16 * 2**20), 9))
+  path = write_file(tmp_path / 'a.png', png_file([header, *[text] * 500, *rest]))
+  start = time.process_time()
+  with pytest.raises(
+    ValueError, match='the text and profiles in the PNG file take more than 33,554,432 bytes'
+  ):
+    read_photograph(path)
+  assert time.process_time() - start < 2
 
 
 def test_arrays_of_another_form_are_no_photograph():
   pixels = np.zeros((3, 4, 3), np.uint8)
-  for wrong in (pixels[:, :, 0], pixels[:, :, :2], pixels.astype(np.float32)):
-    with pytest.raises(ValueError, match=r'pixels: got .* want uint8 or uint16 of shape'):
+  for wrong in (pixels[:, :, 0], pixels[:, :, :2], pixels.astype(np.float64)):
+    with pytest.raises(ValueError, match=r'pixels must be uint8, uint16 or float32 of shape .* not '):
       Photograph(wrong)
-  with pytest.raises(ValueError, match='pixels: got an empty array'):
+  with pytest.raises(ValueError, match='pixels must not be empty'):
     Photograph(pixels[:0])
   for wrong in (np.zeros((3, 5), np.uint8), np.zeros((3, 4), np.uint16)):
-    with pytest.raises(ValueError, match=r'alpha: got .* want uint8 \(3, 4\) as the pixels'):
+    with pytest.raises(ValueError, match=r'alpha must be uint8 \(3, 4\) like the pixels'):
       Photograph(pixels, wrong)
 
 
@@ -310,7 +297,7 @@ def test_any_file_gives_a_photograph_or_one_line(tmp_path, capfd, caplog):
     else:
       assert isinstance(photograph, Photograph)
   for path, message in messages.items():
-    assert message.startswith(f'{path}: got ')
+    assert message.startswith(f'{path}: ')
     assert len(message.removeprefix(str(path))) < 500
     assert message.isprintable(), message
   # Neither all nor none.
@@ -327,7 +314,7 @@ def test_what_was_read_of_odd_files_can_be_written_anywhere(tmp_path, capfd, cap
       photograph = read_photograph(path)
     except ValueError:
       continue
-    for ending in ('.png', '.tif', '.jpg', '.webp', '.bmp'):
+    for ending in ('.png', '.tif', '.jpg', '.webp', '.bmp', '.exr'):
       try:
         notes = write_photograph(tmp_path / f'out{ending}', photograph)
       except ValueError:
@@ -335,10 +322,9 @@ def test_what_was_read_of_odd_files_can_be_written_anywhere(tmp_path, capfd, cap
         continue
       assert all(note.isprintable() and len(note) < 300 for note in notes)
       again = read_photograph(tmp_path / f'out{ending}')
-      # Without a place for the orientation, it is turned.
-      wanted = upright(photograph) if ending == '.bmp' else photograph
+      wanted = photograph if ending in ('.tif', '.jpg') else upright(photograph)
       assert again.pixels.shape[:2] == wanted.pixels.shape[:2]
       assert again.orientation == wanted.orientation
-      if ending in ('.png', '.tif'):
-        assert_same_pixels(again, photograph)
+      if ending == '.tif' or (ending == '.png' and photograph.pixels.dtype != np.float32):
+        assert_same_pixels(again, wanted)
   _assert_silence(capfd, caplog)

@@ -6,7 +6,6 @@ from pathlib import Path
 import struct
 import zlib
 
-import imagecodecs
 import numpy as np
 from PIL import Image
 import tifffile
@@ -108,12 +107,12 @@ def _saved(image, name, options):
 
 
 def _deep_pngs(colour):
-  deep = colour.astype(np.uint16) * 257 + 3
+  deep = (colour.astype(np.uint16) * 257 + 3).astype('>u2')
   return {
-    'deep_rgb.png': imagecodecs.png_encode(deep[:, :, :3].copy()),
-    'deep_rgba.png': imagecodecs.png_encode(deep),
-    'deep_grey.png': imagecodecs.png_encode(deep[:, :, 0].copy()),
-    'deep_grey_alpha.png': imagecodecs.png_encode(deep[:, :, :2].copy()),
+    'deep_rgb.png': _png(deep[:, :, :3]),
+    'deep_rgba.png': _png(deep),
+    'deep_grey.png': _png(deep[:, :, :1]),
+    'deep_grey_alpha.png': _png(deep[:, :, :2]),
   }
 
 
@@ -150,10 +149,11 @@ def _tiff(array, options):
 
 def _png(colour, passes=((0, 0, 1, 1),)):
   """With nothing in it but pixels; in Adam7's seven passes, or in one."""
-  height, width = colour.shape[:2]
+  height, width, channels = colour.shape
+  colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
   parts = (colour[top::down, left::right] for top, left, down, right in passes)
   rows = b''.join(b'\0' + row.tobytes() for part in parts if part.size for row in part)
-  header = _png_header(width, height, 8 * colour.itemsize, 6, int(len(passes) > 1))
+  header = _png_header(width, height, 8 * colour.itemsize, colour_type, int(len(passes) > 1))
   return png_file([(b'IHDR', header), (b'IDAT', zlib.compress(rows)), (b'IEND', b'')])
 
 

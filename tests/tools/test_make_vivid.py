@@ -55,7 +55,7 @@ def test_all_depends_on_the_seed_alone(folder, tmp_path):
 def test_what_cannot_be_is_refused(folder, tmp_path, capsys):
   with pytest.raises(ValueError, match='images: got a folder that is there, want a new name'):
     make_vivid(folder, folder)
-  with pytest.raises(SystemExit, match=r'^vivid: .*none: got no such folder'):
+  with pytest.raises(SystemExit, match=r'^vivid: .*none: the folder does not exist'):
     main([str(tmp_path / 'none'), str(tmp_path / 'new')])
   Image.new('L', (9, 9)).save(folder / '0.png')
   with pytest.raises(ValueError, match=r'0\.png: got an image of mode L, want 8-bit RGB'):

@@ -258,7 +258,11 @@ def test_the_command_writes_the_plot_of_a_run(tmp_path):
     f'--output: got {tmp_path}/out.png, which exists, want a new file': [image_flag, one, output],
     '--output: got out.jpg, want a name that ends in .png': [image_flag, one, '--output=out.jpg'],
     'pixel: got 19,5, want a row of 0 to 18': [image_flag, '--pixel=19,5', *again],
-    f'{tmp_path}/grey.png: got a grey image, want colour': [f'--image={tmp_path}/grey.png', one, *again],
+    f'{tmp_path}/grey.png: the image is grey, but colour is needed': [
+      f'--image={tmp_path}/grey.png',
+      one,
+      *again,
+    ],
   }
   processes = [(text, start(*command, *flags)) for text, flags in failures.items()]
   for text, process in processes:

@@ -331,11 +331,11 @@ def test_a_bad_image_is_named_before_anything_is_trained(tmp_path):
   )
   content = (folder / 'cut.png').read_bytes()
   (folder / 'cut.png').write_bytes(content[: len(content) // 2])
-  with pytest.raises(ValueError, match=r'cut.png: got a damaged image file'):
+  with pytest.raises(ValueError, match=r'cut.png: the file is damaged or incomplete'):
     train(_config(folder), tmp_path / 'run')
   (folder / 'cut.png').unlink()
   Image.new('L', (64, 64)).save(folder / 'grey.png')
-  with pytest.raises(ValueError, match=r'grey.png: got a grey image, want colour'):
+  with pytest.raises(ValueError, match=r'grey.png: the image is grey, but colour is needed'):
     train(_config(folder), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 
@@ -563,7 +563,7 @@ def test_damaged_files_are_left_out_and_counted_where_configured(photographs, tm
   config = _config(folder, **{'data.skip_bad': True, 'steps': 1})
   train(config, tmp_path / 'run', jax.devices()[:1])
   output = capsys.readouterr().out
-  assert 'cut.png: got a damaged image file' in output
+  assert 'cut.png: the file is damaged or incomplete' in output
   assert 'small.png: got 8x8 pixels' in output
   assert '3 images, 2 left out' in output
 
@@ -589,7 +589,7 @@ def test_a_bad_validation_image_is_named_before_anything_is_trained(photographs,
   folder.mkdir()
   Image.new('L', (20, 20)).save(folder / 'grey.png')
   config = _config(photographs, **{'validation.every': 2, 'validation.clean': (str(folder),)})
-  with pytest.raises(ValueError, match=r'grey.png: got a grey image, want colour'):
+  with pytest.raises(ValueError, match=r'grey.png: the image is grey, but colour is needed'):
     train(config, tmp_path / 'run', jax.devices()[:1])
   assert not (tmp_path / 'run').exists()
 
@@ -643,5 +643,5 @@ def test_an_image_gone_bad_during_a_run_is_named(tmp_path, photographs, monkeypa
     (folder / '1.png').write_bytes((folder / '1.png').read_bytes()[:100])
 
   monkeypatch.setattr(pipeline, 'check_examples', check_and_damage)
-  with pytest.raises(ValueError, match=r'1.png: got a damaged image file'):
+  with pytest.raises(ValueError, match=r'1.png: the file is damaged or incomplete'):
     train(_config(folder), tmp_path / 'run', jax.devices()[:1])

@@ -32,5 +32,5 @@ def test_a_damaged_image_is_found_by_reading_all(tmp_path):
   dataset_files.truncate(tmp_path / 'images' / '2.png')
   (found,), _ = find_validation_sets((str(tmp_path / 'images'),), (), (), images=0)
   check_images(ValidationSet('first two', found.images[:2]), 3)
-  with pytest.raises(ValueError, match=r'2\.png: got a damaged image file'):
+  with pytest.raises(ValueError, match=r'2\.png: the file is damaged or incomplete'):
     check_images(found, 3)

@@ -1,1 +1,0 @@
-"""File formats of photographs, a module each."""
