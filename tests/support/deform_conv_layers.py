@@ -1,4 +1,4 @@
-"""Two layers for the tests of `deform_conv2d`, and how those run and compare them."""
+"""Two layers for the tests of `deform_conv2d`, and functions that run and compare them."""
 
 import jax
 import numpy as np
@@ -7,7 +7,7 @@ from sadnet_jax import deform_conv2d
 from tests.support.fast_jit import fast_jit
 
 NAMES = ('x', 'offset', 'mask', 'kernel', 'bias')
-# Nothing is square or symmetric, so that no two axes can be confused unnoticed.
+# Nothing is square or symmetric, so that confusing two axes changes the result.
 ASYMMETRIC = {
   'stride': (2, 1),
   'padding': (1, 0),
@@ -26,7 +26,7 @@ def relative_error(got, want):
 def asymmetric_inputs(seed=0, *, batch=3, modulated=True, biased=True, dtype=np.float64):
   """Inputs for the options ASYMMETRIC; no location closer than 0.1 to an integer.
 
-  At integer locations the operator has a kink, where finite differences mean nothing.
+  At integer locations the operator is not differentiable, so finite differences fail there.
   """
   rng = np.random.default_rng(seed)
   height, width, channels, features, kernel_size = 7, 6, 6, 4, (3, 2)
@@ -44,7 +44,7 @@ def asymmetric_inputs(seed=0, *, batch=3, modulated=True, biased=True, dtype=np.
 
 
 def simple_inputs(seed=0, *, batch=2, size=(7, 9), channels=4, features=4, groups=2, offset_std=1.5):
-  """float32 inputs of a padded 3x3 layer at stride 1, where all sizes stay the same."""
+  """float32 inputs of a padded 3x3 layer with stride 1, whose output is as large as its input."""
   rng = np.random.default_rng(seed)
   arrays = (
     rng.normal(size=(batch, *size, channels)),
@@ -62,7 +62,7 @@ def simple(x, offset, mask, kernel, bias=None):
 
 
 def compute_output_and_gradients(function, inputs, cotangent):
-  """function(*inputs), and the gradients of its sum times cotangent for all inputs that are not None."""
+  """function(*inputs), and the gradients of sum(output * cotangent) for all inputs that are not None."""
   output, pull_back = jax.vjp(function, *inputs)
   return output, pull_back(cotangent)
 

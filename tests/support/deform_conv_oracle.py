@@ -1,8 +1,7 @@
-"""Modulated deformable convolution by its definition, one multiplication at a time.
+"""Modulated deformable convolution by definition: Python loops in float64.
 
-Slow on purpose and written without a look at the fast one: Python loops, float64,
-no padding, no vectorisation. A location is never clipped; a neighbour outside the
-image is simply not added.
+Written independently of the fast implementation, without padding or vectorisation.
+Locations are never clipped; neighbours outside the image are skipped.
 """
 
 import math
