@@ -2,8 +2,8 @@
 
   python train.py --config=configs/color.py:50 --config.data.train.clean=FOLDER
 
-Run the same command again to continue a run that was stopped. For a run of several
-processes, start the same command in each, with ``--distributed``.
+Run the same command again to continue a run that was stopped. To train with several processes, start the
+same command in each of them with ``--distributed``.
 """
 
 import contextlib
@@ -15,22 +15,24 @@ from ml_collections import config_flags
 from sadnet_jax import command_line
 from sadnet_jax.training import distributed, loop
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment, such as configs/color.py:50.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; by default runs/<name of the config>.')
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'The experiment to run, such as configs/color.py:50.'
+)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run (default: runs/<name of the config>).')
 _DISTRIBUTED = flags.DEFINE_string(
   'distributed',
   None,
-  "Train with several processes: 'auto' under Slurm, Open MPI, Kubernetes or on Cloud TPU; elsewhere "
-  'INDEX/COUNT@HOST:PORT, with the address of process 0, such as 0/2@10.0.0.1:1234.',
+  "Train with several processes: 'auto' under Slurm, Open MPI, Kubernetes or on Cloud TPU; otherwise "
+  'INDEX/COUNT@HOST:PORT with the address of process 0, such as 0/2@10.0.0.1:1234.',
 )
 
 
 def main() -> None:
-  """Trains the experiment of the command line."""
+  """Trains the experiment given on the command line."""
   if _DISTRIBUTED.value:
     distributed.initialize(_DISTRIBUTED.value)
   name = command_line.config_name(command_line.config_argument())
-  with distributed.ending_all('train.py') if _DISTRIBUTED.value else contextlib.nullcontext():
+  with distributed.exit_all_on_error('train.py') if _DISTRIBUTED.value else contextlib.nullcontext():
     loop.train(_CONFIG.value, _WORKDIR.value or Path('runs', name))
 
 

@@ -28,9 +28,8 @@ from benchmarks import common, tables
 from sadnet_jax.data.folders import find_data_dir
 from sadnet_jax.training.config import check_config
 from sadnet_jax.training.inputs import open_training_data
-from sadnet_jax.training.loop import describe_divergence
+from sadnet_jax.training.loop import describe_divergence, step_from_config
 from sadnet_jax.training.state import create_train_state
-from sadnet_jax.training.step import make_parallel_step
 
 DTYPES = ('float32', 'bfloat16')
 AVERAGED_STEPS = 50
@@ -52,7 +51,7 @@ def curve(config: ml_collections.ConfigDict) -> list[float]:
   devices = jax.local_devices()[:1]
   check_config(config, len(devices))
   data = open_training_data(config, devices[0])
-  take_step = make_parallel_step(config, devices, data.device_images)
+  take_step = step_from_config(config, devices, data.device_images)
   state = create_train_state(config)
   batches = data.batches(0, devices)
   means = []

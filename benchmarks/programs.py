@@ -16,6 +16,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 from benchmarks.common import DEFORMABLE_GROUPS, TAPS, paper_deform_conv
 from configs import color
 from sadnet_jax.nn.sadnet import SADNet, param_shapes
+from sadnet_jax.training.loop import noise_from_config
 from sadnet_jax.training.state import model_from_config, run_key, state_from_params
 from sadnet_jax.training.step import LOSSES, train_step
 
@@ -52,9 +53,8 @@ def training_step(batch: int, patch_px: int) -> Program:
   config = color.get_config('50')
   step = functools.partial(
     train_step,
-    key=run_key(config, 'noise'),
-    sigma_255_range=(config.noise.sigma_255,) * 2,
-    clip=config.noise.clip,
+    noise_key=run_key(config, 'noise'),
+    add_noise=noise_from_config(config.noise),
     loss=LOSSES[config.loss],
   )
   model = model_from_config(config.model)

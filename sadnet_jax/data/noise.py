@@ -1,26 +1,25 @@
-"""Additive white Gaussian noise: on the device for training, in NumPy for benchmarks."""
+"""Additive white Gaussian noise: with JAX for training, with NumPy for benchmarks."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
-def add_training_noise(
-  keys: jax.Array, clean: jax.Array, sigma_255_range: tuple[float, float], clip: float
+def add_gaussian_noise(
+  keys: jax.Array, clean: jax.Array, *, sigma_255_range: tuple[float, float], clip: float
 ) -> jax.Array:
-  """Adds white Gaussian noise to a batch, each image from its own key.
+  """Adds white Gaussian noise to a batch of training images.
 
   Args:
-    keys: One random key an image, [N].
+    keys: One random key per image, [N]; an image's noise depends on its own key alone.
     clean: [N, H, W, C] in [0, 1].
-    sigma_255_range: Lowest and highest standard deviation on the scale of 8-bit
-      images, 0 to 255. Every image draws its own between them, evenly; where they are
-      equal there is nothing to draw.
-    clip: Probability that an image is clipped to [0, 1] and rounded to 8 bits, as a
-      file would store it. Each image draws for itself; nothing is drawn at 0 or 1.
+    sigma_255_range: Lowest and highest standard deviation on the scale of 8-bit images, 0 to 255. Each image
+      draws its own uniformly; if both are equal, nothing is drawn.
+    clip: Probability that an image is clipped to [0, 1] and rounded to 8 bits, as if stored in a file. Each
+      image draws for itself; nothing is drawn at 0 or 1.
 
   Returns:
-    [N, H, W, C], noisy.
+    The noisy images, [N, H, W, C].
   """
   low, high = sigma_255_range
 
@@ -37,16 +36,15 @@ def add_training_noise(
   stored = jnp.round(jnp.clip(noisy, 0, 1) * 255) / 255
   if clip == 1:
     return stored
-  drawn = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 1), clip))(keys)
-  return jnp.where(drawn[:, None, None, None], stored, noisy)
+  is_stored = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 1), clip))(keys)
+  return jnp.where(is_stored[:, None, None, None], stored, noisy)
 
 
 def add_benchmark_noise(clean: np.ndarray, sigma_255: float) -> np.ndarray:
-  """The noisy version of a test image.
+  """Adds white Gaussian noise to a test image as published benchmarks do.
 
-  The generator starts from seed 0 for every image, so an image's noise does not
-  depend on the set it is in: NumPy's ``seed(0)``, then ``normal(0, sigma / 255,
-  shape)``, as in KAIR and the benchmarks that follow it.
+  The generator starts from seed 0 for every image, so the noise does not depend on the set the image is in:
+  ``numpy.random.seed(0)``, then ``numpy.random.normal(0, sigma / 255, shape)``.
 
   Args:
     clean: [H, W, C] in [0, 1].
@@ -54,5 +52,7 @@ def add_benchmark_noise(clean: np.ndarray, sigma_255: float) -> np.ndarray:
 
   Returns:
     float32 [H, W, C], not clipped.
+
+  Source: KAIR (Kai Zhang), and the benchmarks that follow it.
   """
   return (clean + np.random.RandomState(0).normal(0, sigma_255 / 255, clean.shape)).astype(np.float32)

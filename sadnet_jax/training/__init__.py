@@ -1,1 +1,1 @@
-"""One training run: its config, its step, its loop."""
+"""Training: one run, from its config to its weights. `loop.train` is the way in."""

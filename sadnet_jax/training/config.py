@@ -1,4 +1,4 @@
-"""Refuses a config that no run can work with, before anything is compiled."""
+"""Rejects configs that cannot work, before anything is compiled."""
 
 import math
 
@@ -10,127 +10,152 @@ from sadnet_jax.training.step import LOSSES
 CLEAN_SETS = ('clean', 'div2k')
 PAIRED_SETS = ('sidd', 'renoir', 'polyu', 'pairs')
 
+_LEAST = {
+  'batch_size': 1,
+  'accumulate': 1,
+  'steps': 1,
+  'log_every': 1,
+  'checkpoint_every': 1,
+  'keep_checkpoints': 1,
+  'data.patch_px': 1,
+  'data.tile_px': 1,
+  'data.stride_px': 1,
+  'data.crops_per_image': 1,
+  'validation.every': 0,
+  'validation.images': 0,
+  'validation.pictures': 0,
+  'noise.sigma_255': 0,
+}
+_OPTIONS = {
+  'loss': sorted(LOSSES),
+  'on_nonfinite': ['stop', 'skip'],
+  'data.reader': ['files', 'tiles', 'memory'],
+  'model.channels': [3, 1],
+}
+
 
 def training_sets(config: ml_collections.ConfigDict) -> dict[str, str]:
-  """The data sets that ``config.data.train`` gives a folder for: name -> folder."""
+  """Returns name -> folder of the data sets that ``config.data.train`` names a folder for."""
   return {name: folder for name, folder in config.data.train.items() if folder}
 
 
 def is_paired(config: ml_collections.ConfigDict) -> bool:
-  """Whether a run trains on pairs, which are noisy already, rather than on clean images."""
+  """Whether a run trains on noisy and clean pairs, rather than on clean images with added noise."""
   return bool(set(training_sets(config)) & set(PAIRED_SETS))
 
 
 def check_config(config: ml_collections.ConfigDict, device_count: int) -> None:
-  """Raises ValueError for the first field that cannot work.
+  """Checks all fields that do not need the data.
 
   Args:
-    config: As `configs/default.py`.
+    config: With the fields of `configs/default.py`.
     device_count: Devices of all processes.
+
+  Raises:
+    ValueError: The first field that cannot work.
   """
   _check_ranges(config)
   _check_options(config)
-  parts = device_count * config.accumulate
-  if config.batch_size % parts:
-    raise ValueError(
-      f'config.batch_size: got {config.batch_size}, want a multiple of {parts} '
-      f'({device_count} devices, accumulate {config.accumulate})'
-    )
-  if config.data.reader == 'tiles' and config.data.patch_px > config.data.tile_px:
-    raise ValueError(
-      f'config.data.patch_px: got {config.data.patch_px}, want at most the {config.data.tile_px} of a tile '
-      '(data.tile_px)'
-    )
-  if config.data.reader == 'memory' and config.batch_size * config.steps >= 2**31:
-    raise ValueError(
-      f'config.steps: got {config.steps} steps of {config.batch_size} patches, want fewer than 2**31 patches '
-      "in all with data.reader = 'memory'"
-    )
+  _check_sizes(config, device_count)
+  _check_noise_range(config)
   _check_training_sets(config)
   model_from_config(config.model)
   optimizer_from_config(config)
 
 
 def _check_ranges(config):
-  at_least = {
-    'batch_size': 1,
-    'accumulate': 1,
-    'steps': 1,
-    'log_every': 1,
-    'checkpoint_every': 1,
-    'keep_checkpoints': 1,
-    'data.patch_px': 1,
-    'data.tile_px': 1,
-    'data.stride_px': 1,
-    'data.crops_per_image': 1,
-    'validation.every': 0,
-    'validation.images': 0,
-    'validation.pictures': 0,
-    'noise.sigma_255': 0,
-  }
-  for name, least in at_least.items():
+  for name, least in _LEAST.items():
     value = _field(config, name)
-    # So that NaN is refused, too.
+    # Written this way round to reject NaN too.
     if not value >= least:
-      raise ValueError(f'config.{name}: got {value}, want at least {least}')
+      raise ValueError(f'config.{name} is {value}, but must be at least {least}')
   if not 0 <= config.seed < 2**31:
-    raise ValueError(f'config.seed: got {config.seed}, want 0 to 2**31 - 1')
+    raise ValueError(f'config.seed is {config.seed}, but must be 0 to 2**31 - 1')
   if not 0 <= config.ema_decay < 1:
-    raise ValueError(f'config.ema_decay: got {config.ema_decay}, want 0 (no average) to less than 1')
-  if config.data.reader == 'tiles' and config.data.stride_px > config.data.tile_px:
     raise ValueError(
-      f'config.data.stride_px: got {config.data.stride_px}, want at most the {config.data.tile_px} of a '
-      'tile, or parts of the images are left out'
+      f'config.ema_decay is {config.ema_decay}, but must be at least 0 (no average) and less than 1'
     )
+  if not 0 <= float(config.noise.clip) <= 1:
+    raise ValueError(f'config.noise.clip is {config.noise.clip}, but must be a probability from 0 to 1')
+
+
+def _check_options(config):
+  for name, options in _OPTIONS.items():
+    if _field(config, name) not in options:
+      raise ValueError(
+        f'config.{name} is {_field(config, name)!r}, but must be one of {", ".join(map(repr, options))}'
+      )
+
+
+def _check_sizes(config, device_count):
+  parts = device_count * config.accumulate
+  if config.batch_size % parts:
+    raise ValueError(
+      f'config.batch_size is {config.batch_size}, but must be a multiple of {parts} '
+      f'({device_count} devices, accumulate = {config.accumulate})'
+    )
+  if config.data.reader == 'tiles':
+    if config.data.patch_px > config.data.tile_px:
+      raise ValueError(
+        f'config.data.patch_px is {config.data.patch_px}, but must be at most data.tile_px = '
+        f'{config.data.tile_px}'
+      )
+    if config.data.stride_px > config.data.tile_px:
+      raise ValueError(
+        f'config.data.stride_px is {config.data.stride_px}, but must be at most data.tile_px = '
+        f'{config.data.tile_px}, or parts of the images would be lost'
+      )
+  if config.data.reader == 'memory' and config.batch_size * config.steps >= 2**31:
+    raise ValueError(
+      f'config.steps is {config.steps} with {config.batch_size} patches per step; '
+      "data.reader = 'memory' needs fewer than 2**31 patches in total"
+    )
+
+
+def _check_noise_range(config):
   if not math.isfinite(config.noise.sigma_255):
-    raise ValueError(f'config.noise.sigma_255: got {config.noise.sigma_255}, want a finite number')
+    raise ValueError(f'config.noise.sigma_255 is {config.noise.sigma_255}, but must be finite')
   sigmas = config.noise.sigma_255_range
   numbers = all(isinstance(s, int | float) and math.isfinite(s) for s in sigmas)
   if len(sigmas) not in (0, 2) or not numbers or (sigmas and not 0 <= sigmas[0] <= sigmas[1] != 0):
     raise ValueError(
-      f'config.noise.sigma_255_range: got {tuple(sigmas)}, want (lowest, highest) with 0 <= lowest <= '
-      'highest and highest above 0, or () for sigma_255 alone'
+      f'config.noise.sigma_255_range is {tuple(sigmas)}, but must be (lowest, highest) with 0 <= lowest <= '
+      'highest and highest above 0, or () to train at sigma_255'
     )
-
-
-def _check_options(config):
-  options: dict[str, list] = {
-    'loss': sorted(LOSSES),
-    'on_nonfinite': ['stop', 'skip'],
-    'data.reader': ['files', 'tiles', 'memory'],
-    'model.channels': [3, 1],
-  }
-  for name, values in options.items():
-    if _field(config, name) not in values:
-      raise ValueError(f'config.{name}: got {_field(config, name)!r}, want one of {values}')
 
 
 def _check_training_sets(config):
   sets = training_sets(config)
   if not sets:
     raise ValueError(
-      'config.data.train: got no folder for any data set, want at least one: '
-      'for a folder of clean images, --config.data.train.clean=FOLDER; for one of pairs, '
+      'config.data.train names no folder; for a folder of clean images pass '
+      '--config.data.train.clean=FOLDER, for one of noisy and clean pairs '
       '--config=configs/pairs.py --config.data.train.pairs=FOLDER'
     )
   paired = sorted(set(sets) & set(PAIRED_SETS))
   if paired and set(sets) & set(CLEAN_SETS):
-    raise ValueError(f'config.data.train: got {sorted(sets)}, want clean images or pairs, not both')
+    raise ValueError(
+      f'config.data.train names {", ".join(sorted(sets))}; train on clean images or on pairs, not on both'
+    )
   noise = config.noise.sigma_255 > 0 or any(config.noise.sigma_255_range)
   if paired and noise:
     raise ValueError(
-      f'config.noise: got sigma_255 = {config.noise.sigma_255:g} with pairs ({", ".join(paired)}), want '
-      'sigma_255 = 0 and no range: they are noisy already'
+      f'config.noise would add noise to pairs ({", ".join(paired)}), which are noisy already; set '
+      'noise.sigma_255 = 0 and noise.sigma_255_range = ()'
     )
   if not paired and not noise:
-    raise ValueError('config.noise.sigma_255: got 0 with clean images, want a positive number, or a range')
+    raise ValueError(
+      'config.noise.sigma_255 is 0, but training on clean images needs noise; set it or noise.sigma_255_range'
+    )
   if config.data.held_out and not paired:
     raise ValueError(
-      f'config.data.held_out: got {tuple(config.data.held_out)} with clean images, want (): only pairs have '
-      'scenes'
+      f'config.data.held_out is {tuple(config.data.held_out)}, but only data sets of pairs have scenes to '
+      'hold out; set it to ()'
     )
   if 'div2k' in sets and config.data.reader != 'tiles':
-    raise ValueError(f"config.data.reader: got {config.data.reader!r} with div2k, want 'tiles'")
+    raise ValueError(
+      f"config.data.reader is {config.data.reader!r}, but data.train.div2k can only be read as 'tiles'"
+    )
 
 
 def _field(config, name):

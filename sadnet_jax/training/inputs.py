@@ -1,4 +1,4 @@
-"""The images of a run: those of all its data sets, by the reader that its config names."""
+"""Opens the training images of a run: all its data sets, with the reader that its config names."""
 
 from collections.abc import Callable, Iterator, Sequence
 import concurrent.futures
@@ -9,65 +9,66 @@ import os
 import jax
 import ml_collections
 
-from sadnet_jax.data import layouts, on_device, pipeline
+from sadnet_jax.data import layouts, on_device
+from sadnet_jax.data.examples import Example, check_examples, fingerprint, hold_out
 from sadnet_jax.data.folders import find_data_dir, look_for_data_dir
+from sadnet_jax.files import one_line
 from sadnet_jax.training.config import training_sets
 from sadnet_jax.training.step import Batch
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingData:
-  """What a run trains on.
+  """The training images of a run.
 
   Attributes:
     description: For the terminal, such as '432 images'.
-    fingerprint: Of the images of every set, wherever they are.
+    fingerprint: Identifies the images of all sets, independent of where they are stored.
     held_out: Pairs that are not trained on.
-    device_images: The whole set, for sampling on the devices, or None.
-    batches: (first step, devices of this process) -> the batches of that step and all
-      later ones, on the devices; None each, where the devices sample.
+    device_images: The whole data set if the devices sample from it themselves, else None.
+    batches: Function of (first step, devices of this process) that yields the batches of all steps from the
+      first one on, placed on the devices; or None each time if the devices sample themselves.
   """
 
   description: str
   fingerprint: str
-  held_out: Sequence[layouts.Example]
+  held_out: Sequence[Example]
   device_images: on_device.DeviceImages | None
   batches: Callable[[int, Sequence[jax.Device]], Iterator[Batch | None]]
 
 
 def open_training_data(config: ml_collections.ConfigDict, device: jax.Device) -> TrainingData:
-  """Finds and checks the images of ``config.data``; cuts tiles where they are wanted and not there.
+  """Finds and checks the images of ``config.data``; with reader 'tiles', cuts the tiles if necessary.
 
   Args:
     config: See ``configs/default.py``.
-    device: One of those to train on, whose memory has to hold all images with the
-      reader 'memory'.
+    device: One of the devices to train on; with reader 'memory', it must have room for all images.
 
   Raises:
-    ValueError: A folder is missing or has nothing of its kind in it; an image is
-      damaged, unpaired (but see ``data.skip_bad``), or smaller than a patch.
+    ValueError: A folder is missing or does not contain its data set; an image is damaged, lacks its partner
+      (both tolerated with ``data.skip_bad``), or is smaller than a patch.
   """
-  if config.data.reader == 'tiles':
-    return _open_tiles(config)
+  return _open_tiles(config) if config.data.reader == 'tiles' else _open_files(config, device)
+
+
+def _open_files(config, device):
   found = {name: _find(config, name, folder) for name, folder in training_sets(config).items()}
-  kept, held_out = layouts.hold_out(
+  kept, held_out = hold_out(
     itertools.chain.from_iterable(f.examples for f in found.values()), config.data.held_out
   )
   problems = list(itertools.chain.from_iterable(f.problems for f in found.values()))
   kept, damaged = _check(config, kept)
   description = _describe(len(kept), 'images', held_out, problems + damaged)
-  fingerprint = layouts.fingerprint(kept)
   if config.data.reader == 'memory':
     images = on_device.load(kept, config.model.channels, device)
     return TrainingData(
-      description, fingerprint, held_out, images, lambda first, devices: itertools.repeat(None)
+      description, fingerprint(kept), held_out, images, lambda first, devices: itertools.repeat(None)
     )
   from sadnet_jax.data.pipeline import FileImages  # Imports TensorFlow.
 
   source = FileImages(kept, config.model.channels)
-  return TrainingData(
-    description, fingerprint, held_out, None, _stream(config, source, lambda: _check(config, kept))
-  )
+  batches = _stream(config, source, lambda: _check(config, kept))
+  return TrainingData(description, fingerprint(kept), held_out, None, batches)
 
 
 def _find(config, name, folder):
@@ -76,15 +77,15 @@ def _find(config, name, folder):
 
 
 def _check(config, examples):
-  """The examples that can be trained on, and what is wrong with the others."""
-  check = (config.model.channels, config.data.patch_px)
+  """Returns the usable examples, and what is wrong with the others (never any without ``skip_bad``)."""
+  limits = (config.model.channels, config.data.patch_px)
   if not config.data.skip_bad:
-    examples.check_examples(examples, *check)
+    check_examples(examples, *limits)
     return examples, []
 
   def problem(example):
     try:
-      examples.check_examples([example], *check)
+      check_examples([example], *limits)
     except ValueError as error:
       return str(error)
     return None
@@ -94,93 +95,105 @@ def _check(config, examples):
   good = [example for example, text in zip(examples, problems, strict=True) if text is None]
   bad = [text for text in problems if text is not None]
   if not good:
-    raise ValueError(f'training images: got none that can be used, the first problem: {bad[0]}')
+    raise ValueError(f'none of the training images can be used; the first problem: {bad[0]}')
   return good, bad
 
 
 def _describe(count, kind, held_out, problems):
   for problem in problems:
-    print(f'left out: {problem}', flush=True)
+    print(f'skipped: {problem}', flush=True)
   text = f'{count} {kind}'
   if held_out:
     text += f', {len(held_out)} images held out'
-  return text + (f', {len(problems)} left out' if problems else '')
+  return text + (f', {len(problems)} skipped' if problems else '')
 
 
 def _open_tiles(config):
-  from sadnet_jax.data import tiles  # These import TensorFlow.
-  from sadnet_jax.data.pipeline import TileImages
+  from sadnet_jax.data.pipeline import TileImages  # Imports TensorFlow.
 
   fields = config.data
-  sets, held_out = [], []
-  for name, folder in training_sets(config).items():
-    opened = _tile_set(tiles, config, name, folder)
-    if opened.smallest_px < fields.patch_px:
-      raise ValueError(
-        f'{opened.path}: got a tile of {opened.smallest_px} pixels, want at least data.patch_px = '
-        f'{fields.patch_px}'
-      )
-    sets.append(opened)
-    place = look_for_data_dir(folder)
-    if fields.held_out and place:
-      examples = layouts.find_examples(name, place, skip_bad=fields.skip_bad).examples
-      held_out += [e for e in examples if e.scene in fields.held_out]
+  sets = [_open_tile_set(config, name, folder) for name, folder in training_sets(config).items()]
   scenes = set().union(*(s.scenes for s in sets))
   if unknown := sorted(set(fields.held_out) - scenes):
     raise ValueError(
-      f'config.data.held_out: got {", ".join(unknown)}, want some of {", ".join(sorted(scenes))}'
+      f'config.data.held_out names {", ".join(unknown)}, but the scenes are {", ".join(sorted(scenes))}'
     )
+  held_out = _find_held_out(config)
   source = TileImages(sets, config.model.channels, fields.held_out)
   problems = list(itertools.chain.from_iterable(s.problems for s in sets))
   description = _describe(len(source), 'tiles', held_out, problems)
-  fingerprint = '; '.join(f'{s.name}: {s.fingerprint}' for s in sets)
-  return TrainingData(description, fingerprint, held_out, None, _stream(config, source, lambda: None))
+  identity = '; '.join(f'{s.name}: {s.fingerprint}' for s in sets)
+  return TrainingData(description, identity, held_out, None, _stream(config, source, lambda: None))
 
 
-def _tile_set(tiles, config, name, folder):
+def _open_tile_set(config, name, folder):
+  from sadnet_jax.data import tiles
+
   fields = config.data
   size = {'tile_px': fields.tile_px, 'stride_px': fields.stride_px}
   tiles_dir = tiles.tiles_folder(fields.tiles_dir)
-  place = tiles.tiles_folder(folder) if name == 'div2k' else look_for_data_dir(folder)
-  # Several processes would cut the same tiles; and what they were cut from may be gone.
-  if jax.process_count() > 1 or place is None:
+  source = tiles.tiles_folder(folder) if name == 'div2k' else look_for_data_dir(folder)
+  if source is None:
+    # Tiles outlive the images they were cut from.
     try:
-      return tiles.load(name, folder, tiles_dir, **size)
-    except ValueError as error:
-      if place is None:
-        find_data_dir(folder, f'config.data.train.{name}')
-      raise error
-  return tiles.prepare(name, place, tiles_dir, **size, skip_bad=fields.skip_bad)
+      opened = tiles.load(name, folder, tiles_dir, **size)
+    except ValueError:
+      find_data_dir(folder, f'config.data.train.{name}')
+      raise
+  elif jax.process_count() > 1:
+    # Several processes would cut the same tiles.
+    opened = tiles.load(name, folder, tiles_dir, **size)
+  else:
+    opened = tiles.prepare(name, source, tiles_dir, **size, skip_bad=fields.skip_bad)
+  if opened.smallest_px < fields.patch_px:
+    raise ValueError(
+      f'{opened.path}: a tile has a side of {opened.smallest_px} pixels, but data.patch_px is '
+      f'{fields.patch_px}'
+    )
+  return opened
 
 
-def _stream(config, source, check):
-  """Batches of a tf.data source, on their way to the devices; ``check`` names an image gone bad."""
+def _find_held_out(config):
+  """Returns the whole images of held-out scenes, as far as they still exist, to validate on."""
+  held_out = []
+  for name, folder in training_sets(config).items():
+    source = look_for_data_dir(folder)
+    if config.data.held_out and source:
+      examples = layouts.find_examples(name, source, skip_bad=config.data.skip_bad).examples
+      held_out += [e for e in examples if e.scene in config.data.held_out]
+  return held_out
+
+
+def _stream(config, source, find_damage):
+  """Yields batches of a tf.data source on their way to the devices.
+
+  If reading fails, ``find_damage`` is called first: it raises ValueError naming the damaged image, if it can.
+  """
   import tensorflow as tf
+
+  from sadnet_jax.data import pipeline
 
   def batches(first, devices):
     try:
-      yield from stream(first, devices)
+      yield from pipeline.prefetch_to_devices(patches(first), devices)
     except tf.errors.OpError as error:
-      check()
+      find_damage()
       raise ValueError(
-        f'config.data: got an image that cannot be read ({" ".join(error.message.split())[:300]}), though it '
-        'could at the start of the run; want all of them in place until it ends'
+        'an image of config.data could be read at the start of the run, but not any more '
+        f'({one_line(error)[:300]}); the images must stay in place until the run ends'
       ) from error
 
-  def stream(first, devices):
-    return pipeline.prefetch_to_devices(
-      pipeline.patches(
-        source,
-        patch_px=config.data.patch_px,
-        batch_size=config.batch_size,
-        crops_per_image=config.data.crops_per_image,
-        seed=config.seed,
-        first_step=first,
-        last_step=config.steps,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-      ),
-      devices,
+  def patches(first):
+    return pipeline.patches(
+      source,
+      patch_px=config.data.patch_px,
+      batch_size=config.batch_size,
+      crops_per_image=config.data.crops_per_image,
+      seed=config.seed,
+      first_step=first,
+      last_step=config.steps,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
     )
 
   return batches

@@ -1,14 +1,40 @@
-"""Training: the loop.
+"""The training loop: what happens after each step, and what is on disk when.
 
-The state after step k is a function of (config, seed, k): the patches of a step come
-from (seed, k) (`input_pipeline`, `device_data`), its noise from (seed, k) and the
-patch's place in the batch (`train_step`). There is no random state to store, and a
-run that was stopped continues as if it had not been.
+The state after step k is a function of (config, seed, k) alone: the patches of a step come from (seed, k)
+(see `data.pipeline` and `data.on_device`), its noise from (seed, k) and the position of the patch in the
+batch (see `step`). There is no random state to save, so a run that was stopped continues bit for bit.
+
+After each step these happen, in this order, each only if it is due:
+
+1. **Check** that loss and gradient of the steps so far were finite; if not, the run ends here (with
+   ``on_nonfinite = 'skip'``, after too many such steps in a row). Reading a metric waits for the device, so
+   the check lags a few steps behind to keep the device busy. Before anything is logged or saved it catches
+   up: **nothing is ever written that follows a step which should have ended the run.**
+2. **Log** a line of metrics, every ``log_every`` steps.
+3. **Validate**, every ``validation.every`` steps and at the last.
+4. **Save** a checkpoint, every ``checkpoint_every`` steps, after each validation (whose PSNR is stored with
+   it) and at the last step. Writing goes on in the background; the checkpoint appears under its name once it
+   is complete. A failed write is an error at the next save or at the end of the run, and older checkpoints
+   stay.
+5. **Stop**, if SIGTERM or Ctrl-C was received: the step is logged and saved without validation, and the run
+   ends when the checkpoint is on disk.
+
+A process may be killed at any point. **The run then continues from its newest complete checkpoint** and
+repeats the steps after it with the same results:
+
+- during 1 to 3: the step is repeated. Its line may be in the metrics file already; lines after the checkpoint
+  are dropped when the run continues, so that each step has one.
+- during 4: Orbax's temporary folder is left behind and deleted on the next start.
+- during 5: as in 4.
+
+If validation raises an exception, the step is saved before the run ends. If a signal arrives during
+validation, validation is abandoned, the step is saved without a PSNR, and the run stops after the next step.
 """
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import contextlib
+import functools
 import math
 from pathlib import Path
 import time
@@ -19,6 +45,8 @@ import jax
 import ml_collections
 import numpy as np
 
+from sadnet_jax.data import on_device
+from sadnet_jax.data.noise import add_gaussian_noise
 from sadnet_jax.training import distributed, inputs, validation
 from sadnet_jax.training.config import check_config, is_paired
 from sadnet_jax.training.run_folder import RunLog, open_run_folder
@@ -26,62 +54,67 @@ from sadnet_jax.training.state import (
   TrainState,
   create_train_state,
   model_from_config,
+  run_key,
   schedule_from_config,
   state_from_params,
 )
-from sadnet_jax.training.step import make_parallel_step
+from sadnet_jax.training.step import (
+  LOSSES,
+  AddNoise,
+  Batch,
+  Metrics,
+  OnDeviceSampling,
+  make_parallel_step,
+)
 from sadnet_jax.weights import checkpoints
 from sadnet_jax.weights.loading import load_params
 
-# Steps that the check for finite gradients lags behind, so as not to wait for the device.
-_LAG = 4
-_MOST_SKIPPED_IN_A_ROW = 100
+# Number of newest steps whose metrics are not read yet, to avoid waiting for the device.
+_CHECK_LAG_STEPS = 4
+MAX_SKIPPED_IN_A_ROW = 100
 
 
 def train(
   config: ml_collections.ConfigDict, workdir: str | Path, devices: Sequence[jax.Device] | None = None
 ) -> TrainState:
-  """Trains to ``config.steps``, from the newest checkpoint in ``workdir`` if there is one.
+  """Trains to ``config.steps``, starting from the newest checkpoint in ``workdir`` if there is one.
 
   Args:
     config: See ``configs/default.py``.
-    workdir: Folder of the run: ``checkpoints/``, ``metrics.jsonl``, ``tensorboard/``.
-      Of several processes, only process 0 touches it.
-    devices: Devices to train on; by default all of all processes.
+    workdir: Folder of the run, see `run_folder`. With several processes, only process 0 uses it.
+    devices: Devices to train on; by default all devices of all processes.
 
   Returns:
-    The final state. SIGTERM or SIGINT ends the run early, with its step saved.
+    The final state. After SIGTERM or SIGINT that is the state of an earlier step, which has been saved.
 
   Raises:
-    ValueError: A field of the config cannot work; the images are missing or damaged,
-      or smaller than a patch; another process trains in the folder; its checkpoint is
-      of another config, cannot be read, or a new one cannot be written; the run has
-      diverged.
+    ValueError: A field of the config cannot work; the images are missing, damaged or smaller than a patch;
+      another process trains in the folder; its checkpoint belongs to another config or cannot be read; a
+      checkpoint cannot be written; the run has diverged.
   """
   devices = jax.devices() if devices is None else devices
   check_config(config, len(devices))
   data = inputs.open_training_data(config, distributed.local(devices)[0])
   with contextlib.ExitStack() as stack:
-    # None on processes other than the first, here and below.
+    # From here on, validator, folder, manager and log exist on process 0 only and are None on the others.
     validator, folder = distributed.on_first_process(
       lambda: (_make_validator(config, data), stack.enter_context(open_run_folder(workdir)))
     ) or (None, None)
-    # Before the manager, so as to be noted while it waits for what is being written.
+    # Entered before the manager, to catch signals while leaving the manager waits for the last checkpoint.
     stop = stack.enter_context(distributed.StopSignal())
     manager = None
     if folder is not None:
       manager = stack.enter_context(checkpoints.open_for_training(folder, config.keep_checkpoints))
-    state = _restore(config, data, manager)
+    state = _restore_or_create(config, data, manager)
     first = int(state.step)
     if first >= config.steps:
       if folder is not None:
         print(f'{workdir}: nothing to do, the run is at step {first} of {config.steps}')
       return state
+    log = None
     if folder is not None:
       print(f'{folder}: {data.description}, {len(devices)} device(s), from step {first}', flush=True)
-    log = (
-      None if folder is None else stack.enter_context(RunLog(folder, first, config.steps, config.batch_size))
-    )
+      log = stack.enter_context(RunLog(folder, first, config.steps, config.batch_size))
     return _Run(config, data, devices, validator, manager, log, stop).loop(state)
 
 
@@ -96,7 +129,7 @@ def _make_validator(config, data):
     fields.images,
   )
   names = ', '.join(f'{s.name} ({len(s.images)} images)' for s in sets) or 'nothing'
-  print(f'validation on {names}' + (f'; not there: {", ".join(missing)}' if missing else ''), flush=True)
+  print(f'validation on {names}' + (f'; not found: {", ".join(missing)}' if missing else ''), flush=True)
   for validation_set in sets:
     validation.check_images(validation_set, config.model.channels)
   if not sets:
@@ -110,22 +143,11 @@ def _make_validator(config, data):
   )
 
 
-def _first_state(config):
-  if not config.init_from:
-    return create_train_state(config)
-  model = model_from_config(config.model)
-  params = distributed.on_first_process(lambda: load_params(config.init_from, config.model.to_dict())[1])
-  if jax.process_count() > 1:
-    # Only the shapes matter where there is nothing to send.
-    params = distributed.from_first_process(create_train_state(config).params if params is None else params)
-  return state_from_params(config, model, params)
-
-
-def _restore(config, data, manager):
-  """The state of the newest checkpoint, or the first one."""
-  distributed.check_same('config.data', data.fingerprint)
+def _restore_or_create(config, data, manager):
+  """Returns the state of the newest checkpoint, or the state before the first step."""
+  distributed.check_same_everywhere('the training data', data.fingerprint)
   latest = distributed.on_first_process(lambda: manager.latest_step())
-  if distributed.from_first_process(np.int32(-1 if latest is None else latest)) < 0:
+  if distributed.broadcast_from_first(np.int32(-1 if latest is None else latest)) < 0:
     return _first_state(config)
   state = create_train_state(config)
   restored = distributed.on_first_process(
@@ -133,8 +155,19 @@ def _restore(config, data, manager):
   )
   if jax.process_count() == 1:
     return restored
-  arrays = distributed.from_first_process(_arrays(state if restored is None else restored))
+  arrays = distributed.broadcast_from_first(_arrays(state if restored is None else restored))
   return state.replace(**arrays)
+
+
+def _first_state(config):
+  if not config.init_from:
+    return create_train_state(config)
+  model = model_from_config(config.model)
+  params = distributed.on_first_process(lambda: load_params(config.init_from, config.model.to_dict())[1])
+  if jax.process_count() > 1:
+    # The other processes only contribute shapes.
+    params = distributed.broadcast_from_first(create_train_state(config).params if params is None else params)
+  return state_from_params(config, model, params)
 
 
 def _arrays(state):
@@ -142,113 +175,157 @@ def _arrays(state):
   return {name: getattr(state, name) for name in fields}
 
 
+def step_from_config(
+  config: ml_collections.ConfigDict,
+  devices: Sequence[jax.Device],
+  images: on_device.DeviceImages | None = None,
+) -> Callable[[TrainState, Batch | None], tuple[TrainState, Metrics]]:
+  """Builds the step of a run; see `make_parallel_step`.
+
+  Args:
+    config: The config of the run.
+    devices: The devices to train on.
+    images: The data set, if the devices sample from it themselves.
+  """
+  sampling = None
+  if images is not None:
+    sampling = OnDeviceSampling(
+      images, run_key(config, 'data'), batch_size=config.batch_size, patch_px=config.data.patch_px
+    )
+  return make_parallel_step(
+    devices,
+    noise_key=run_key(config, 'noise'),
+    add_noise=noise_from_config(config.noise),
+    loss=LOSSES[config.loss],
+    ema_decay=config.ema_decay,
+    accumulate=config.accumulate,
+    sampling=sampling,
+  )
+
+
+def noise_from_config(fields: ml_collections.ConfigDict) -> AddNoise:
+  """Builds the function that adds noise to clean patches, from ``config.noise``."""
+  return functools.partial(
+    add_gaussian_noise,
+    sigma_255_range=tuple(fields.sigma_255_range) or (fields.sigma_255,) * 2,
+    clip=float(fields.clip),
+  )
+
+
 class _Run:
-  """One run from its restored state to its last step."""
+  """One run, from its first or restored state to its last step."""
 
   def __init__(self, config, data, devices, validator, manager, log, stop):
-    self._config, self._data, self._validator = config, data, validator
-    self._manager, self._log, self._stop = manager, log, stop
-    self._step = make_parallel_step(config, devices, data.device_images)
+    self._config, self._data = config, data
+    self._validator, self._manager, self._log, self._stop = validator, manager, log, stop
+    self._local_devices = distributed.local(devices)
+    self._take_step = step_from_config(config, devices, data.device_images)
     self._schedule = schedule_from_config(config)
-    self._pending: collections.deque[tuple[int, Any]] = collections.deque()
+    self._unchecked: collections.deque[tuple[int, Any]] = collections.deque()
     self._skipped_in_a_row = 0
-    self._local = distributed.local(devices)
 
   def loop(self, state: TrainState) -> TrainState:
-    config, first = self._config, int(state.step)
-    batches = self._data.batches(first, self._local)
-    for step in range(first + 1, config.steps + 1):
+    first = int(state.step) + 1
+    batches = self._data.batches(first - 1, self._local_devices)
+    for step in range(first, self._config.steps + 1):
       started = time.monotonic()
       batch = next(batches)
       waited = time.monotonic() - started
-      state, metrics = self._step(state, batch)
-      self._pending.append((step, metrics))
-      if step == first + 1:
+      state, metrics = self._take_step(state, batch)
+      self._unchecked.append((step, metrics))
+      if step == first:
+        # Compilation is over; the clock for images per second starts here.
         jax.block_until_ready(metrics)
         if self._log:
           self._log.start_clock(step)
       elif self._log:
-        self._log.wait(waited)
-      stops = self._stop.received(step)
-      ends = stops or step == config.steps
-      logs = ends or step % config.log_every == 0
-      validates = not stops and self._validates(step, config.steps)
-      saves = ends or validates or step % config.checkpoint_every == 0
-      self._check_finite(0 if logs or saves else _LAG)
-      if logs:
-        self._write(step, metrics)
-      if saves and self._manager:
-        self._save(step, state, validates)
+        self._log.add_waiting(waited)
+      stops = self._stop.stops_after(step)
+      self._finish_step(step, state, metrics, stops)
       if stops:
-        if self._manager:
-          checkpoints.wait(self._manager)
-          print(f'stopped at step {step}, which is saved; run the same command to continue', flush=True)
         break
     return state
 
-  def _validates(self, step, last):
-    every = self._config.validation.every
-    return bool(every) and (step % every == 0 or step == last)
+  def _finish_step(self, step, state, metrics, stops):
+    """Does what is due after a step, in the order that the module's docstring explains."""
+    config = self._config
+    is_last = stops or step == config.steps
+    logs = is_last or step % config.log_every == 0
+    validates = not stops and self._is_validated(step)
+    saves = is_last or validates or step % config.checkpoint_every == 0
 
-  def _check_finite(self, leave):
-    """Looks at the metrics of all steps but the newest ``leave``; see `train_step`."""
-    while len(self._pending) > leave:
-      step, metrics = self._pending.popleft()
-      if metrics['finite']:
-        self._skipped_in_a_row = 0
-        continue
-      self._skipped_in_a_row += 1
-      if self._config.on_nonfinite == 'stop' or self._skipped_in_a_row > _MOST_SKIPPED_IN_A_ROW:
-        raise ValueError(describe_divergence(step, _numbers(metrics)))
-
-  def _write(self, step, metrics):
-    values = _numbers(metrics)
-    warn_of_offsets(step, values, self._config.data.patch_px)
-    if not self._log:
-      return
-    finite = {name: value for name, value in values.items() if name != 'finite' and math.isfinite(value)}
-    # The rate this step used: optax counts from zero, and not the steps that were skipped.
-    skipped = values['skipped_steps'] - (not values['finite'])
-    self._log.write(step, finite | {'learning_rate': float(self._schedule(step - 1 - skipped))})
-
-  def _save(self, step, state, validates):
+    self._check_finite(lag=0 if logs or saves else _CHECK_LAG_STEPS)
+    if logs:
+      self._write_line(step, metrics)
     score = None
     try:
       if validates and self._validator:
         score = self._validate(step, state)
     finally:
-      # Also where validation failed: the step is good.
-      checkpoints.save(self._manager, state, self._config.to_dict(), self._data.fingerprint, score)
-    if score is not None and (best := self._manager.best_step()) is not None:
-      print(f'step {step}/{self._config.steps}  best checkpoint so far: {best}', flush=True)
-    if validates:
+      # Also if validation failed: the step itself is good.
+      if saves and self._manager:
+        self._save(step, state, score)
+    if validates and self._log:
       self._log.start_clock(step)
+    if stops and self._manager:
+      checkpoints.wait(self._manager)
+      print(f'stopped at step {step}, which is saved; run the same command to continue', flush=True)
+
+  def _is_validated(self, step):
+    every = self._config.validation.every
+    return bool(every) and (step % every == 0 or step == self._config.steps)
+
+  def _check_finite(self, lag):
+    """Reads the metrics of all steps but the newest ``lag``; raises ValueError if the run must end."""
+    while len(self._unchecked) > lag:
+      step, metrics = self._unchecked.popleft()
+      if metrics['finite']:
+        self._skipped_in_a_row = 0
+        continue
+      self._skipped_in_a_row += 1
+      if self._config.on_nonfinite == 'stop' or self._skipped_in_a_row > MAX_SKIPPED_IN_A_ROW:
+        raise ValueError(describe_divergence(step, _as_floats(metrics)))
+
+  def _write_line(self, step, metrics):
+    values = _as_floats(metrics)
+    warn_of_offsets(step, values, self._config.data.patch_px)
+    if not self._log:
+      return
+    finite = {name: value for name, value in values.items() if name != 'finite' and math.isfinite(value)}
+    # The rate used in this step: optax counts from zero and does not count skipped steps.
+    skipped_before = values['skipped_steps'] - (not values['finite'])
+    self._log.write(step, finite | {'learning_rate': float(self._schedule(step - 1 - skipped_before))})
 
   def _validate(self, step, state):
-    """What the first set gives, in dB; None where it was interrupted or is not finite."""
+    """Returns the PSNR of the first validation set in dB; None if it was interrupted or is not finite."""
     params = jax.tree.map(lambda a: a.addressable_data(0), state.best_params)
-    results = self._validator(params, lambda: self._stop.noted)
+    results = self._validator(params, lambda: self._stop.received)
     if results is None:
       return None
     self._log.write_validation(step, results)
     score = next(iter(results.values())).denoised_psnr
     return score if math.isfinite(score) else None
 
+  def _save(self, step, state, score):
+    checkpoints.save(self._manager, state, self._config.to_dict(), self._data.fingerprint, score)
+    if score is not None and (best := self._manager.best_step()) is not None:
+      print(f'step {step}/{self._config.steps}  best checkpoint so far: {best}', flush=True)
 
-def _numbers(metrics) -> dict[str, float]:
+
+def _as_floats(metrics) -> dict[str, float]:
   return {name: float(np.asarray(value)) for name, value in jax.device_get(metrics).items()}
 
 
 def describe_divergence(step: int, metrics: dict[str, float]) -> str:
-  """What to tell of a step whose loss or gradient is not finite.
+  """Describes a step whose loss or gradient is not finite, naming first the metric closest to the cause.
 
   Args:
     step: The step.
-    metrics: As from `train_step`.
+    metrics: From `train_step`. Offsets come first, from the coarsest scale to the finest, because the network
+      computes them in this order; then the loss and the gradient.
 
   Returns:
-    A message with the step and the scale it shows at: in the offsets first, which are
-    computed from the coarsest scale to the finest, else in the gradient.
+    A message for the user.
   """
   order = ['offset/scale4', 'offset/scale3', 'offset/scale2', 'offset/scale1']
   order += ['loss', *sorted(name for name in metrics if name.startswith('gradient_norm/'))]
@@ -256,18 +333,18 @@ def describe_divergence(step: int, metrics: dict[str, float]) -> str:
   others = ', '.join(n for n in order if n != first and not math.isfinite(metrics.get(n, 0)))
   others = f' (and {others})' if others else ''
   return (
-    f'step {step}: got {first} = {metrics[first]}{others}, want a finite number; the run has diverged. '
-    "Checkpoints before it are kept: continue with on_nonfinite = 'skip', or start a new run with a lower "
-    'optimizer.learning_rate or with optimizer.clip_norm'
+    f'step {step}: the run has diverged, {first} is {metrics[first]}{others}; earlier checkpoints are '
+    "intact. Continue with on_nonfinite = 'skip', or start a new run with a lower optimizer.learning_rate "
+    'or with optimizer.clip_norm'
   )
 
 
 def warn_of_offsets(step: int, metrics: dict[str, float], patch_px: int) -> None:
-  """Warns where the mean absolute offset of a scale has grown past the patch.
+  """Logs a warning for every scale whose mean absolute offset is larger than the patch at that scale.
 
   Args:
     step: The step.
-    metrics: As from `train_step`.
+    metrics: From `train_step`.
     patch_px: Side of a training patch in pixels.
   """
   for name, value in metrics.items():

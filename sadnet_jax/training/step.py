@@ -1,101 +1,96 @@
-"""One step of training, and the same on many devices by ``jax.pmap``.
+"""One training step, and the same step on several devices with ``jax.pmap``.
 
-The step is a function of the state and the batch: its noise comes from ``fold_in(key,
-step)`` and the patch's place in the global batch. On a CPU it is the same bit for bit
-on every run; another number of devices, another `accumulate`, or a GPU (whose
-scatter-adds are not ordered) changes rounding only.
+A step is a pure function of the state and the batch. Its noise comes from ``fold_in(noise_key, step)`` and
+the position of each patch in the global batch, so there is no random state to carry along. On a CPU a step is
+reproducible bit for bit. Another number of devices, another `accumulate`, or a GPU (whose scatter-adds are
+unordered) changes rounding only.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-import ml_collections
 import numpy as np
 import optax
 
 from sadnet_jax.data import on_device
-from sadnet_jax.data.noise import add_training_noise
 from sadnet_jax.nn.sadnet import mean_abs_offsets, scale_of
 from sadnet_jax.training import distributed
-from sadnet_jax.training.state import TrainState, run_key
+from sadnet_jax.training.state import TrainState
+
+Metrics = dict[str, jax.Array]
+Batch = Mapping[str, Any]
+# (denoised, clean), both [N, H, W, C] -> scalar.
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+# (one random key per image [N], clean [N, H, W, C] in [0, 1]) -> noisy [N, H, W, C].
+AddNoise = Callable[[jax.Array, jax.Array], jax.Array]
+
+_AXIS = 'devices'
 
 
 def l1_loss(denoised: jax.Array, clean: jax.Array) -> jax.Array:
-  """Mean absolute error; the paper's loss for real noise. Any equal shapes -> scalar."""
+  """Mean absolute error, the paper's loss for real noise. Any equal shapes -> scalar."""
   return jnp.mean(jnp.abs(denoised - clean))
 
 
 def l2_loss(denoised: jax.Array, clean: jax.Array) -> jax.Array:
-  """Mean squared error; the paper's loss for synthetic noise. Any equal shapes -> scalar."""
+  """Mean squared error, the paper's loss for synthetic noise. Any equal shapes -> scalar."""
   return jnp.mean(jnp.square(denoised - clean))
 
 
 def charbonnier_loss(denoised: jax.Array, clean: jax.Array) -> jax.Array:
-  """Mean of sqrt(difference**2 + eps**2), eps = 1e-3: smooth near zero, L1 beyond (Lai et al., 2017)."""
+  """Mean of sqrt(difference**2 + eps**2), eps = 1e-3: smooth near zero, L1 far from it (Lai et al., 2017)."""
   return jnp.mean(jnp.sqrt(jnp.square(denoised - clean) + 1e-6))
 
 
-LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
-  'charbonnier': charbonnier_loss,
-  'l1': l1_loss,
-  'l2': l2_loss,
-}
-Metrics = dict[str, jax.Array]
-Batch = Mapping[str, Any]
-_AXIS = 'devices'
+LOSSES: dict[str, Loss] = {'charbonnier': charbonnier_loss, 'l1': l1_loss, 'l2': l2_loss}
 
 
 def train_step(
   state: TrainState,
   batch: Batch,
   *,
-  key: jax.Array,
-  sigma_255_range: tuple[float, float],
-  clip: float,
-  loss: Callable[[jax.Array, jax.Array], jax.Array],
+  noise_key: jax.Array,
+  add_noise: AddNoise,
+  loss: Loss,
   ema_decay: float = 0.0,
   accumulate: int = 1,
   axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
-  """One update.
+  """Takes one optimiser step.
 
-  Where the loss or the gradient is not finite, parameters, optimiser and average stay
-  as they are; the step is counted in ``skipped``.
+  If the loss or the gradient is not finite, parameters, optimiser state and average stay as they are, and
+  ``skipped`` counts the step.
 
   Args:
     state: The state; its step selects the noise.
-    batch: This device's share of the batch, uint8 [N, P, P, C]: ``clean``, and
-      ``noisy`` where the images have noise of their own; then none is added.
-    key: Random key of the noise of the whole run.
-    sigma_255_range: See `add_training_noise`.
-    clip: See `add_training_noise`.
-    loss: (denoised, clean) -> scalar.
-    ema_decay: Share of the average that a step leaves; 0 keeps none. Lower in the
-      first steps, (1 + step) / (10 + step), to forget the initial weights.
-    accumulate: Parts to work through one after the other; divides N.
-    axis_name: Name of the device axis to average over, or None for one device.
+    batch: This device's share of the batch, uint8 [N, P, P, C]: ``clean``, and ``noisy`` if the images come
+      with noise of their own. Noise is added only without ``noisy``.
+    noise_key: Random key for the noise of the whole run.
+    add_noise: Makes noisy images of clean ones.
+    loss: Compares denoised with clean images.
+    ema_decay: Share of the average that remains after a step; 0 for no average. In the first steps it is
+      limited to (1 + step) / (10 + step), to forget the initial weights.
+    accumulate: Number of parts the share is processed in, one after the other, to save memory; divides N.
+    axis_name: Name of the device axis to average over, None for a single device.
 
   Returns:
-    The next state, and scalars: ``loss``; ``gradient_norm``, also by scale
-    (``gradient_norm/scale1`` to 4, what the network does at that resolution);
-    ``offset/scale1`` to 4 (mean absolute offset in pixels of that scale);
-    ``finite`` (bool) and ``skipped_steps``.
+    The next state, and scalars: ``loss``; ``gradient_norm``, in total and per scale (``gradient_norm/scale1``
+    to 4, the modules that work at that resolution); ``offset/scale1`` to 4 (mean absolute offset in pixels of
+    that scale); ``finite`` (bool) and ``skipped_steps``.
   """
   share = batch['clean'].shape[0]
   first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * share
-  step_key = jax.random.fold_in(key, state.step)
+  step_key = jax.random.fold_in(noise_key, state.step)
   keys = jax.vmap(lambda i: jax.random.fold_in(step_key, i))(first + jnp.arange(share))
 
   def loss_of(params, part):
     clean = part['clean'].astype(jnp.float32) / 255
-    if 'noisy' in part:
-      noisy = part['noisy'].astype(jnp.float32) / 255
-    else:
-      noisy = add_training_noise(part['keys'], clean, sigma_255_range, clip)
+    noisy = part['noisy'].astype(jnp.float32) / 255 if 'noisy' in part else add_noise(part['keys'], clean)
     denoised, variables = state.apply_fn({'params': params}, noisy, mutable=['intermediates'])
     return loss(denoised, clean), mean_abs_offsets(variables.get('intermediates', {}))
 
@@ -113,7 +108,7 @@ def train_step(
 
 
 def _mean_over_parts(function, batch, parts):
-  """Mean of a function of the batch over equal parts of it, one part in memory at a time."""
+  """Averages a function of the batch over equal parts of it, with one part in memory at a time."""
   if parts == 1:
     return function(batch)
   split = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)
@@ -126,14 +121,16 @@ def _mean_over_parts(function, batch, parts):
 
 
 def _update(state, gradients, finite, ema_decay):
+  """Applies the gradients if they are finite; else only counts the step."""
   new = state.apply_gradients(grads=gradients)
   ema = None
   if state.ema is not None:
     decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
     ema = jax.tree.map(lambda average, p: average + (1 - decay) * (p - average), state.ema, new.params)
-  kept = (state.params, state.opt_state, state.ema)
   params, opt_state, ema = jax.tree.map(
-    lambda a, b: jnp.where(finite, a, b), (new.params, new.opt_state, ema), kept
+    lambda updated, kept: jnp.where(finite, updated, kept),
+    (new.params, new.opt_state, ema),
+    (state.params, state.opt_state, state.ema),
   )
   return new.replace(
     params=params, opt_state=opt_state, ema=ema, skipped=state.skipped + (~finite).astype(jnp.int32)
@@ -148,49 +145,71 @@ def _norms_by_scale(gradients):
   }
 
 
+@dataclasses.dataclass(frozen=True)
+class OnDeviceSampling:
+  """How each device cuts its share of a batch from images in its own memory.
+
+  Attributes:
+    images: The whole data set.
+    key: Random key for the patches of the whole run.
+    batch_size: Patches per step over all devices.
+    patch_px: Side of a patch in pixels.
+  """
+
+  images: on_device.DeviceImages
+  key: jax.Array
+  batch_size: int
+  patch_px: int
+
+
 def make_parallel_step(
-  config: ml_collections.ConfigDict,
   devices: Sequence[jax.Device],
-  images: on_device.DeviceImages | None = None,
+  *,
+  noise_key: jax.Array,
+  add_noise: AddNoise,
+  loss: Loss,
+  ema_decay: float = 0.0,
+  accumulate: int = 1,
+  sampling: OnDeviceSampling | None = None,
 ) -> Callable[[TrainState, Batch | None], tuple[TrainState, Metrics]]:
-  """`train_step` under ``jax.pmap``: state on every device, batch split among them.
+  """Runs `train_step` under ``jax.pmap``: the state is replicated, the batch is split.
 
   Args:
-    config: The run's config.
-    devices: Devices to use, in the same order on all processes; this process's
-      are among them.
-    images: The whole data set, to sample from on the devices; None where every step
-      is given its batch.
+    devices: The devices to use, of all processes, in the same order on all of them.
+    noise_key: See `train_step`.
+    add_noise: See `train_step`.
+    loss: See `train_step`.
+    ema_decay: See `train_step`.
+    accumulate: See `train_step`.
+    sampling: How the devices sample the batch themselves; None if every step is given a batch.
 
   Returns:
-    (state, batch) -> (state, metrics), where the batch is this process's share,
-    uint8 [N, P, P, C], or split among its devices already, [devices, N, P, P, C], or
-    None with ``images``. The state has no device axis; its buffers are donated, so
-    the one passed in cannot be used again.
+    A function (state, batch) -> (state, metrics). The batch is the share of this process, uint8 [N, P, P, C],
+    or already split among its devices, [devices, N, P, P, C], or None with ``sampling``. The state has no
+    device axis. Its buffers are donated: the state passed in cannot be used again.
   """
   step = functools.partial(
     train_step,
-    key=run_key(config, 'noise'),
-    sigma_255_range=tuple(config.noise.sigma_255_range) or (config.noise.sigma_255,) * 2,
-    clip=float(config.noise.clip),
-    loss=LOSSES[config.loss],
-    ema_decay=config.ema_decay,
-    accumulate=config.accumulate,
+    noise_key=noise_key,
+    add_noise=add_noise,
+    loss=loss,
+    ema_decay=ema_decay,
+    accumulate=accumulate,
     axis_name=_AXIS,
   )
   local = distributed.local(devices)
-  # in_axes / out_axes None: the same on all devices, without an axis of its own.
+  replicated = NamedSharding(Mesh(np.asarray(local), (_AXIS,)), PartitionSpec())
+  # in_axes / out_axes None: replicated, without a device axis.
   pmap = functools.partial(
     jax.pmap, axis_name=_AXIS, out_axes=None, devices=list(devices), donate_argnums=(0,)
   )
-  everywhere = NamedSharding(Mesh(np.asarray(local), (_AXIS,)), PartitionSpec())
 
-  def place(state):
-    # The first state is on one device: placed as the later ones are, it needs no program of its own.
-    placed = getattr(state.step, 'sharding', None) == everywhere
-    return state if placed else jax.device_put(state, everywhere)
+  def replicate(state):
+    # Only the first state: left on one device, it would need a second compilation of the step.
+    is_replicated = getattr(state.step, 'sharding', None) == replicated
+    return state if is_replicated else jax.device_put(state, replicated)
 
-  if images is None:
+  if sampling is None:
     parallel = pmap(step, in_axes=(None, 0))
 
     def split_and_step(state, batch):
@@ -198,26 +217,26 @@ def make_parallel_step(
       shares = {
         name: a if a.ndim == 5 else a.reshape(len(local), -1, *a.shape[1:]) for name, a in batch.items()
       }
-      return parallel(place(state), shares)
+      return parallel(replicate(state), shares)
 
     return split_and_step
 
-  share = config.batch_size // len(devices)
+  share = sampling.batch_size // len(devices)
 
   def sample_and_step(state, position, images):
     batch = on_device.sample(
       images,
-      seed_key=run_key(config, 'data'),
+      seed_key=sampling.key,
       step=state.step,
-      batch_size=config.batch_size,
-      patch_px=config.data.patch_px,
+      batch_size=sampling.batch_size,
+      patch_px=sampling.patch_px,
       first=position * share,
       count=share,
     )
     return step(state, batch)
 
   parallel = pmap(sample_and_step, in_axes=(None, 0, None))
-  # pmap wants something that differs between the devices.
+  # pmap needs one argument that differs between the devices.
   positions = np.array([i for i, d in enumerate(devices) if d in local], np.int32)
-  placed_images = jax.device_put(images, everywhere)
-  return lambda state, _: parallel(place(state), positions, placed_images)
+  images = jax.device_put(sampling.images, replicated)
+  return lambda state, _: parallel(replicate(state), positions, images)

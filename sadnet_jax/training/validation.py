@@ -1,4 +1,4 @@
-"""PSNR on test images while a run is training."""
+"""Validation: PSNR on test images during training."""
 
 import collections
 from collections.abc import Callable, Mapping, Sequence
@@ -24,12 +24,12 @@ HELD_OUT = 'held_out'
 
 @dataclasses.dataclass(frozen=True)
 class ValidationSet:
-  """Images to measure on.
+  """Images to validate on.
 
   Attributes:
-    name: As in the log.
-    images: Clean ones, or pairs.
-    protocol: Of real noise; None where the run's config decides how noise is added.
+    name: Name in the log.
+    images: Clean images, or pairs.
+    protocol: How pairs are evaluated; None for clean images, whose noise is that of the config.
   """
 
   name: str
@@ -39,12 +39,12 @@ class ValidationSet:
 
 @dataclasses.dataclass(frozen=True)
 class ValidationResult:
-  """What was measured on one set: means over its images in dB, and pictures.
+  """Result on one set.
 
   Attributes:
-    noisy_psnr: Before; the noisy images as the network gets them.
-    denoised_psnr: After.
-    pictures: uint8 [H, 3 * W, C]: noisy, denoised and clean side by side, by name.
+    noisy_psnr: Mean PSNR of the network's inputs in dB.
+    denoised_psnr: Mean PSNR of its outputs in dB.
+    pictures: Name -> uint8 [H, 3 * W, C]: noisy, denoised and clean side by side.
   """
 
   noisy_psnr: float
@@ -55,16 +55,19 @@ class ValidationResult:
 def find_validation_sets(
   clean: Sequence[str], pairs: Sequence[str], held_out: Sequence[Example], images: int
 ) -> tuple[list[ValidationSet], list[str]]:
-  """The sets that are there, and the folders that are not.
+  """Opens the validation sets that exist.
 
   Args:
-    clean: Folders of clean images, as given or below SADNET_DATA.
-    pairs: Folders of noisy and clean images, likewise; or of SIDD's validation blocks.
-    held_out: Pairs kept from training; the first set, where there are any.
-    images: How many of every set, evenly spread; 0 for all.
+    clean: Folders of clean images; relative paths are also looked for in SADNET_DATA.
+    pairs: Folders of noisy and clean pairs, or of SIDD's validation blocks; likewise.
+    held_out: Pairs held out from training; they become the first set.
+    images: Number of images to use of each set, evenly spread; 0 for all.
+
+  Returns:
+    The sets, and the folders that do not exist.
 
   Raises:
-    ValueError: A folder that is there has nothing of the kind in it.
+    ValueError: An existing folder contains no images of its kind.
   """
   sets, missing = [], []
   if held_out:
@@ -76,7 +79,7 @@ def find_validation_sets(
         missing.append(folder)
       else:
         name = found.resolve().name
-        # Two folders of one name go by what they were given as.
+        # Folders with the same name are told apart by their paths.
         name = folder if any(s.name == name for s in sets) else name
         found_images, protocol = _images(layout, found)
         if found_images is None:
@@ -87,7 +90,7 @@ def find_validation_sets(
 
 
 def _images(layout, folder):
-  """Images of a folder and their protocol; None of one with SIDD's benchmark alone."""
+  """Returns the images of a folder and their protocol; None twice if it has only SIDD's benchmark blocks."""
   if layout == 'pairs' and all((folder / name).is_file() for name in SIDD_FILES['validation']):
     return image_sets.sidd_blocks(folder), FLOAT
   if layout == 'pairs' and all((folder / name).is_file() for name in SIDD_FILES['benchmark']):
@@ -111,28 +114,27 @@ def check_images(validation_set: ValidationSet, channels: int) -> None:
 def make_validator(
   model: SADNet, sets: Sequence[ValidationSet], *, sigma_255: float, clip: float, pictures: int
 ) -> Callable[[Any, Callable[[], bool]], Mapping[str, ValidationResult] | None]:
-  """A function from parameters to the result of every set.
+  """Returns a function (params, interrupted) -> result of every set by name.
 
-  It compiles once a size of image, reads an image when it is measured, and runs on the
-  device that holds the parameters. Its second argument is asked before every image
-  whether to give up; then the result is None.
+  The function compiles once per image size, reads each image when it needs it, and runs on the device that
+  holds the parameters. It calls ``interrupted`` before each image and returns None once that is true.
 
   Args:
     model: The network.
-    sets: What to measure on.
-    sigma_255: Standard deviation of the noise added to clean images.
-    clip: Share of training patches whose noise is clipped; selects the protocol.
-    pictures: Pictures to return of every set.
+    sets: The sets to validate on.
+    sigma_255: Standard deviation of the noise added to clean images, on the scale of 8-bit images.
+    clip: Probability that training noise is clipped; selects the protocol for clean images.
+    pictures: Number of pictures to return per set.
   """
   apply = jax.jit(lambda params, noisy: model.apply({'params': params}, noisy))
   added_noise = protocol_for_training(clip)
 
-  def measure(params, validation_set, gives_up):
+  def measure(params, validation_set, interrupted):
     protocol = validation_set.protocol or added_noise
     before, after = [], []
     shown: dict[str, np.ndarray] = {}
     for image in validation_set.images:
-      if gives_up():
+      if interrupted():
         return None
       noisy, clean = image.read(model.channels)
       noisy, clean = protocol.prepare(noisy, clean, sigma_255)
@@ -143,10 +145,10 @@ def make_validator(
         shown[image.name] = side_by_side(noisy, denoised, clean)
     return ValidationResult(float(np.mean(before)), float(np.mean(after)), shown)
 
-  def measure_all(params, gives_up):
+  def measure_all(params, interrupted):
     results = {}
     for validation_set in sets:
-      result = measure(params, validation_set, gives_up)
+      result = measure(params, validation_set, interrupted)
       if result is None:
         return None
       results[validation_set.name] = result

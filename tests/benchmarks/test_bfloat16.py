@@ -48,7 +48,7 @@ def test_both_dtypes_train_alike(images, tiny, tmp_path, capsys):
 def _steps(monkeypatch, metrics):
   """Makes each training step return one of these metrics."""
   remaining = iter(metrics)
-  monkeypatch.setattr(bfloat16, 'make_parallel_step', lambda *_: lambda state, _: (state, next(remaining)))
+  monkeypatch.setattr(bfloat16, 'step_from_config', lambda *_: lambda state, _: (state, next(remaining)))
   monkeypatch.setattr(bfloat16, 'create_train_state', lambda _: None)
 
 

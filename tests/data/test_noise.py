@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sadnet_jax.data.noise import add_benchmark_noise, add_training_noise
+from sadnet_jax.data.noise import add_benchmark_noise, add_gaussian_noise
 
 BLIND = (10.0, 60.0)
 
@@ -16,7 +16,7 @@ def _keys(count, seed=0):
 
 def test_training_noise_has_the_stated_sigma_and_mean():
   clean = jnp.full((4, 64, 64, 3), 0.5)
-  error = np.asarray(add_training_noise(_keys(4), clean, (25.0, 25.0), clip=0) - clean)
+  error = np.asarray(add_gaussian_noise(_keys(4), clean, sigma_255_range=(25.0, 25.0), clip=0) - clean)
   # 49,152 samples: the standard error of both is far below these bounds.
   assert error.std() == pytest.approx(25 / 255, rel=0.02)
   assert abs(error.mean()) < 0.002
@@ -25,8 +25,8 @@ def test_training_noise_has_the_stated_sigma_and_mean():
 @pytest.mark.parametrize('sigmas', [(50.0, 50.0), BLIND])
 def test_training_noise_clips_only_when_asked(sigmas):
   clean = jnp.zeros((2, 16, 16, 1)).at[1].set(1)
-  free = add_training_noise(_keys(2), clean, sigmas, clip=0)
-  clipped = add_training_noise(_keys(2), clean, sigmas, clip=1)
+  free = add_gaussian_noise(_keys(2), clean, sigma_255_range=sigmas, clip=0)
+  clipped = add_gaussian_noise(_keys(2), clean, sigma_255_range=sigmas, clip=1)
   assert free.min() < 0
   assert free.max() > 1
   np.testing.assert_allclose(clipped, np.round(np.clip(free, 0, 1) * 255) / 255, atol=1e-7)
@@ -34,9 +34,9 @@ def test_training_noise_clips_only_when_asked(sigmas):
 
 def test_a_share_of_the_patches_is_clipped_and_the_rest_is_not():
   keys, clean = _keys(2000), jnp.zeros((2000, 5, 3, 1)).at[1::2].set(1)
-  mixed = np.asarray(add_training_noise(keys, clean, (50.0, 50.0), clip=0.3))
-  free = np.asarray(add_training_noise(keys, clean, (50.0, 50.0), clip=0))
-  clipped = np.asarray(add_training_noise(keys, clean, (50.0, 50.0), clip=1))
+  mixed = np.asarray(add_gaussian_noise(keys, clean, sigma_255_range=(50.0, 50.0), clip=0.3))
+  free = np.asarray(add_gaussian_noise(keys, clean, sigma_255_range=(50.0, 50.0), clip=0))
+  clipped = np.asarray(add_gaussian_noise(keys, clean, sigma_255_range=(50.0, 50.0), clip=1))
   is_free = (mixed == free).all(axis=(1, 2, 3))
   is_clipped = (mixed == clipped).all(axis=(1, 2, 3))
   assert (is_free != is_clipped).all()
@@ -48,8 +48,8 @@ def test_a_share_of_the_patches_is_clipped_and_the_rest_is_not():
 def test_an_image_has_the_noise_of_its_key_wherever_it_is_in_the_batch(sigmas):
   keys = _keys(5, seed=3)
   clean = jnp.zeros((5, 7, 9, 3))
-  whole = add_training_noise(keys, clean, sigmas, clip=0)
-  part = add_training_noise(keys[3:], clean[3:], sigmas, clip=0)
+  whole = add_gaussian_noise(keys, clean, sigma_255_range=sigmas, clip=0)
+  part = add_gaussian_noise(keys[3:], clean[3:], sigma_255_range=sigmas, clip=0)
   np.testing.assert_array_equal(whole[3:], part)
   assert not np.array_equal(whole[0], whole[1])
 
@@ -60,13 +60,13 @@ def test_a_range_of_one_sigma_is_that_sigma_bit_for_bit():
     np.asarray(c) + np.asarray(jax.random.normal(k, c.shape)) * np.float32(35 / 255)
     for k, c in zip(keys, clean, strict=True)
   ]
-  np.testing.assert_array_equal(add_training_noise(keys, clean, (35.0, 35.0), clip=0), want)
+  np.testing.assert_array_equal(add_gaussian_noise(keys, clean, sigma_255_range=(35.0, 35.0), clip=0), want)
 
 
 def test_blind_noise_is_that_of_one_sigma_scaled_image_by_image():
   keys, clean = _keys(6), jnp.zeros((6, 11, 5, 3))
-  blind = np.asarray(add_training_noise(keys, clean, BLIND, clip=0))
-  ratios = blind / np.asarray(add_training_noise(keys, clean, (255.0, 255.0), clip=0))
+  blind = np.asarray(add_gaussian_noise(keys, clean, sigma_255_range=BLIND, clip=0))
+  ratios = blind / np.asarray(add_gaussian_noise(keys, clean, sigma_255_range=(255.0, 255.0), clip=0))
   sigmas_255 = 255 * ratios[:, 0, 0, 0]
   np.testing.assert_allclose(
     255 * ratios, np.broadcast_to(sigmas_255[:, None, None, None], ratios.shape), rtol=1e-5
@@ -78,8 +78,8 @@ def test_blind_noise_is_that_of_one_sigma_scaled_image_by_image():
 def test_blind_sigmas_are_uniform_between_the_two():
   count = 4000
   clean = jnp.zeros((count, 2, 1, 1))
-  blind = np.asarray(add_training_noise(_keys(count), clean, BLIND, clip=0))
-  standard = np.asarray(add_training_noise(_keys(count), clean, (255.0, 255.0), clip=0))
+  blind = np.asarray(add_gaussian_noise(_keys(count), clean, sigma_255_range=BLIND, clip=0))
+  standard = np.asarray(add_gaussian_noise(_keys(count), clean, sigma_255_range=(255.0, 255.0), clip=0))
   # The least of a batch's noise may be zero but for rounding: the larger of two pixels tells the sigma.
   largest = np.abs(standard).argmax(axis=1, keepdims=True)
   sigmas_255 = (
@@ -98,7 +98,9 @@ def test_blind_sigmas_are_uniform_between_the_two():
 
 def test_blind_noise_up_to_zero_sigma_is_as_a_whole_the_mixture():
   clean = jnp.full((256, 32, 32, 1), 0.5)
-  error = np.asarray(add_training_noise(_keys(256, seed=5), clean, (0.0, 75.0), clip=0) - clean)
+  error = np.asarray(
+    add_gaussian_noise(_keys(256, seed=5), clean, sigma_255_range=(0.0, 75.0), clip=0) - clean
+  )
   # The mean of sigma**2 over 0 to 75 is 75**2 / 3; 256 draws of it have a standard error of 5.6%.
   assert error.var() == pytest.approx((75 / 255) ** 2 / 3, rel=0.17)
   assert abs(error.mean()) < 0.002

@@ -1,4 +1,4 @@
-"""The training step: what it reports, averages, leaves out and is independent of."""
+"""The training step: metrics, noise, average, skipped steps, and independence of how the batch is split."""
 
 import functools
 
@@ -12,10 +12,11 @@ import pytest
 
 from configs import default
 from sadnet_jax import OffsetBlock, ResBlock, RSABlock
-from sadnet_jax.data.noise import add_training_noise
+from sadnet_jax.data.noise import add_gaussian_noise
 from sadnet_jax.nn.layers import Conv
+from sadnet_jax.training.loop import noise_from_config, step_from_config
 from sadnet_jax.training.state import model_from_config, run_key, state_from_params
-from sadnet_jax.training.step import LOSSES, make_parallel_step, train_step
+from sadnet_jax.training.step import LOSSES, train_step
 from tests.support.fast_jit import fast_jit
 from tests.support.small_networks import SMALL, apply, random_variables
 
@@ -86,8 +87,9 @@ def _root_mean_square(denoised, clean):
 
 @functools.lru_cache
 def _step(loss=_l2_and_nan_of_black, accumulate=1, sigmas=(50.0, 50.0)):
-  options = {'sigma_255_range': sigmas, 'clip': 1, 'ema_decay': EMA_DECAY}
-  return fast_jit(functools.partial(train_step, key=KEY, loss=loss, accumulate=accumulate, **options))
+  add_noise = functools.partial(add_gaussian_noise, sigma_255_range=sigmas, clip=1)
+  options = {'add_noise': add_noise, 'ema_decay': EMA_DECAY}
+  return fast_jit(functools.partial(train_step, noise_key=KEY, loss=loss, accumulate=accumulate, **options))
 
 
 def _assert_equal(a, b):
@@ -102,7 +104,7 @@ def _distance(a, b):
   return np.sqrt(sum(jax.tree.leaves(squares)))
 
 
-# --- What it reports.
+# --- Metrics.
 
 
 @pytest.fixture(scope='module')
@@ -150,6 +152,14 @@ def test_gradient_norms_are_those_of_the_gradient_that_adam_got(first_step):
   assert min(squares) > 0
 
 
+def test_a_network_without_rsab_has_no_offsets_to_report():
+  config = _config(**{'model.use_rsab': False})
+  state = _first_state(config, model_from_config(config.model))
+  _, metrics = jax.eval_shape(_step().__wrapped__, state, {'clean': _images(0)})
+  assert 'loss' in metrics
+  assert not any(name.startswith('offset') for name in metrics)
+
+
 # --- Noise.
 
 
@@ -161,7 +171,7 @@ def test_clean_images_get_the_noise_of_the_step_and_of_their_place():
     _, metrics = _step(sigmas=BLIND)(at_step, batch)
     step_key = jax.random.fold_in(KEY, step)
     keys = jnp.stack([jax.random.fold_in(step_key, place) for place in range(4)])
-    noisy = add_training_noise(keys, clean, BLIND, clip=1)
+    noisy = add_gaussian_noise(keys, clean, sigma_255_range=BLIND, clip=1)
     denoised = apply(OneScale(), {'params': state.params}, noisy)
     assert float(metrics['loss']) == pytest.approx(float(np.mean((denoised - clean) ** 2)), rel=1e-4)
 
@@ -207,15 +217,14 @@ def test_without_decay_there_is_no_average_and_the_parameters_are_evaluated():
   state = _first_state(_config(ema_decay=0.0), OneScale())
   assert state.ema is None
   assert state.best_params is state.params
-  step = functools.partial(train_step, key=KEY, loss=LOSSES['l1'], sigma_255_range=BLIND, clip=1)
-  new, _ = jax.eval_shape(step, state, {'clean': _images(0)})
+  new, _ = jax.eval_shape(_step().__wrapped__, state, {'clean': _images(0)})
   assert new.ema is None
 
 
-# --- Steps that are left out.
+# --- Skipped steps.
 
 
-def _assert_left_out(before, after, metrics):
+def _assert_skipped(before, after, metrics):
   _assert_equal((after.params, after.opt_state, after.ema), (before.params, before.opt_state, before.ema))
   assert int(after.step) == int(before.step) + 1
   assert int(after.skipped) == int(metrics['skipped_steps']) == int(before.skipped) + 1
@@ -232,9 +241,9 @@ def test_a_step_whose_loss_is_not_finite_changes_nothing_and_training_goes_on():
   after, metrics = step(before, {'clean': bad})
   assert np.isnan(metrics['loss'])
   assert float(metrics['gradient_norm']) == 0
-  _assert_left_out(before, after, metrics)
+  _assert_skipped(before, after, metrics)
   again, metrics = step(after, {'clean': bad})
-  _assert_left_out(after, again, metrics)
+  _assert_skipped(after, again, metrics)
   new, metrics = step(again, {'clean': _images(2)})
   assert bool(metrics['finite'])
   assert (int(new.step), int(new.skipped), int(metrics['skipped_steps'])) == (4, 2, 2)
@@ -250,7 +259,7 @@ def test_a_step_whose_gradient_alone_is_not_finite_changes_nothing():
   after, metrics = _step(_root_mean_square)(before, batch)
   assert float(metrics['loss']) == 0
   assert not np.isfinite(metrics['gradient_norm'])
-  _assert_left_out(before, after, metrics)
+  _assert_skipped(before, after, metrics)
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
@@ -260,7 +269,7 @@ def test_parameters_that_are_not_finite_stay_as_they_are(module, value):
   poisoned = jax.tree.map(lambda a: a.at[..., 0].set(value), before.params[module])
   before = before.replace(params={**before.params, module: poisoned})
   after, metrics = _step(sigmas=BLIND)(before, {'clean': _images(0)})
-  _assert_left_out(before, after, metrics)
+  _assert_skipped(before, after, metrics)
 
 
 # --- Parts of a batch, and devices.
@@ -283,21 +292,26 @@ def test_parts_of_a_batch_give_the_step_of_the_whole(parts):
   assert _distance(other.ema, one.ema) < 1e-3 * distance
 
 
-def test_one_part_that_is_not_finite_leaves_the_whole_step_out():
+def test_one_part_that_is_not_finite_skips_the_whole_step():
   step = _step(sigmas=BLIND, accumulate=4)
   before, metrics = step(_start(), {'clean': _images(0)})
   assert bool(metrics['finite'])
   bad = _images(1)
   bad[3] = 0
   after, metrics = step(before, {'clean': bad})
-  _assert_left_out(before, after, metrics)
+  _assert_skipped(before, after, metrics)
 
 
 def test_two_devices_with_two_parts_each_by_the_config_give_the_weights_of_one_with_one():
   config = _config(**{'accumulate': 2, 'noise.sigma_255_range': BLIND, 'loss': 'charbonnier'})
-  options = {'sigma_255_range': BLIND, 'clip': 1, 'ema_decay': EMA_DECAY, 'loss': LOSSES['charbonnier']}
-  alone = fast_jit(functools.partial(train_step, key=run_key(config, 'noise'), **options))
-  together = make_parallel_step(config, jax.devices()[:2])
+  options = {
+    'noise_key': run_key(config, 'noise'),
+    'add_noise': noise_from_config(config.noise),
+    'loss': LOSSES['charbonnier'],
+    'ema_decay': EMA_DECAY,
+  }
+  alone = fast_jit(functools.partial(train_step, **options))
+  together = step_from_config(config, jax.devices()[:2])
   worked_on = set()
 
   def apply_and_record(variables, noisy, **options):

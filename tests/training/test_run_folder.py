@@ -27,7 +27,7 @@ def test_rate_and_time_left_are_over_the_steps_since_the_last_line(tmp_path, clo
   with RunLog(tmp_path, step=0, total_steps=7300, images_per_step=8) as log:
     clock[0] += 60  # Compilation: not part of the rate.
     log.start_clock(1)
-    log.wait(4.95)
+    log.add_waiting(4.95)
     clock[0] += 99 * 0.5
     log.write(100, METRICS)
     clock[0] += 200 * 2.0
@@ -67,7 +67,7 @@ def test_a_line_that_cannot_be_written_is_a_warning_and_the_run_goes_on(tmp_path
     # Stands in for a full disk.
     (tmp_path / 'metrics.jsonl').mkdir()
     log.write(1, METRICS)
-  assert 'metrics.jsonl: the line of step 1 could not be written (Is a directory)' in caplog.text
+  assert 'metrics.jsonl: could not write the line of step 1 (Is a directory)' in caplog.text
 
 
 def test_validation_is_logged_without_what_is_not_finite(tmp_path, capsys):
