@@ -26,7 +26,7 @@ _LEAST = {
   'validation.pictures': 0,
   'noise.sigma_255': 0,
 }
-_OPTIONS = {
+_OPTIONS: dict[str, list] = {
   'loss': sorted(LOSSES),
   'on_nonfinite': ['stop', 'skip'],
   'data.reader': ['files', 'tiles', 'memory'],
