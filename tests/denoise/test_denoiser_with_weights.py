@@ -1,4 +1,4 @@
-"""What random networks cannot show: weights give one picture by tiles, and the default ones are sane."""
+"""What random weights cannot show: tiles give the whole image's result, and the default weights are sane."""
 
 from pathlib import Path
 
@@ -10,13 +10,23 @@ import skimage
 from sadnet_jax import Denoiser, pretrained
 
 PHOTOGRAPH = Path(skimage.__file__).parent / 'data' / 'coffee.png'
-DEFAULT = next(name for name, entry in pretrained.available().items() if 'color' in entry.default_for)
+WEIGHTS = pretrained.available()
+DEFAULT = next(name for name, entry in WEIGHTS.items() if 'color' in entry.default_for)
 LEVEL = 1 / 255
+# Two times two of these tiles, with the default overlap, cover the image.
+TILE_PX, IMAGE_PX = 200, 280
 
 
 @pytest.fixture(scope='module')
 def denoiser():
-  return Denoiser.from_pretrained(DEFAULT)
+  return Denoiser.from_pretrained(DEFAULT, tile_px='whole')
+
+
+def with_options(denoiser, **options):
+  """A denoiser that shares the programs of another."""
+  other = Denoiser(denoiser.model, {}, **options)
+  other.network = denoiser.network
+  return other
 
 
 def photograph(height, width):
@@ -28,28 +38,37 @@ def with_noise(image, sigma_255, seed=0):
   return (image + noise).astype(np.float32)
 
 
+def sigma_of(entry):
+  """A noise level that the weights were trained on."""
+  return entry.noise.sigma_255[1] if entry.noise.sigma_255 else 25
+
+
 @pytest.mark.parametrize(
   ('weights', 'sigma_255'),
-  [(DEFAULT, 5), (DEFAULT, 25), (DEFAULT, 50), ('color_50', 50), ('color_real', 5), ('color_real', 25)],
+  [
+    (DEFAULT, 5),
+    (DEFAULT, 50),
+    *((name, sigma_of(entry)) for name, entry in WEIGHTS.items() if name != DEFAULT),
+  ],
 )
-def test_tiles_give_what_the_whole_image_does(weights, sigma_255):
-  """Two times two, which overlap by the default."""
-  noisy = with_noise(photograph(392, 392), sigma_255)
-  whole = Denoiser.from_pretrained(weights)
-  by_tiles = Denoiser(whole.model, whole.params, tile_px=256)
+def test_tiles_give_the_result_of_the_whole_image(denoiser, weights, sigma_255, monkeypatch):
+  model, params, _ = pretrained.load(weights)
+  if model != denoiser.model:
+    pytest.skip('another network')
+  monkeypatch.setattr(denoiser.network, 'params', params)
+  noisy = with_noise(photograph(IMAGE_PX, IMAGE_PX), sigma_255)
+  whole = denoiser(noisy)
   seen = []
-  difference = by_tiles(noisy, progress=lambda done, total: seen.append(total)) - whole(noisy)
+  tiled = with_options(denoiser, tile_px=TILE_PX)
+  difference = tiled(noisy, progress=lambda done, total: seen.append(total)) - whole
   assert seen == [4] * 4
   assert np.abs(difference).max() < LEVEL
+  # The border of a tile, which the overlap drops, would show.
+  corner = denoiser(noisy[:TILE_PX, :TILE_PX]) - whole[:TILE_PX, :TILE_PX]
+  assert np.abs(corner).max() > 10 * LEVEL
 
 
-def test_without_overlap_there_would_be_seams(denoiser):
-  noisy = with_noise(photograph(160, 384), 25)
-  by_tiles = Denoiser(denoiser.model, denoiser.params, tile_px=192, overlap_px=0)
-  assert np.abs(by_tiles(noisy) - denoiser(noisy)).max() > 10 * LEVEL
-
-
-@pytest.mark.parametrize('size', [(1, 1), (1, 9), (7, 1), (8, 8), (13, 29)])
+@pytest.mark.parametrize('size', [(1, 1), (7, 1), (8, 8)])
 def test_small_images_are_sane(denoiser, size):
   clean = photograph(*size)
   denoised = denoiser(with_noise(clean, 10))
@@ -57,9 +76,9 @@ def test_small_images_are_sane(denoiser, size):
   assert np.abs(denoised - clean).mean() < 0.1
 
 
-@pytest.mark.parametrize('value', [0, 3, 60, 128, 200, 255])
-def test_flat_dark_and_saturated_images_stay(denoiser, value):
-  image = np.full((48, 64, 3), value, np.uint8)
+@pytest.mark.parametrize('value', [0, 3, 128, 255])
+def test_flat_images_stay(denoiser, value):
+  image = np.full((64, 64, 3), value, np.uint8)
   difference = np.abs(denoiser(image).astype(int) - image)
   assert difference.max() <= 6
   assert difference.mean() <= 2
@@ -67,27 +86,27 @@ def test_flat_dark_and_saturated_images_stay(denoiser, value):
 
 @pytest.mark.parametrize('value', [0, 20, 128, 255])
 def test_noise_on_flat_images_goes(denoiser, value):
-  """As a photograph has it: clipped at black and white, and of 8 bits."""
+  """Noise as in a photograph: clipped at black and white, in 8 bits."""
   clean = np.full((64, 64, 3), value / 255, np.float32)
   noisy = np.round(np.clip(with_noise(clean, 15), 0, 1) * 255).astype(np.uint8)
   denoised = denoiser(noisy).astype(float)
   assert denoised.std() < noisy.std() / 2
-  # Clipped noise moves the mean, which no denoiser can know.
+  # Clipping moves the mean of the noise, which no denoiser can know.
   assert abs(denoised.mean() - noisy.mean()) < 3
 
 
 def test_saturated_colours_stay(denoiser):
-  """Blocks of full red, green, blue, black and white."""
-  colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [0, 0, 0], [255, 255, 255]], np.uint8)
-  image = np.repeat(np.repeat(colours[None], 32, axis=1), 48, axis=0)
-  difference = np.abs(denoiser(image).astype(int) - image)
-  assert difference.mean() < 3
-  assert np.quantile(difference, 0.99) < 40
+  """Quarters of full red, green, blue and white, then of black in their place."""
+  for colours in ([(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)], [(0, 0, 0), (255, 0, 0)] * 2):
+    quarters = np.array(colours, np.uint8).reshape(2, 2, 3)
+    image = quarters.repeat(32, axis=0).repeat(32, axis=1)
+    difference = np.abs(denoiser(image).astype(int) - image)
+    assert difference.mean() < 3
+    assert np.quantile(difference, 0.99) < 40
 
 
-def test_the_ensemble_is_not_worse(denoiser):
-  clean = photograph(96, 96)
+def test_the_ensemble_is_better(denoiser):
+  clean = photograph(64, 64)
   noisy = with_noise(clean, 40)
-  ensemble = Denoiser(denoiser.model, denoiser.params, ensemble=True)
-  error = [np.mean((d(noisy) - clean) ** 2) for d in (denoiser, ensemble)]
+  error = [np.mean((d(noisy) - clean) ** 2) for d in (denoiser, with_options(denoiser, ensemble=True))]
   assert error[1] < error[0]
