@@ -51,6 +51,8 @@ _OTHER_FORMATS = (
 # Transfer functions of high dynamic range: PQ and HLG.
 _HDR_TRANSFERS = (16, 18)
 _METRES_PER_INCH = 0.0254
+# OpenImageIO's names for the types in files: the type to read them as, and its bytes.
+_PIXEL_TYPES = {'uint8': ('uint8', 1), 'uint16': ('uint16', 2), 'half': ('float', 4), 'float': ('float', 4)}
 
 
 def read_photograph(path: str | Path, *, linear: bool | None = None) -> Photograph:
@@ -233,10 +235,11 @@ def _decode(path, most_pixels=float('inf'), *, single=True):
     kind = str(spec.format)
     if spec.deep:
       raise ValueError('holds several samples per pixel (deep data); flatten it')
-    if kind not in _KINDS:
+    if kind not in _PIXEL_TYPES:
       raise ValueError(f'has {kind} values; convert them to 8 or 16 bits, or to float')
-    check_size(spec.width, spec.height, spec.nchannels * np.dtype(_KINDS[kind]).itemsize, most_pixels)
-    array = reader.read_image(0, 0, 0, spec.nchannels, _KINDS[kind])
+    wanted, sample_bytes = _PIXEL_TYPES[kind]
+    check_size(spec.width, spec.height, spec.nchannels * sample_bytes, most_pixels)
+    array = reader.read_image(0, 0, 0, spec.nchannels, wanted)
     if error := reader.geterror():
       raise _DecodingError(error)
     if array is None:
@@ -244,9 +247,6 @@ def _decode(path, most_pixels=float('inf'), *, single=True):
     if single and reader.seek_subimage(1, 0):
       raise ValueError('holds several images or frames; save one of them')
   return array, spec
-
-
-_KINDS = {'uint8': 'uint8', 'uint16': 'uint16', 'half': 'float32', 'float': 'float32'}
 
 
 def _split(array, colours):
@@ -662,8 +662,8 @@ def _read_exr(path, linear):
     raise ValueError(f'is an OpenEXR file without channels R, G and B or Y, but {", ".join(names[:8])}')
   others = [name for name in names if name not in (*colours, 'A')]
   notes = [f'its channels {", ".join(others[:8])} are left out'] if others else []
-  pixels = np.ascontiguousarray(array[:, :, [names.index(name) for name in colours]]).astype(np.float32)
-  alpha = np.ascontiguousarray(array[:, :, names.index('A')]).astype(np.float32) if 'A' in names else None
+  pixels = np.ascontiguousarray(array[:, :, [names.index(name) for name in colours]])
+  alpha = np.ascontiguousarray(array[:, :, names.index('A')]) if 'A' in names else None
   if alpha is not None:
     # By the format's definition; only where it is not opaque does that change anything.
     pixels = _without_alpha_in_colours(pixels, alpha)

@@ -1,0 +1,223 @@
+"""Formats of photographers: floating point (TIFF, OpenEXR), JPEG XL, HEIC and camera raw."""
+
+import sys
+
+import numpy as np
+import OpenImageIO
+from PIL import Image
+import pillow_heif
+import pytest
+import tifffile
+
+from sadnet_jax.images import Metadata, Photograph, read_photograph, write_photograph
+from sadnet_jax.images.photograph import linear_from_srgb, srgb_from_linear, to_8_bits
+from tests.images.test_metadata import RGB_PROFILE, exif_block
+from tests.support.photograph_files import random_photograph, smooth_photograph, write_dng, write_file
+
+
+def _bright(channels=3):
+  """Floats from below black to far above white."""
+  return np.random.default_rng(0).normal(1, 2, (17, 31, channels)).astype(np.float32)
+
+
+def _write_by_openimageio(path, array, names=None, kind=None, **options):
+  height, width, channels = array.shape
+  spec = OpenImageIO.ImageSpec(
+    width, height, channels, kind or {'float32': 'float'}.get(array.dtype.name, 'uint16')
+  )
+  if names:
+    spec.channelnames = names
+  for name, value in options.items():
+    spec.attribute(name, value)
+  writer = OpenImageIO.ImageOutput.create(str(path))
+  assert writer.open(str(path), spec)
+  assert writer.write_image(array)
+  assert writer.close()
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float16])
+def test_float_tiff_passes_values_above_white_unclipped(tmp_path, dtype):
+  pixels = _bright().astype(dtype)
+  tifffile.imwrite(
+    tmp_path / 'a.tif', pixels, photometric='rgb', compression='zlib', predictor=dtype == np.float32
+  )
+  read = read_photograph(tmp_path / 'a.tif')
+  assert not read.linear
+  np.testing.assert_array_equal(read.pixels, pixels.astype(np.float32))
+  assert write_photograph(tmp_path / 'b.tif', read) == ()
+  np.testing.assert_array_equal(tifffile.imread(tmp_path / 'b.tif'), pixels.astype(np.float32))
+
+
+def test_float_tiff_of_linear_light_is_written_as_such(tmp_path):
+  pixels = _bright()
+  tifffile.imwrite(tmp_path / 'a.tif', pixels, photometric='rgb')
+  read = read_photograph(tmp_path / 'a.tif', linear=True)
+  np.testing.assert_allclose(read.pixels, srgb_from_linear(pixels))
+  write_photograph(tmp_path / 'b.tif', read)
+  np.testing.assert_allclose(tifffile.imread(tmp_path / 'b.tif'), pixels, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('kind', ['half', 'float'])
+def test_openexr_is_linear_light_unless_told_otherwise(tmp_path, kind):
+  pixels = _bright().astype(np.float16).astype(np.float32)
+  _write_by_openimageio(tmp_path / 'a.exr', pixels, kind=kind)
+  np.testing.assert_array_equal(read_photograph(tmp_path / 'a.exr', linear=False).pixels, pixels)
+  read = read_photograph(tmp_path / 'a.exr')
+  assert (read.linear, read.pixels.dtype) == (True, np.float32)
+  np.testing.assert_allclose(read.pixels, srgb_from_linear(pixels))
+  write_photograph(tmp_path / 'b.exr', read)
+  again = OpenImageIO.ImageInput.open(str(tmp_path / 'b.exr')).read_image('float')
+  np.testing.assert_allclose(again, pixels, rtol=1e-5, atol=1e-6)
+
+
+def test_openexr_with_more_than_colours(tmp_path):
+  channels = np.random.default_rng(0).uniform(0.25, 1, (5, 7, 5)).astype(np.float32)
+  _write_by_openimageio(tmp_path / 'a.exr', channels, ('R', 'G', 'B', 'A', 'Z'))
+  read = read_photograph(tmp_path / 'a.exr', linear=False)
+  np.testing.assert_array_equal(read.alpha, channels[:, :, 3])
+  np.testing.assert_allclose(read.pixels, channels[:, :, :3] / channels[:, :, 3:4], rtol=1e-6)
+  assert read.notes[0] == 'its channels Z are left out'
+  write_photograph(tmp_path / 'b.exr', read)
+  again = read_photograph(tmp_path / 'b.exr')
+  np.testing.assert_allclose(again.pixels, read.pixels, rtol=1e-4)
+  np.testing.assert_array_equal(again.alpha, read.alpha)
+  _write_by_openimageio(tmp_path / 'c.exr', channels[:, :, :2], ('U', 'V'))
+  with pytest.raises(
+    ValueError, match=r'c\.exr: is an OpenEXR file without channels R, G and B or Y, but U, V'
+  ):
+    read_photograph(tmp_path / 'c.exr')
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_floats_that_are_no_numbers_are_refused(tmp_path, value):
+  pixels = _bright()
+  pixels[3, 4, 1] = value
+  tifffile.imwrite(tmp_path / 'a.tif', pixels, photometric='rgb')
+  with pytest.raises(ValueError, match=r'a\.tif: has values that are infinite or not a number; replace them'):
+    read_photograph(tmp_path / 'a.tif')
+
+
+def test_floats_are_clipped_and_rounded_where_the_format_stores_integers(tmp_path):
+  pixels = np.array([[[-0.5], [0.25], [1.0], [3.0]]], np.float32)
+  for extension, bits, wanted in (('.png', 16, [0, 16384, 65535, 65535]), ('.bmp', 8, [0, 64, 255, 255])):
+    (note,) = write_photograph(tmp_path / f'a{extension}', Photograph(pixels))
+    assert f'its floating-point values are rounded to {bits} bits' in note
+    assert read_photograph(tmp_path / f'a{extension}').pixels.ravel().tolist() == wanted
+
+
+def test_transfer_curve_is_that_of_srgb_and_continues_beyond():
+  levels = np.arange(256, dtype=np.float32) / 255
+  linear = linear_from_srgb(levels)
+  # IEC 61966-2-1: 188 is half of the light.
+  np.testing.assert_allclose(linear[[0, 10, 188, 255]], [0, 0.003035, 0.502886, 1], atol=1e-6)
+  np.testing.assert_allclose(srgb_from_linear(linear), levels, atol=1e-6)
+  assert srgb_from_linear(np.float32(4)) > 1.7
+  assert srgb_from_linear(np.float32(-0.5)) == -srgb_from_linear(np.float32(0.5))
+
+
+def test_jpeg_xl(tmp_path):
+  deep = random_photograph(dtype=np.uint16).pixels
+  _write_by_openimageio(tmp_path / 'a.jxl', deep, compression='jpegxl:100')
+  read = read_photograph(tmp_path / 'a.jxl')
+  np.testing.assert_array_equal(read.pixels, deep)
+  assert read.metadata.icc_profile
+  assert write_photograph(tmp_path / 'a.tif', read) == ()
+  data = (tmp_path / 'a.jxl').read_bytes()
+  for end in (20, len(data) // 2, len(data) - 50):
+    with pytest.raises(ValueError, match=r'b\.jxl: .*damaged or incomplete'):
+      read_photograph(write_file(tmp_path / 'b.jxl', data[:end]))
+
+
+def test_exif_data_of_jpeg_xl(tmp_path):
+  _write_by_openimageio(
+    tmp_path / 'a.jxl', random_photograph(dtype=np.uint16).pixels, compression='jpegxl:100'
+  )
+  data = (tmp_path / 'a.jxl').read_bytes()
+  if data.startswith(b'\xff\x0a'):
+    signature = b'\0\0\0\x0cJXL \r\n\x87\n' + b'\0\0\0\x14ftypjxl \0\0\0\0jxl '
+    data = signature + (len(data) + 8).to_bytes(4, 'big') + b'jxlc' + data
+  exif = b'\0\0\0\0' + exif_block()
+  start = 12 + 20
+  box = (len(exif) + 8).to_bytes(4, 'big') + b'Exif' + exif
+  read = read_photograph(write_file(tmp_path / 'b.jxl', data[:start] + box + data[start:]))
+  assert b'Model 1' in read.metadata.exif
+  assert read.orientation == 1
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'RGBA', 'L'])
+def test_heic_is_read_as_its_library_reads_it(tmp_path, mode):
+  image = Image.fromarray(smooth_photograph().pixels).convert(mode)
+  pillow_heif.from_pillow(image).save(tmp_path / 'a.heic', quality=90)
+  read = read_photograph(tmp_path / 'a.heic')
+  assert not read.lossless
+  whole = read.pixels if read.alpha is None else np.dstack([read.pixels, read.alpha])
+  wanted = np.atleast_3d(np.asarray(image)).astype(int)
+  # Grey is stored, and read, as colour by some versions.
+  assert whole.shape[2] in (wanted.shape[2], 3)
+  np.testing.assert_allclose(whole, np.broadcast_to(wanted, whole.shape), atol=12)
+
+
+def test_heic_of_a_portrait_with_metadata(tmp_path):
+  image = Image.fromarray(smooth_photograph().pixels)
+  options = {'exif': b'Exif\0\0' + exif_block(orientation=6), 'xmp': b'<x/>', 'icc_profile': RGB_PROFILE}
+  pillow_heif.from_pillow(image).save(tmp_path / 'a.heic', quality=90, **options)
+  read = read_photograph(tmp_path / 'a.heic')
+  np.testing.assert_allclose(read.pixels.astype(int), np.rot90(smooth_photograph().pixels, -1), atol=12)
+  assert (read.orientation, read.metadata.xmp) == (1, b'<x/>')
+  assert b'Model 1' in read.metadata.exif
+  data = (tmp_path / 'a.heic').read_bytes()
+  for end in (60, len(data) // 2, len(data) - 10):
+    with pytest.raises(ValueError, match=r'b\.heic: '):
+      read_photograph(write_file(tmp_path / 'b.heic', data[:end]))
+
+
+def test_heic_of_10_bits(tmp_path):
+  deep = smooth_photograph().pixels.astype(np.uint16) * 257
+  size = (deep.shape[1], deep.shape[0])
+  pillow_heif.from_bytes('RGB;16', size, deep.tobytes()).save(tmp_path / 'a.heic', quality=90)
+  read = read_photograph(tmp_path / 'a.heic')
+  assert read.pixels.dtype == np.uint16
+  np.testing.assert_allclose(to_8_bits(read.pixels).astype(int), smooth_photograph().pixels, atol=12)
+
+
+def test_camera_raw_is_developed_with_the_cameras_white_balance(tmp_path):
+  # Half-bright grey as the sensor sees it, whose green is twice as sensitive as red and blue.
+  write_dng(tmp_path / 'a.dng', height=64, width=96, red=8000, green=16000, blue=8000, neutral=(0.5, 1, 0.5))
+  read = read_photograph(tmp_path / 'a.dng')
+  assert (read.pixels.shape, read.pixels.dtype) == ((64, 96, 3), np.uint16)
+  middle = read.pixels[8:-8, 8:-8].reshape(-1, 3).astype(float)
+  # Grey, of 16000/65535 of the light.
+  np.testing.assert_allclose(middle, middle.mean(), rtol=0.02)
+  np.testing.assert_allclose(middle.mean() / 65535, srgb_from_linear(np.float32(16000 / 65535)), rtol=0.05)
+  assert b'Test Maker' in read.metadata.exif
+  assert write_photograph(tmp_path / 'b.tif', read) == ()
+  assert read_photograph(tmp_path / 'b.tif').pixels.dtype == np.uint16
+
+
+def test_camera_raw_that_is_damaged_is_refused(tmp_path):
+  write_dng(tmp_path / 'a.dng', height=64, width=96)
+  data = (tmp_path / 'a.dng').read_bytes()
+  for end in (len(data) - 2000, len(data) // 2):
+    with pytest.raises(ValueError, match=r'b\.dng: '):
+      read_photograph(write_file(tmp_path / 'b.dng', data[:end]))
+
+
+@pytest.mark.parametrize(('module', 'extra'), [('pillow_heif', 'heic'), ('rawpy', 'raw')])
+def test_a_missing_extra_is_named(tmp_path, monkeypatch, module, extra):
+  monkeypatch.setitem(sys.modules, module, None)
+  path = tmp_path / 'a'
+  if extra == 'raw':
+    write_dng(path)
+  else:
+    write_file(path, b'\0\0\0\x18ftypheic' + bytes(100))
+  with pytest.raises(ValueError, match=rf"need \S+: pip install 'sadnet-jax\[{extra}\]'"):
+    read_photograph(path)
+
+
+def test_metadata_that_openexr_cannot_store_is_reported(tmp_path):
+  metadata = Metadata(icc_profile=RGB_PROFILE, exif=exif_block(orientation=1))
+  notes = write_photograph(tmp_path / 'a.exr', smooth_photograph(metadata=metadata))
+  assert notes == (
+    'OpenEXR cannot store its colour profile, which is left out',
+    'OpenEXR cannot store its EXIF data, which is left out',
+  )
