@@ -1,6 +1,7 @@
-"""The model card of published weights, as Markdown: made from what is known, never written by hand.
+"""The model card of published weights in Markdown: generated, never written by hand.
 
-What no file tells is in the facts, a TOML file of texts beside the weights.
+It combines the weights' file, their entry in the index, the results of evaluate.py, and the facts: texts in a
+TOML file beside the weights, for what no other file says.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,8 +23,8 @@ from sadnet_jax.weights import safetensors
 from sadnet_jax.weights.index import Entry
 from sadnet_jax.weights.safetensors import params_hash
 
-UNKNOWN = 'not known'
-# Texts that the facts must have, and may have; `precision` and `seed` only where the file does not tell.
+UNKNOWN = 'unknown'
+# Required and optional texts of the facts; `precision` and `seed` only if the weights' file has none.
 REQUIRED = ('summary', 'data', 'training', 'command', 'hardware', 'hours', 'limits', 'licence')
 OPTIONAL = ('commit', 'seed', 'precision')
 _HEAD = ('images', 'sigma', 'protocol', 'noisy', 'PSNR', 'SSIM, Wang et al.', 'SSIM, MATLAB')
@@ -31,13 +32,13 @@ _HEAD = ('images', 'sigma', 'protocol', 'noisy', 'PSNR', 'SSIM, Wang et al.', 'S
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-  """What a file of weights tells of itself.
+  """What a file of weights says about itself.
 
   Attributes:
-    metadata: Of the file.
-    dtype: Of its tensors.
-    count: Of the weights.
-    params_sha256: `params_hash` of the weights as they are read.
+    metadata: The file's metadata.
+    dtype: The dtype of its tensors.
+    count: Number of parameters.
+    params_sha256: `params_hash` of the parameters as read from the file.
   """
 
   metadata: Mapping[str, str]
@@ -46,44 +47,46 @@ class Stored:
   params_sha256: str
 
 
-def stored(path: str | Path) -> Stored:
-  """Reads a file of weights."""
+def read_stored(path: str | Path) -> Stored:
+  """Reads what a file of weights says about itself."""
   _, params, metadata = safetensors.load_with_model(path)
   count = sum(leaf.size for leaf in jax.tree.leaves(params))
   return Stored(metadata, safetensors.stored_dtype(path), count, params_hash(params))
 
 
 def read_facts(path: str | Path) -> dict[str, str]:
-  """Reads the texts of a card.
+  """Reads the facts of a card.
 
   Raises:
-    ValueError: No such file or no TOML, a text is missing or unknown, or is none.
+    ValueError: The file cannot be read or is not TOML, or a text is missing, unknown, empty or not a text.
   """
   try:
     facts = tomllib.loads(Path(path).read_text())
   except (OSError, ValueError) as error:
-    raise ValueError(f'{path}: got no readable facts ({error}), want a TOML file of texts') from error
+    raise ValueError(f'{path}: cannot be read as a TOML file of texts ({error})') from error
   missing, unknown = sorted(set(REQUIRED) - set(facts)), sorted(set(facts) - {*REQUIRED, *OPTIONAL})
   if missing or unknown:
     raise ValueError(
-      f'{path}: got facts without {missing} and with {unknown}, want {", ".join(REQUIRED)}, and where known '
+      f'{path}: missing {missing}, unknown {unknown}; the facts are {", ".join(REQUIRED)}, and optionally '
       f'{", ".join(OPTIONAL)}'
     )
   if bad := [name for name, text in facts.items() if not isinstance(text, str) or not text.strip()]:
-    raise ValueError(f'{path}: got no text for {bad}, want one each')
+    raise ValueError(f'{path}: {bad} must be texts that are not empty')
   return facts
 
 
 def check_results(source: str | Path, content: Mapping[str, Any], params_sha256: str) -> list[dict[str, Any]]:
-  """Those results of a results.json that are SADNet's.
+  """Returns SADNet's results in a results.json after checking that they can be published.
 
   Args:
-    source: Names the file in errors.
-    content: What is in it.
-    params_sha256: Of the weights that they have to be of.
+    source: The file, for error messages.
+    content: The content of the file.
+    params_sha256: Hash of the weights that must have been evaluated.
 
   Raises:
-    ValueError: There are none, they are of other weights or not whole, or of code in no commit.
+    ValueError: There are no such results, they are of other weights or incomplete, or were measured on
+    uncommitted
+      code.
   """
   try:
     results = [result for result in content['results'] if result['method']['name'] == 'sadnet']
@@ -91,55 +94,55 @@ def check_results(source: str | Path, content: Mapping[str, Any], params_sha256:
     failures = [*content['failures'], *(failure for result in results for failure in result['failures'])]
     committed = is_committed(content['environment'])
   except (KeyError, TypeError) as error:
-    raise ValueError(f'{source}: got no results of evaluate.py ({error!r}), want its results.json') from error
+    raise ValueError(f'{source}: not a results.json of evaluate.py ({error!r})') from error
   if not results:
-    raise ValueError(f'{source}: got no result of sadnet, want those of these weights')
+    raise ValueError(f'{source}: has no result of sadnet; evaluate these weights')
   if hashes != {params_sha256}:
     raise ValueError(
-      f'{source}: got results of the weights {", ".join(sorted(hashes))}, want those of {params_sha256}: '
-      'evaluate the weights as they are published, in their dtype'
+      f'{source}: has results of the weights {", ".join(sorted(hashes))}, not of {params_sha256}; evaluate '
+      'the weights as they will be published, in the same dtype'
     )
   if failures:
-    raise ValueError(f'{source}: got results with {len(failures)} failure(s), want whole ones')
+    raise ValueError(f'{source}: the evaluation has {len(failures)} failure(s); evaluate again')
   if not committed:
-    raise ValueError(f'{source}: got results of code that is in no commit, want those of a clean clone')
+    raise ValueError(f'{source}: measured on uncommitted code; evaluate again in a clean clone')
   return results
 
 
 def card(
   entry: Entry,
-  told: Stored,
+  stored: Stored,
   facts: Mapping[str, str],
   content: Mapping[str, Any],
   curve: str | None = None,
 ) -> str:
-  """The card's text.
+  """The text of the card.
 
   Args:
-    entry: Of the index.
-    told: What the file tells.
-    facts: As `read_facts` gives them.
-    content: A results.json of evaluate.py that `check_results` accepts.
-    curve: Path of the picture of the training curve, from the card's folder, if there is one.
+    entry: The weights' entry in the index.
+    stored: The result of `read_stored`.
+    facts: The result of `read_facts`.
+    content: The content of a results.json that `check_results` accepts.
+    curve: Path of the picture of the training curve, relative to the card's folder, if there is one.
   """
-  known = {**facts, **{name: told.metadata[name] for name in OPTIONAL if name in told.metadata}}
+  known = {**facts, **{name: stored.metadata[name] for name in OPTIONAL if name in stored.metadata}}
   table = {
-    'network': f'SADNet, config `{told.metadata.get("config", UNKNOWN)}`; {told.count:,} weights in '
-    f'{told.dtype}, {entry.bytes / 1e6:.1f} MB',
+    'network': f'SADNet, config `{stored.metadata.get("config", UNKNOWN)}`; {stored.count:,} weights in '
+    f'{stored.dtype}, {entry.bytes / 1e6:.1f} MB',
     'task': f'{"colour" if entry.channels == 3 else "grey"} images, {entry.noise}',
-    'data': known['data'],
+    'training images': known['data'],
     'training': known['training'],
-    'step': told.metadata['step'],
-    **_average(told.metadata.get(safetensors.AVERAGE_OF)),
+    'step': stored.metadata['step'],
+    **_average(stored.metadata.get(safetensors.AVERAGE_OF)),
     'seed': known.get('seed', UNKNOWN),
     'commit': known.get('commit', UNKNOWN),
     'hardware': known['hardware'],
-    'hours': known['hours'],
-    'precision': known.get('precision', 'as trained' if told.dtype == 'float32' else UNKNOWN),
+    'training hours': known['hours'],
+    'precision': known.get('precision', 'as trained' if stored.dtype == 'float32' else UNKNOWN),
     'limits': known['limits'],
     'licence': known['licence'],
     'SHA-256 of the file': f'`{entry.sha256}`',
-    'SHA-256 of the weights, as in results.json': f'`{told.params_sha256}`',
+    'SHA-256 of the weights (as in results.json)': f'`{stored.params_sha256}`',
   }
   return '\n'.join(
     [
@@ -149,21 +152,21 @@ def card(
       '',
       *_table(('', ''), table.items()),
       '',
-      '## Trained by',
+      '## Training commands',
       '',
       '```',
       known['command'].strip('\n'),
       '```',
       '',
       *(_curve(curve) if curve else []),
-      '## Figures',
+      '## Results',
       '',
-      'PSNR in dB, means over the images of a set.',
+      'PSNR in dB; means over the images of each set.',
       '',
-      *_table(_HEAD, [_row(r) for r in check_results(entry.name, content, told.params_sha256)]),
+      *_table(_HEAD, [_row(r) for r in check_results(entry.name, content, stored.params_sha256)]),
       '',
-      f'By {measured_by(content)}.',
-      f'Once published, `--checkpoint={entry.name}` takes the same weights.',
+      f'Measured by {measured_by(content)}.',
+      f'`--checkpoint={entry.name}` now loads the same weights.',
       '',
       '## Use',
       '',
@@ -173,14 +176,14 @@ def card(
       f"denoised = Denoiser.from_pretrained('{entry.name}')(noisy)",
       '```',
       '',
-      '<!-- By python -m tools.publish_weights: not to be changed by hand. -->',
+      '<!-- Written by python -m tools.publish_weights: do not edit. -->',
       '',
     ]
   )
 
 
 def _average(text):
-  return {'average of, share * SHA-256 of the weights': f'`{text}`'} if text else {}
+  return {'average of (share * SHA-256 of the weights)': f'`{text}`'} if text else {}
 
 
 def _curve(picture):
@@ -190,13 +193,13 @@ def _curve(picture):
     '',
     f'![Loss, PSNR and learning rate by step]({picture})',
     '',
-    f'Its numbers: [{numbers.rpartition("/")[2]}]({numbers}).',
+    f'Data: [{numbers.rpartition("/")[2]}]({numbers}).',
     '',
   ]
 
 
 def measured(content: Mapping[str, Any]) -> str:
-  """The first figure of a results.json of evaluate.py, in words."""
+  """The first result in a results.json of evaluate.py as a phrase."""
   result = next(result for result in content['results'] if result['method']['name'] == 'sadnet')
   noise = 'real noise' if result['sigma_255'] is None else f'sigma {result["sigma_255"]:g}'
   mean = result['mean']
@@ -232,20 +235,19 @@ def float16_cost(
   protocol: Protocol,
   source: str,
 ) -> str:
-  """The difference in PSNR that rounding to float16 makes, in words.
+  """Measures how much rounding to float16 changes the PSNR, and describes it in a phrase.
 
   Args:
     model: The network.
-    params: Its weights, float32.
-    rounded: The same rounded to float16, as float32.
-    examples: Clean images, or pairs of real noise.
-    sigmas_255: Standard deviations of the noise to add to them, on the scale of 8-bit images; None alone for
-      pairs.
-    protocol: How it is added, and how PSNR is measured.
-    source: What the examples are called.
+    params: Its parameters, float32.
+    rounded: The same parameters rounded to float16, as float32.
+    examples: Clean images, or pairs with real noise.
+    sigmas_255: Standard deviations of the noise to add, on the scale of 8-bit images; ``[None]`` for pairs.
+    protocol: How noise is added and PSNR is measured.
+    source: Name of the examples.
 
   Returns:
-    The largest and the mean difference in dB, and over what.
+    The largest and the mean difference in dB, and the images and noise they were measured on.
 
   Raises:
     ValueError: An image cannot be read.

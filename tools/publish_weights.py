@@ -128,7 +128,7 @@ def publish(request: Request) -> Entry:
   entry = _entry(request, entries, path, source, facts, content)
   picture = plot_training.link(request.folder, request.name)
   write_text(
-    path.with_suffix('.md'), model_card.card(entry, model_card.stored(path), facts, content, picture)
+    path.with_suffix('.md'), model_card.card(entry, model_card.read_stored(path), facts, content, picture)
   )
   # A task has one default.
   others = {

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import command, common, training_loop
 from benchmarks.common import Limits, deform_conv_cost, network_cost
-from benchmarks.programs import PROGRAMS, deform_conv_backward, network_forward, training_step
+from benchmarks.programs import PROGRAMS, deform_conv_backward, network_forward
 from sadnet_jax.nn.sadnet import SADNet, param_shapes
 
 # One pixel of each scale, written down from the paper's layers: encoder, context, decoder, offset block,
@@ -145,7 +145,8 @@ def test_programs_have_the_shapes_in_their_names():
   model = SADNet()
   forward = network_forward(2, 16, 24)
   assert jax.eval_shape(forward.function, *forward.arguments).shape == (2, 16, 24, model.channels)
-  step = training_step(2, 16)
+  step = PROGRAMS['training_step_4x128'][1]()
+  assert step.arguments[1]['clean'].shape == (4, 128, 128, 3)
   state, metrics = jax.eval_shape(step.function, *step.arguments)
   assert jax.tree.map(lambda leaf: leaf.shape, state.params) == jax.tree.map(
     lambda leaf: leaf.shape, param_shapes(model)
@@ -156,6 +157,5 @@ def test_programs_have_the_shapes_in_their_names():
   assert [g.shape for g in gradients] == [a.shape for a in backward.arguments[:5]]
   for name, shape in (('forward_480x320', (1, 320, 480, 3)), ('forward_1920x1080', (1, 1080, 1920, 3))):
     assert PROGRAMS[name][1]().arguments[1].shape == shape
-  assert PROGRAMS['training_step_4x128'][1]().arguments[1]['clean'].shape == (4, 128, 128, 3)
   for name in ('deform_forward_320x480', 'deform_backward_320x480'):
     assert PROGRAMS[name][1]().arguments[0].shape == (1, 320, 480, 32)

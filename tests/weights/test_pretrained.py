@@ -72,7 +72,7 @@ def test_the_card_is_what_files_and_results_give(weights):
   path = FOLDER / f'{weights}.md'
   facts, told = (
     model_card.read_facts(path.with_suffix('.toml')),
-    model_card.stored(path.with_suffix('.safetensors')),
+    model_card.read_stored(path.with_suffix('.safetensors')),
   )
   plot_training.check_kept(FOLDER, weights, told.params_sha256)
   picture = plot_training.link(FOLDER, weights)
