@@ -1,10 +1,10 @@
-"""Training images with colours that photographs of nature hardly have.
+"""Adds training images with colours that are rare in photographs of nature.
 
   python -m tools.make_vivid BSD432 BSD432_vivid
 
-A network that has seen none of them puts patterns of its own on plain red, green, blue and black. The new
-folder has the images as they are, every third of them once more with strong colours and its channels
-in another order, and pictures of plain shapes.
+A network that has never seen such colours produces patterns on plain red, green, blue and black. The new
+folder has the original images, every third of them again with saturated colours and shuffled channels, and
+pictures of plain shapes.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageEnhance
 
 from sadnet_jax.images.arrays import find_images
 
-# Of the enhancement of Pillow, where 1 leaves the colours as they are.
+# Factors of Pillow's enhancement; 1 leaves the image unchanged.
 _SATURATION = (2.0, 6.0)
 _CONTRAST = (1.0, 1.8)
 _SHAPES_SIZE = (481, 321)
@@ -29,19 +29,19 @@ def make_vivid(folder: str | Path, output: str | Path, *, shapes: int = 96, seed
 
   Args:
     folder: Clean images, 8-bit RGB.
-    output: Is made, and must not be there.
-    shapes: Pictures of plain shapes.
-    seed: Of all choices.
+    output: The new folder, which must not exist.
+    shapes: Number of pictures of plain shapes.
+    seed: Seed of all random choices.
 
   Returns:
-    How many images the new folder has.
+    The number of images in the new folder.
 
   Raises:
-    ValueError: There are no images, one is not RGB, or the output is there.
+    ValueError: There are no images, one is not RGB, or the new folder exists.
   """
   paths, output = find_images(folder), Path(output)
   if output.exists():
-    raise ValueError(f'{output}: got a folder that is there, want a new name')
+    raise ValueError(f'{output} exists; choose another name')
   output.mkdir(parents=True)
   rng = np.random.default_rng(seed)
   for number, path in enumerate(paths):
@@ -56,7 +56,7 @@ def make_vivid(folder: str | Path, output: str | Path, *, shapes: int = 96, seed
 def _vivid(path, rng):
   with Image.open(path) as image:
     if image.mode != 'RGB':
-      raise ValueError(f'{path}: got an image of mode {image.mode}, want 8-bit RGB')
+      raise ValueError(f'{path}: must be 8-bit RGB, not of mode {image.mode}')
     saturated = ImageEnhance.Color(image).enhance(rng.uniform(*_SATURATION))
   contrasting = ImageEnhance.Contrast(saturated).enhance(rng.uniform(*_CONTRAST))
   return Image.fromarray(np.asarray(contrasting)[:, :, rng.permutation(3)])
@@ -64,10 +64,10 @@ def _vivid(path, rng):
 
 def _shapes(rng):
   width, height = _SHAPES_SIZE[:: rng.choice((1, -1))]
-  # A slope from one colour to another, with shapes on it.
-  slope = np.linspace(0, 1, width)[None, :, None]
-  ground = np.broadcast_to(_colour(rng) * (1 - slope) + _colour(rng) * slope, (height, width, 3))
-  image = Image.fromarray(np.round(ground).astype(np.uint8))
+  # A gradient from one colour to another, with shapes on it.
+  share = np.linspace(0, 1, width)[None, :, None]
+  gradient = np.broadcast_to(_colour(rng) * (1 - share) + _colour(rng) * share, (height, width, 3))
+  image = Image.fromarray(np.round(gradient).astype(np.uint8))
   draw = ImageDraw.Draw(image)
   for _ in range(_SHAPES_EACH):
     x, y = rng.integers(-40, width), rng.integers(-40, height)
@@ -84,25 +84,27 @@ def _shapes(rng):
 
 
 def _colour(rng):
-  """A corner of the cube of colours in two of three cases, else anywhere in it."""
+  """A corner of the RGB cube in two of three cases, otherwise any colour."""
   return rng.integers(0, 2, 3) * 255.0 if rng.random() < 2 / 3 else rng.uniform(0, 255, 3)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-  """The command of this module."""
+  """The command."""
   parser = argparse.ArgumentParser(
     prog='python -m tools.make_vivid',
-    description='Adds images of strong and plain colours to a folder of clean images, in a new folder.',
+    description='Copies a folder of clean images and adds images with saturated and plain colours.',
   )
   parser.add_argument('folder', metavar='FOLDER', help='clean images')
-  parser.add_argument('output', metavar='OUTPUT', help='the new folder')
-  parser.add_argument('--shapes', type=int, default=96, help='pictures of plain shapes (%(default)s)')
-  parser.add_argument('--seed', type=int, default=0, help='of all choices (%(default)s)')
+  parser.add_argument('output', metavar='OUTPUT', help='new folder')
+  parser.add_argument(
+    '--shapes', type=int, default=96, help='number of pictures of plain shapes (default: %(default)s)'
+  )
+  parser.add_argument('--seed', type=int, default=0, help='seed of all random choices (default: %(default)s)')
   given = parser.parse_args(arguments)
   try:
     count = make_vivid(given.folder, given.output, shapes=given.shapes, seed=given.seed)
   except (ValueError, OSError) as error:
-    raise SystemExit(f'vivid: {error}') from error
+    raise SystemExit(f'make_vivid: {error}') from error
   print(f'{given.output}: {count} images')
 
 

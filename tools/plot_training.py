@@ -1,13 +1,13 @@
-"""The training curve of one run or of several that followed each other: its numbers, and a picture of them.
+"""The training curve of a run, or of several runs that followed each other: its data and a picture of it.
 
   python -m tools.plot_training --curve=RUN --output=curve.png
   python -m tools.plot_training --curve=FIRST,SECOND --output=curve.png
   python -m tools.plot_training --curve=docs/curves/NAME.json --output=curve.png
 
-Of a run, what it logged until its newest checkpoint is drawn; of ``RUN/checkpoints/STEP``, until that
-one. In the second line, each run began from the weights of the one before (``config.init_from``): they
-are the stages of one training. The third draws again what `publish_weights` has kept of runs that may
-be gone. Needs ``pip install 'sadnet-jax[evaluate,plot]'``.
+A run is drawn up to its newest checkpoint, or with ``RUN/checkpoints/STEP`` up to that one. In the second
+line, each run started from the weights of the previous one (``config.init_from``): they are the stages of one
+training. The third line draws a curve again whose data `publish_weights` has stored; the runs may be gone.
+Needs ``pip install 'sadnet-jax[evaluate,plot]'``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,33 +33,41 @@ from sadnet_jax.weights.safetensors import params_hash
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
-# Of the moving average: of the training, or of the logged steps, whichever is longer.
-_WINDOW, _LEAST_IN_WINDOW = 1 / 40, 5
-# Percentile of the losses of a stage that the panel reaches to.
-_SHOWN = 98
-# Inches: the width, the panels of loss, PSNR and learning rate, and what is around them.
+
+# Columns that are read from a run's log, and the prefix of its PSNR columns.
+_LOGGED = ('step', 'loss', 'learning_rate')
+_PSNR_PREFIX = 'psnr/'
+# Fields of a run's config that are stored: what distinguishes stages, and no paths of the machine.
+_SETTINGS = ('seed', 'steps', 'batch_size', 'accumulate', 'loss', 'ema_decay', 'noise', 'optimizer', 'model')
+# A curve has at most this many points.
+_MAX_INTERVALS = 500
+# Key of `Curve.about`: `params_hash` of the published weights.
+_SHA256 = 'params_sha256'
+
+# Window of the moving average: this share of the training, and at least this many logged points.
+_WINDOW, _MIN_POINTS_IN_WINDOW = 1 / 40, 5
+# The panel of the loss shows values up to this percentile of each stage.
+_SHOWN_PERCENTILE = 98
+# Inches: width; heights of the panels of loss, PSNR and learning rate; space around them.
 _WIDTH, _LOSS, _PSNR, _RATE, _AROUND = 8.0, 2.6, 1.6, 1.1, 0.8
 _DPI, _COLOURS, _FONT = 120, 48, 9
 _LIGHT, _STRONG, _GREY = '#a6c8e4', '#08519c', '0.45'
 
-_LOGGED = ('step', 'loss', 'learning_rate')
-_PSNR_PREFIX = 'psnr/'
-# Of the run's config: what tells one stage from another, and no folder of somebody's machine.
-_SETTINGS = ('seed', 'steps', 'batch_size', 'accumulate', 'loss', 'ema_decay', 'noise', 'optimizer', 'model')
-_MOST_INTERVALS = 500
+
+# The data.
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-  """One run of a training; its steps count from the run's start.
+  """One run of a training. Its steps count from the start of the run.
 
   Attributes:
-    run: Name of its folder.
-    steps: That its weights were taken after.
-    settings: Of its config, and ``init_from``, the name of the run or weights it began from, and
-      ``validation_images``, how many of each set were measured (0: all); None where no checkpoint tells.
-    training: 'step', 'loss' and 'learning_rate' -> means over the lines logged in an interval.
-    validation: Name of a set -> 'step' and 'psnr', dB.
+    run: Name of the run's folder.
+    steps: Number of steps after which the weights were taken.
+    settings: Fields of the config, ``init_from`` (name of the run or weights it started from) and
+      ``validation_images`` (images of each set that were measured; 0 is all); None without a checkpoint.
+    training: 'step', 'loss' and 'learning_rate' -> means over the lines logged in each interval.
+    validation: Name of a set -> 'step' and 'psnr' in dB.
   """
 
   run: str
@@ -74,10 +82,10 @@ class Curve:
   """The curve of a training.
 
   Attributes:
-    name: Of the weights.
-    about: What else is known of them.
-    interval_steps: Length of the intervals of `Stage.training`.
-    stages: In their order.
+    name: Name of the weights.
+    about: Further facts about them.
+    interval_steps: Length of the intervals of `Stage.training` in steps.
+    stages: The stages in order.
   """
 
   name: str
@@ -86,66 +94,66 @@ class Curve:
   stages: Sequence[Stage]
 
   def to_json(self) -> str:
-    """As `read_curve` reads it; a list of numbers is one line."""
+    """The text that `read_curve` reads; each list of numbers is on one line."""
     text = json.dumps(dataclasses.asdict(self), indent=1)
     return re.sub(r'\[\n[-+\d.e,\s]*\]', lambda numbers: ' '.join(numbers[0].split()), text) + '\n'
 
 
 def read_curve(path: str | Path) -> Curve:
-  """Reads a file of `Curve.to_json`; ValueError where there is none, or something else."""
+  """Reads a file written by `Curve.to_json`; ValueError if it cannot be read."""
   try:
     fields = json.loads(Path(path).read_text())
     return Curve(**{**fields, 'stages': [Stage(**stage) for stage in fields['stages']]})
   except (OSError, ValueError, TypeError, KeyError) as error:
-    raise ValueError(
-      f'{path}: got no readable curve ({error!r}), want a .json as publish_weights writes it'
-    ) from error
+    raise ValueError(f'{path}: not a curve written by publish_weights ({error!r})') from error
+
+
+# From the logs of runs.
 
 
 def curve_of_runs(
   runs: Sequence[str | Path], name: str, about: Mapping[str, str]
 ) -> tuple[Curve, dict[str, Any] | None]:
-  """Reads what runs have logged.
+  """Reads the curve of one or several runs from their logs.
 
   Args:
-    runs: Folders, in the order of the training: of a run, until its newest checkpoint or, where it has
-      none, its last line; or of one of its checkpoints, RUN/checkpoints/STEP, until that step.
-    name: Of the curve.
-    about: Of the curve.
+    runs: Folders in the order of the training. A run counts up to its newest checkpoint or, without
+      checkpoints, up to its last line; RUN/checkpoints/STEP counts up to that step.
+    name: Name of the curve.
+    about: `Curve.about`.
 
   Returns:
-    The curve, and the weights of the last run (their running average where it was kept); None where it
-    has no checkpoints.
+    The curve, and the parameters of the last run (their running average if it has one), or None if it has no
+    checkpoints.
 
   Raises:
-    ValueError: There is no run, one has logged nothing or not as far, or a later one began from no
-      weights, or from those of another of the runs than the one before.
+    ValueError: No run is given, a log is missing or incomplete, or a run did not start from the previous one.
   """
   if not runs:
-    raise ValueError('--curve: got none, want the folder of a run, or of several in their order')
+    raise ValueError('--curve: give the folder of a run, or of several in order')
   logs = [_read_log(Path(run)) for run in runs]
   for before, log in itertools.pairwise(logs):
     if log.config is None:
       continue
-    # A file of weights does not tell of which run it is.
-    began, step = _began_from(log.config['init_from'])
-    if began == before.run and step not in (None, before.steps):
+    # A file of weights does not say which run it is from.
+    start, step = _start_of(log.config['init_from'])
+    if start == before.run and step not in (None, before.steps):
       raise ValueError(
-        f'--curve: got {before.run} until step {before.steps}, want until {step}, where {log.run} began: '
-        f'{began}/{CHECKPOINTS}/{step}'
+        f'--curve: {log.run} started from step {step} of {before.run}, not {before.steps}; give '
+        f'{start}/{CHECKPOINTS}/{step}'
       )
-    if not began or (began != before.run and began in {other.run for other in logs}):
+    if not start or (start != before.run and start in {other.run for other in logs}):
       raise ValueError(
-        f'--curve: got {log.run}, which began from {began or "no weights"}, after {before.run}, want it '
-        'after the run it began from: the runs of one training in their order'
+        f'--curve: {log.run} started from {start or "no weights"}, not from {before.run}; give the runs of '
+        'one training in order'
       )
-  apart = np.median(np.concatenate([np.diff(log.logged[:, 0], prepend=0) for log in logs]))
-  interval = round_up(max(sum(log.steps for log in logs) / _MOST_INTERVALS, apart))
+  logged_every = np.median(np.concatenate([np.diff(log.logged[:, 0], prepend=0) for log in logs]))
+  interval = round_up(max(sum(log.steps for log in logs) / _MAX_INTERVALS, logged_every))
   return Curve(name, dict(about), interval, [_stage(log, interval) for log in logs]), logs[-1].params
 
 
 class _Log(NamedTuple):
-  """What a run has logged until a step; ``logged`` has a row a line and the columns of _LOGGED."""
+  """A run's log up to a step. ``logged`` has one row per line and the columns `_LOGGED`."""
 
   run: str
   steps: int
@@ -165,11 +173,11 @@ def _read_log(run):
   lines = [metrics for metrics in lines if metrics['step'] <= steps]
   logged = [[metrics[name] for name in _LOGGED] for metrics in lines if set(_LOGGED) <= set(metrics)]
   last = logged[-1][0] if logged else 0
-  # A run that was killed may have saved a step after its last line.
+  # A run that was killed may have a checkpoint after its last line.
   if not logged or last + (config['log_every'] if config else 0) < steps:
     raise ValueError(
-      f'{folder / METRICS_FILE}: got {len(logged)} lines with {", ".join(_LOGGED)}, the last of step {last}, '
-      f'want lines until step {steps}'
+      f'{folder / METRICS_FILE}: has {len(logged)} lines with {", ".join(_LOGGED)}, the last at step {last}; '
+      f'lines up to step {steps} are needed'
     )
   return _Log(folder.name, steps, config, params, lines, np.array(logged))
 
@@ -182,9 +190,9 @@ def _stage(log, interval):
   for metrics in log.lines:
     for name in metrics:
       if name.startswith(_PSNR_PREFIX):
-        of_set = validation.setdefault(name.removeprefix(_PSNR_PREFIX), {'step': [], 'psnr': []})
-        of_set['step'].append(metrics['step'])
-        of_set['psnr'].append(_short(metrics[name]))
+        measured = validation.setdefault(name.removeprefix(_PSNR_PREFIX), {'step': [], 'psnr': []})
+        measured['step'].append(metrics['step'])
+        measured['psnr'].append(_short(metrics[name]))
   settings = None if log.config is None else _settings(log.config)
   return Stage(log.run, log.steps, settings, training, validation)
 
@@ -194,35 +202,39 @@ def _settings(config):
   return {
     **settings,
     'patch_px': config['data']['patch_px'],
-    'init_from': _began_from(config['init_from'])[0],
+    'init_from': _start_of(config['init_from'])[0],
     'validation_images': config['validation']['images'],
   }
 
 
-def _began_from(init_from):
-  """The name of the run's folder or the weights, or '', and the step, where it is of one checkpoint."""
+def _start_of(init_from):
+  """Name of the run or weights that a run started from ('' for none), and the step of a checkpoint."""
   folder, step = split_run_path(init_from)
   return (folder.name if init_from else ''), step
 
 
 def _short(value):
-  """Enough digits for a picture; whole numbers, such as steps, as such."""
+  """A value with enough digits for a picture; whole numbers, such as steps, as integers."""
   short = float(f'{value:.7g}')
   return int(short) if short.is_integer() else short
 
 
 def round_up(steps: float) -> int:
-  """The first of 1, 2, 5, 10, 20, 50, ... that is as many."""
+  """The smallest of 1, 2, 5, 10, 20, 50, ... that is at least as large."""
   return next(n * 10**power for power in itertools.count() for n in (1, 2, 5) if n * 10**power >= steps)
 
 
-_SHA256 = 'params_sha256'
+# The files beside published weights.
 
 
 def paths(folder: str | Path, name: str) -> tuple[Path, Path]:
-  """Where the numbers and the picture are, of weights in a folder with an index.
+  """Files of the data and of the picture of a curve.
 
-  Of the package's own, that is outside of it: who denoises does not need them.
+  For the package's own weights they are outside the package, because denoising does not need them.
+
+  Args:
+    folder: The folder of the index.
+    name: Name of the weights.
   """
   folder = Path(folder).resolve()
   curves = folder.parents[2] / 'docs' / 'curves' if folder == FOLDER.resolve() else folder / 'curves'
@@ -230,24 +242,24 @@ def paths(folder: str | Path, name: str) -> tuple[Path, Path]:
 
 
 def link(folder: str | Path, name: str) -> str | None:
-  """The path of the picture from the card's folder, for the card; None where there is none."""
+  """Path of the picture relative to the card's folder, or None if there is no picture."""
   _, picture = paths(folder, name)
   return Path(os.path.relpath(picture, Path(folder).resolve())).as_posix() if picture.exists() else None
 
 
-def check_kept(folder: str | Path, name: str, params_sha256: str) -> None:
-  """Checks the curve that is there, if there is one.
+def check_existing(folder: str | Path, name: str, params_sha256: str) -> None:
+  """Checks an existing curve.
 
   Raises:
-    ValueError: It is of other weights than those of that `params_hash`, or not whole.
+    ValueError: It is of weights with another `params_hash`, or its data or its picture is missing.
   """
-  there = [path for path in paths(folder, name) if path.exists()]
-  if len(there) == 1:
-    raise ValueError(f'{there[0]}: got a curve without its picture or its numbers, want both, or --curve=RUN')
-  if there and (got := read_curve(there[0]).about.get(_SHA256)) != params_sha256:
+  existing = [path for path in paths(folder, name) if path.exists()]
+  if len(existing) == 1:
+    raise ValueError(f'{existing[0]}: the data or the picture of this curve is missing; pass --curve=RUN')
+  if existing and (found := read_curve(existing[0]).about.get(_SHA256)) != params_sha256:
     raise ValueError(
-      f'{there[0]}: got the training curve of other weights ({got}), want that of {params_sha256}: pass '
-      f'--curve=RUN, or remove it and {there[1].name}'
+      f'{existing[0]}: is the curve of other weights ({found}, not {params_sha256}); pass --curve=RUN, or '
+      f'remove it and {existing[1].name}'
     )
 
 
@@ -261,70 +273,77 @@ def make(
   average_of: str = '',
   about: Mapping[str, str],
 ) -> tuple[bytes, bytes]:
-  """The contents of both files.
+  """Makes the contents of both files after checking that the runs are those of the weights.
 
   Args:
-    runs: As of `curve_of_runs`.
-    name: Of the weights.
-    dtype: Of the published file.
-    step: Of the weights.
-    params_sha256: `params_hash` of the weights as they are published.
-    average_of: What their file tells by `weights.AVERAGE_OF`, if they are an average: the last run is then
-      the last of those.
-    about: What else to tell of them.
+    runs: See `curve_of_runs`.
+    name: Name of the weights.
+    dtype: Dtype of the published file.
+    step: Step of the weights.
+    params_sha256: `params_hash` of the weights as published.
+    average_of: For an average, the file's metadata `safetensors.AVERAGE_OF`; the last run must then be the
+      last one averaged.
+    about: Further facts to store.
+
+  Returns:
+    The data as JSON and the picture as PNG.
 
   Raises:
-    ValueError: As `curve_of_runs`; the weights are not those of the last run; or Matplotlib is missing.
+    ValueError: See `curve_of_runs`; or the weights are not those of the last run, or Matplotlib is missing.
   """
-  told = {safetensors.AVERAGE_OF: average_of} if average_of else {}
-  curve, params = curve_of_runs(runs, name, {**about, **told, _SHA256: params_sha256})
-  if average_of and params is not None and not average_of.endswith(got := params_hash(params)):
+  average = {safetensors.AVERAGE_OF: average_of} if average_of else {}
+  curve, params = curve_of_runs(runs, name, {**about, **average, _SHA256: params_sha256})
+  if average_of and params is not None and not average_of.endswith(found := params_hash(params)):
     raise ValueError(
-      f'--curve: got {runs[-1]} with the weights {got}, want the run, or its checkpoint, that is the last of '
-      f'the average {average_of}'
+      f'--curve: {runs[-1]} has the weights {found}; the last run must be the last one of the average '
+      f'{average_of}'
     )
   if (reached := curve.stages[-1].steps) != step:
     raise ValueError(
-      f'--curve: got {runs[-1]} until step {reached}, want until {step}, that of the weights: the run that '
-      f'they are of, or its checkpoint (RUN/checkpoints/{step})'
+      f'--curve: {runs[-1]} ends at step {reached}, but the weights are of step {step}; give their run or '
+      f'its checkpoint (RUN/checkpoints/{step})'
     )
   if (
     not average_of and params is not None and params_hash(safetensors.rounded(params, dtype)) != params_sha256
   ):
-    raise ValueError(
-      f'--curve: got {runs[-1]}, which has other weights at step {step}, want the run of these'
-    )
+    raise ValueError(f'--curve: {runs[-1]} has other weights at step {step}; give the run of these weights')
   return curve.to_json().encode(), png(draw(curve))
 
 
 def write(folder: str | Path, name: str, contents: tuple[bytes, bytes]) -> None:
-  """Writes both files, each whole or not at all."""
+  """Writes both files, each atomically."""
   for path, content in zip(paths(folder, name), contents, strict=True):
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
       temporary.write_bytes(content)
 
 
-def smoothed(steps: npt.ArrayLike, values: npt.ArrayLike, window: int) -> np.ndarray:
-  """The mean of the values whose steps are at most half a window away, at every step.
+# The picture.
 
-  Near the first step it is over as many steps before as after, so as to follow a steep beginning.
+
+def smoothed(steps: npt.ArrayLike, values: npt.ArrayLike, window: int) -> np.ndarray:
+  """Moving mean: at every step, the mean of the values at most half a window away.
+
+  Near the first step, the window is shortened to be symmetric, in order to follow a steep start.
 
   Args:
     steps: Increasing, [N].
     values: [N].
-    window: Steps.
+    window: Width of the window in steps.
+
+  Returns:
+    float [N].
   """
-  at = np.asarray(steps)
-  half = np.minimum(window / 2, at - at[0])
-  near = np.abs(at - at[:, None]) <= half[:, None]
+  steps = np.asarray(steps)
+  half = np.minimum(window / 2, steps - steps[0])
+  near = np.abs(steps - steps[:, None]) <= half[:, None]
   return near @ np.asarray(values) / near.sum(axis=1)
 
 
 def draw(curve: Curve) -> 'Figure':
-  """Draws a curve by the step of all stages: loss, PSNR where there was validation, learning rate.
+  """Draws a curve over the steps of all stages: loss, PSNR if there was validation, learning rate.
 
-  The loss is shown up to what all but the highest of it reach; where it begins is told beside it.
+  The panel of the loss cuts off its highest values; the legend gives the first one.
 
   Raises:
     ValueError: Matplotlib is missing.
@@ -332,67 +351,67 @@ def draw(curve: Curve) -> 'Figure':
   try:
     from matplotlib.figure import Figure
   except ImportError as error:
-    raise ValueError("matplotlib: got no such package, want it (pip install 'sadnet-jax[plot]')") from error
+    raise ValueError("Matplotlib is missing; install it: pip install 'sadnet-jax[plot]'") from error
   heights = [_LOSS, _PSNR, _RATE] if any(stage.validation for stage in curve.stages) else [_LOSS, _RATE]
   figure = Figure((_WIDTH, sum(heights) + _AROUND), dpi=_DPI, layout='constrained')
   panels = figure.subplots(len(heights), sharex=True, height_ratios=heights)
-  begins = list(itertools.accumulate((stage.steps for stage in curve.stages), initial=0))
-  total = begins.pop()
-  _draw_loss(panels[0], curve, begins)
+  starts = list(itertools.accumulate((stage.steps for stage in curve.stages), initial=0))
+  total = starts.pop()
+  _draw_loss(panels[0], curve, starts)
   if len(panels) == 3:
-    _draw_psnr(panels[1], curve.stages, begins)
-  for begin, stage in zip(begins, curve.stages, strict=True):
+    _draw_psnr(panels[1], curve.stages, starts)
+  for start, stage in zip(starts, curve.stages, strict=True):
     rate = stage.training['learning_rate']
-    panels[-1].plot(np.add(stage.training['step'], begin), rate, color=_GREY, linewidth=1.2)
+    panels[-1].plot(np.add(stage.training['step'], start), rate, color=_GREY, linewidth=1.2)
   panels[-1].set(ylim=(0, None), xlim=(0, total), ylabel='learning rate', xlabel='step')
   panels[-1].xaxis.set_major_formatter('{x:,.0f}')
   for axes in panels:
     axes.yaxis.set_major_formatter('{x:g}')
     axes.tick_params(labelsize=_FONT)
     axes.grid(color='0.9', linewidth=0.6)
-    for begin in begins[1:]:
-      axes.axvline(begin, color='black', linewidth=0.9, linestyle=(0, (4, 3)))
+    for start in starts[1:]:
+      axes.axvline(start, color='black', linewidth=0.9, linestyle=(0, (4, 3)))
     for label in (axes.xaxis.label, axes.yaxis.label):
       label.set_size(_FONT)
-  stages = f' in {len(begins)} stages' if len(begins) > 1 else ''
+  stages = f' in {len(starts)} stages' if len(starts) > 1 else ''
   panels[0].set_title(f'{curve.name}: {total:,} steps{stages}', fontsize=_FONT + 1, pad=18 if stages else 6)
-  for number, begin in enumerate(begins if stages else [], 1):
+  for number, start in enumerate(starts if stages else [], 1):
     text = f'stage {number}' if number == 1 else f'{number}'
     place = {'xycoords': panels[0].get_xaxis_transform(), 'textcoords': 'offset points', 'va': 'bottom'}
-    panels[0].annotate(text, (begin, 1), (0, 3), fontsize=_FONT - 1, **place)
+    panels[0].annotate(text, (start, 1), (0, 3), fontsize=_FONT - 1, **place)
   return figure
 
 
-def _draw_loss(axes, curve, begins):
+def _draw_loss(axes, curve, starts):
   steps = [np.asarray(stage.training['step']) for stage in curve.stages]
   losses = [stage.training['loss'] for stage in curve.stages]
-  total = begins[-1] + curve.stages[-1].steps
-  window = round_up(total * max(_WINDOW, _LEAST_IN_WINDOW / sum(map(len, losses))))
+  total = starts[-1] + curve.stages[-1].steps
+  window = round_up(total * max(_WINDOW, _MIN_POINTS_IN_WINDOW / sum(map(len, losses))))
   labels = [
     f'logged steps, mean of every {curve.interval_steps:,} '
     f'(from {losses[0][0]:.3g} at step {steps[0][0]:,.0f})',
     f'moving mean, {window:,} steps',
   ]
-  # Not across stages, which may differ in what their loss is of.
-  for begin, at, loss in zip(begins, steps, losses, strict=True):
-    axes.plot(at + begin, loss, color=_LIGHT, linewidth=0.9)
-    axes.plot(at + begin, smoothed(at, loss, window), color=_STRONG, linewidth=1.6)
-  low, high = min(map(min, losses)), max(np.percentile(loss, _SHOWN) for loss in losses)
+  # Each stage on its own, since their losses may differ.
+  for start, at, loss in zip(starts, steps, losses, strict=True):
+    axes.plot(at + start, loss, color=_LIGHT, linewidth=0.9)
+    axes.plot(at + start, smoothed(at, loss, window), color=_STRONG, linewidth=1.6)
+  low, high = min(map(min, losses)), max(np.percentile(loss, _SHOWN_PERCENTILE) for loss in losses)
   margin = 0.08 * (high - low) or 0.01
-  # Above, the legend has room.
+  # Room for the legend at the top.
   axes.set(ylim=(low - margin, high + 4 * margin), ylabel=_loss_label(curve.stages))
   axes.legend(axes.lines[:2], labels, loc='upper right', fontsize=_FONT)
 
 
 def _loss_label(stages):
-  """Tells the loss where all stages tell the same."""
+  """Label with the name of the loss if all stages have the same."""
   losses = {stage.settings['loss'] if stage.settings else '' for stage in stages}
   known = len(losses) == 1 and '' not in losses
   return f'training loss ({losses.pop()})' if known else 'training loss'
 
 
 def _set_label(name, stage):
-  """What was measured, by what the stage tells: ``CBSD68, 8 images, sigma 50``."""
+  """What was measured, as far as it is known: ``CBSD68, 8 images, sigma 50``."""
   if stage.settings is None:
     return name
   parts, sigma = [name], stage.settings['noise']['sigma_255']
@@ -403,13 +422,13 @@ def _set_label(name, stage):
   return ', '.join(parts)
 
 
-def _draw_psnr(axes, stages, begins):
-  """A line for all that was measured alike, broken where a stage ends."""
+def _draw_psnr(axes, stages, starts):
+  """One line for everything that was measured in the same way, interrupted between stages."""
   lines: dict[str, list[tuple[float, float]]] = {}
-  for begin, stage in zip(begins, stages, strict=True):
-    for name, of_set in stage.validation.items():
+  for start, stage in zip(starts, stages, strict=True):
+    for name, measured in stage.validation.items():
       points = lines.setdefault(_set_label(name, stage), [])
-      points += zip(np.add(of_set['step'], begin), of_set['psnr'], strict=True)
+      points += zip(np.add(measured['step'], start), measured['psnr'], strict=True)
       points.append((np.nan, np.nan))
   for number, (label, points) in enumerate(lines.items(), 1):
     axes.plot(*np.array(points).T, color=f'C{number}', marker='.', linewidth=1.2, label=label)
@@ -419,7 +438,7 @@ def _draw_psnr(axes, stages, begins):
 
 
 def png(figure: 'Figure') -> bytes:
-  """A figure as a PNG file of few colours, which is small; the same for the same figure."""
+  """A figure as a small PNG file with few colours; equal figures give equal files."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
 
   (canvas := FigureCanvasAgg(figure)).draw()
@@ -429,22 +448,25 @@ def png(figure: 'Figure') -> bytes:
   return file.getvalue()
 
 
+# The command.
+
+
 def main() -> None:
   """The command."""
   from absl import flags
 
   from sadnet_jax import command_line
 
-  curve = flags.DEFINE_list('curve', None, 'Runs in their order, or a .json of a curve.', required=True)
+  curve = flags.DEFINE_list('curve', None, 'Runs in order, or the .json file of a curve.', required=True)
   output = flags.DEFINE_string('output', None, 'File to write, .png.', required=True)
-  overwrite = flags.DEFINE_bool('overwrite', False, 'Write over an output that is there.')
+  overwrite = flags.DEFINE_bool('overwrite', False, 'Replace an existing file.')
 
   def command():
     path, sources = Path(output.value), curve.value
     if path.suffix.lower() != '.png':
-      raise ValueError(f'--output: got {path}, want a name that ends in .png')
+      raise ValueError(f'--output: {path} must end in .png')
     if path.exists() and not overwrite.value:
-      raise ValueError(f'--output: got {path}, which exists, want a new file, or pass --overwrite')
+      raise ValueError(f'--output: {path} exists; choose another name or pass --overwrite')
     if len(sources) == 1 and sources[0].endswith('.json'):
       read = read_curve(sources[0])
     else:

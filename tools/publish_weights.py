@@ -1,4 +1,4 @@
-"""Publishes weights: writes the file, its model card and its entry of the index.
+"""Publishes weights: writes their file, model card and entry in the index.
 
   python -m tools.export_weights --config=configs/color_fast.py:50 --checkpoint=RUN \\
     --output=color_50.safetensors --dtype=float16
@@ -9,15 +9,17 @@
     --facts=sadnet_jax/weights/pretrained/color_50.toml \\
     --results=results/results.json
 
-From a folder of the repository. The results must be of the weights as they are published: in their
-dtype. What float16 costs is measured here: on clean images, with the noise of the config, or for real noise
-on pairs.
-``--curve=RUN``, or the runs of all stages, ``--curve=FIRST,SECOND``, draws the training curve
-(`training_curve`) and keeps its numbers, for the package's own weights in docs/curves; the facts may
-then tell the seeds of all stages, where otherwise the run tells its own; of an average
-(`export_weights`) the last of these runs is the last of those averaged. Once published,
-weights can be given a new card from new results or facts: ``--checkpoint=color_50 --overwrite``
-leaves their file and their curve as they are.
+Run this from a clone of the repository. The results must be of the weights as published, in the same dtype.
+The loss of PSNR by float16 is measured here: on clean images with the noise of the config, or on pairs for
+real noise.
+
+``--curve=RUN``, or ``--curve=FIRST,SECOND`` for several stages, draws the training curve (`plot_training`)
+and stores its data; for the package's own weights, in docs/curves. The facts may then give the seeds of all
+stages; otherwise the seed is that of the run. For an average (`export_weights`), the last of these runs must
+be the last one averaged.
+
+To write a new card of published weights from new results or facts, use ``--checkpoint=color_50 --overwrite``.
+Their file and their curve stay as they are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,29 +43,28 @@ from sadnet_jax.weights.safetensors import params_hash
 from tools import model_card, plot_training
 from tools.model_card import float16_cost
 
-# What weights can be the default of, and the channels that takes.
+# Tasks that weights can be the default for, and the channels that each requires.
 DEFAULTS = {'color': 3, 'gray': 1, 'real': 3}
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """What is to be published; see the flags.
+  """What to publish; see the flags.
 
   Attributes:
-    name: Of the weights.
-    checkpoint: A run, a file of weights, or a name.
-    config: The experiment's, as a dict.
-    config_name: 'configs/color_fast.py:50'.
+    name: Name to publish the weights by.
+    checkpoint: A run, a file of weights, or a published name.
+    config: The experiment's config as a dict.
+    config_name: The config's name, such as 'configs/color_fast.py:50'.
     dtype: 'float32' or 'float16'.
-    facts: Path of the card's texts.
-    results: Path of a results.json.
-    images: Folder to measure float16 on, of clean images, or of pairs for real noise; or None.
-    sigmas_255: Of the noise to measure it with, on the scale of 8-bit images.
-    curve: Runs to draw the training curve of, in their order; none leaves the one that is there.
-    default_for: Some of DEFAULTS that are for as many channels, or None for those of the entry of that
-      name, if there is one.
-    overwrite: Whether an entry or a file of that name may be there.
-    folder: With the index.
+    facts: TOML file with the texts of the card.
+    results: A results.json of evaluate.py.
+    images: Folder to measure float16 on: clean images, or pairs for real noise.
+    sigmas_255: Standard deviations of the noise to measure it with, on the scale of 8-bit images.
+    curve: Runs to draw the training curve of, in order. Without any, an existing curve stays.
+    default_for: Tasks of DEFAULTS to be the default for. None keeps those of an existing entry.
+    overwrite: Whether to replace an existing entry or file of this name.
+    folder: The folder of the index.
   """
 
   name: str
@@ -83,21 +84,30 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-  """Weights before they are published; ``file`` is None for a run, ``told`` what they tell of themselves."""
+  """Weights before publishing.
+
+  Attributes:
+    model: The network.
+    params: Its parameters, float32.
+    dtype: 'float32' or 'float16', the dtype they are stored in.
+    file: The file they are from, or None for a run.
+    metadata: The file's metadata, or step and seed of the run.
+  """
 
   model: SADNet
   params: dict[str, Any]
   dtype: str
   file: Path | None
-  told: Mapping[str, str]
+  metadata: Mapping[str, str]
 
 
 def publish(request: Request) -> Entry:
-  """Writes file, card and index; what is refused is refused before anything is written.
+  """Writes file, card and index. All checks come before anything is written.
 
   Raises:
-    ValueError: A name that is taken or none; weights of another config; results or a training curve
-      that are not theirs; facts that are missing or that the weights tell otherwise.
+    ValueError: The name is invalid or taken, the weights are of another config, the results or the training
+    curve
+      are of other weights, or the facts are incomplete or repeat what the weights' file says.
   """
   entries = read_index(request.folder)
   _check_request(request, entries)
@@ -106,23 +116,21 @@ def publish(request: Request) -> Entry:
   rounded = safetensors.rounded(source.params, request.dtype)
   params_sha256 = params_hash(rounded)
   model_card.check_results(request.results, content, params_sha256)
-  told = {**source.told, **_precision(request, source, rounded)}
+  metadata = {**source.metadata, **_precision(request, source, rounded)}
   if len(request.curve) > 1 and 'seed' in facts:
-    told.pop('seed', None)  # Of the last stage alone.
-  if twice := sorted(set(told) & set(facts)):
-    raise ValueError(f'{request.facts}: got {", ".join(twice)}, which the weights tell: leave that out')
+    metadata.pop('seed', None)  # It is that of the last stage only.
+  if repeated := sorted(set(metadata) & set(facts)):
+    raise ValueError(f'{request.facts}: remove {", ".join(repeated)}; the weights already give it')
 
   path = request.folder / f'{request.name}{SAFETENSORS_SUFFIX}'
   published = _is_published(path, request, source)
   files = list(plot_training.paths(request.folder, request.name)) if request.curve else []
   files += [] if published else [path]
   if not request.overwrite and (taken := [file for file in files if file.exists()]):
-    raise ValueError(
-      f'--name: got {request.name}, of which {taken[0]} is there, want another, or --overwrite'
-    )
-  curve = _curve(request, params_sha256, {**facts, **told})
+    raise ValueError(f'--name={request.name}: {taken[0]} exists; choose another name or pass --overwrite')
+  curve = _curve(request, params_sha256, {**facts, **metadata})
   if not published:
-    _write_file(path, request, source, {**told, 'about': facts['summary']})
+    _write_file(path, request, source, {**metadata, 'about': facts['summary']})
   if curve is not None:
     plot_training.write(request.folder, request.name, curve)
   entry = _entry(request, entries, path, source, facts, content)
@@ -141,15 +149,15 @@ def publish(request: Request) -> Entry:
 
 def _check_request(request, entries):
   if not re.fullmatch('[a-z0-9_]+', request.name):
-    raise ValueError(f'--name: got {request.name!r}, want lower-case letters, digits and _')
+    raise ValueError(f'--name: only lower-case letters, digits and _ are allowed, not {request.name!r}')
   if request.name in entries and not request.overwrite:
-    raise ValueError(f'--name: got {request.name}, which is published, want another, or pass --overwrite')
+    raise ValueError(f'--name: {request.name} is published; choose another name or pass --overwrite')
   if unknown := [d for d in request.default_for or () if d not in DEFAULTS]:
-    raise ValueError(f'--default_for: got {", ".join(unknown)}, want some of {", ".join(DEFAULTS)}')
+    raise ValueError(f'--default_for: unknown {", ".join(unknown)}; choose from {", ".join(DEFAULTS)}')
   channels = request.config['model']['channels']
   if unfit := [d for d in request.default_for or () if DEFAULTS[d] != channels]:
     raise ValueError(
-      f'--default_for: got {", ".join(unfit)} for weights of {channels} channel(s), want what they can do'
+      f'--default_for: weights with {channels} channel(s) cannot be the default for {", ".join(unfit)}'
     )
 
 
@@ -157,52 +165,46 @@ def _read_json(path):
   try:
     return json.loads(path.read_text())
   except (OSError, ValueError) as error:
-    raise ValueError(
-      f'{path}: got no readable JSON ({error}), want the results.json of evaluate.py'
-    ) from error
+    raise ValueError(f'{path}: not a readable results.json of evaluate.py ({error})') from error
 
 
 def _open(request):
-  """The weights; ValueError unless they are of the config."""
+  """Loads the weights; ValueError unless they are of the config."""
   config, path = request.config, locate(request.checkpoint)
   if (dtype := config['model']['dtype']) != 'float32':
     raise ValueError(
-      f'--config.model.dtype: got {dtype}, want float32, which published networks compute in, whatever they '
-      'were trained in'
+      f'--config.model.dtype: published networks compute in float32, whatever they were trained in; {dtype} '
+      'was given'
     )
   if path.is_dir():
     params, step, saved = checkpoints.load_run_of(path, config)
-    told = {'step': str(step), 'seed': str(saved['seed'])}
-    source = _Source(model_from_fields(config['model']), params, 'float32', None, told)
+    metadata = {'step': str(step), 'seed': str(saved['seed'])}
+    source = _Source(model_from_fields(config['model']), params, 'float32', None, metadata)
   else:
-    model, params, told = safetensors.load_with_model(path)
-    check_same({'model': safetensors.model_fields(path, told)}, {'model': config['model']}, set())
-    source = _Source(model, params, safetensors.stored_dtype(path), path, told)
-  if source.told.get('config', request.config_name) != request.config_name:
-    raise ValueError(f'--config: got {request.config_name}, want {source.told["config"]}, as {path} says')
+    model, params, metadata = safetensors.load_with_model(path)
+    check_same({'model': safetensors.model_fields(path, metadata)}, {'model': config['model']}, set())
+    source = _Source(model, params, safetensors.stored_dtype(path), path, metadata)
+  if source.metadata.get('config', request.config_name) != request.config_name:
+    raise ValueError(f'--config: {path} is of {source.metadata["config"]}, not of {request.config_name}')
   if (source.dtype, request.dtype) == ('float16', 'float32'):
-    raise ValueError(
-      f'--dtype: got float32 for {path}, which has float16: want float16, or the weights as trained'
-    )
+    raise ValueError(f'--dtype: {path} is in float16; pass --dtype=float16, or the weights in float32')
   return source
 
 
 def _precision(request, source, rounded):
-  """What the rounding costs, where it is done here."""
+  """The card's text on precision, if the weights are rounded here."""
   if source.dtype == request.dtype:
     if request.images is not None:
-      raise ValueError(
-        f'--images: got {request.images} for weights of that dtype: want none, nothing is rounded'
-      )
+      raise ValueError('--images: the weights already have this dtype, nothing is rounded; remove the option')
     return {}
   real = _noise(request.config).kind == 'real'
   if real and (request.images is None or request.sigmas_255):
     raise ValueError(
-      '--images, --sigmas: got no images or some sigma, want a folder of pairs alone to measure float16 on'
+      '--images, --sigmas: pass --images with a folder of pairs to measure float16 on, and no --sigmas'
     )
   if not real and (request.images is None or not request.sigmas_255):
     raise ValueError(
-      '--images, --sigmas: got none, want a folder of clean images and the noise to measure float16 with'
+      '--images, --sigmas: pass a folder of clean images and the noise to measure float16 with'
     )
   return {
     'precision': float16_cost(
@@ -218,9 +220,9 @@ def _precision(request, source, rounded):
 
 
 def _curve(request, params_sha256, known):
-  """What to write of the training curve; None of no new one, where one that is there is of these weights."""
+  """The files of a new training curve, or None after checking that an existing one is of these weights."""
   if not request.curve:
-    plot_training.check_kept(request.folder, request.name, params_sha256)
+    plot_training.check_existing(request.folder, request.name, params_sha256)
     return None
   return plot_training.make(
     request.curve,
@@ -234,20 +236,20 @@ def _curve(request, params_sha256, known):
 
 
 def _is_published(path, request, source):
-  """Whether the weights are in that file already, as they are to be."""
+  """Whether the file already contains the weights as they are to be published."""
   unchanged = source.file is not None and source.dtype == request.dtype
   return unchanged and path.exists() and path.samefile(source.file)
 
 
 def _write_file(path, request, source, about):
   if source.file is None or source.dtype != request.dtype:
-    # Taken by `save_weights` itself.
+    # `save_weights` writes these itself.
     about = {name: text for name, text in about.items() if name not in ('sadnet_jax', 'model', 'step')}
     safetensors.save_weights(
       path,
       source.params,
       model=request.config['model'],
-      step=int(source.told['step']),
+      step=int(source.metadata['step']),
       about={**about, 'config': request.config_name},
       dtype=request.dtype,
     )
@@ -288,25 +290,29 @@ def main() -> None:
   from sadnet_jax import command_line
 
   config = config_flags.DEFINE_config_file('config', None, 'The experiment, such as configs/color.py:50.')
-  name = flags.DEFINE_string('name', None, 'To publish the weights by.', required=True)
+  name = flags.DEFINE_string('name', None, 'Name to publish the weights by.', required=True)
   checkpoint = flags.DEFINE_string(
-    'checkpoint', None, 'Folder of the run, a .safetensors file, or a published name.', required=True
+    'checkpoint', None, 'Folder of a run, a .safetensors file, or a published name.', required=True
   )
-  dtype = flags.DEFINE_enum('dtype', 'float16', ['float32', 'float16'], 'Of the weights in the file.')
-  facts = flags.DEFINE_string('facts', None, 'TOML file of the texts of the card.', required=True)
-  results = flags.DEFINE_string('results', None, 'The results.json of these weights.', required=True)
+  dtype = flags.DEFINE_enum('dtype', 'float16', ['float32', 'float16'], 'Dtype of the weights in the file.')
+  facts = flags.DEFINE_string('facts', None, 'TOML file with the texts of the card.', required=True)
+  results = flags.DEFINE_string('results', None, 'results.json of these weights.', required=True)
   images = flags.DEFINE_string(
     'images', None, 'Folder to measure float16 on: clean images, or pairs for real noise.'
   )
-  sigmas = flags.DEFINE_list('sigmas', None, "Noise to measure float16 with; by default the config's.")
+  sigmas = flags.DEFINE_list(
+    'sigmas',
+    None,
+    "Standard deviations of the noise to measure float16 with, of 255; by default the config's.",
+  )
   curve = flags.DEFINE_list('curve', [], 'Runs to draw the training curve of: RUN, or FIRST,SECOND.')
   default_for = flags.DEFINE_list(
     'default_for',
     None,
-    f'What to take them for: some of {", ".join(DEFAULTS)}; by default what they were for.',
+    f'Tasks to be the default for: {", ".join(DEFAULTS)}; by default as before.',
   )
-  overwrite = flags.DEFINE_bool('overwrite', False, 'Write over weights of that name.')
-  folder = flags.DEFINE_string('folder', str(FOLDER), 'The folder with the index.')
+  overwrite = flags.DEFINE_bool('overwrite', False, 'Replace existing weights of this name.')
+  folder = flags.DEFINE_string('folder', str(FOLDER), 'Folder of the index.')
   flags.mark_flag_as_required('config')
 
   def command() -> None:

@@ -1,3 +1,5 @@
+"""The folder with images of rare colours added."""
+
 import hashlib
 
 import numpy as np
@@ -22,11 +24,11 @@ def hashes(folder):
   return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
-def test_images_stay_and_others_are_added(folder, tmp_path):
+def test_images_are_copied_and_others_are_added(folder, tmp_path):
   assert make_vivid(folder, tmp_path / 'new', shapes=2) == 7 + 3 + 2
-  there = hashes(tmp_path / 'new')
-  assert hashes(folder).items() <= there.items()
-  assert {name for name in there if name.startswith('vivid')} == {f'vivid_{n}.png' for n in (0, 3, 6)}
+  new = hashes(tmp_path / 'new')
+  assert hashes(folder).items() <= new.items()
+  assert {name for name in new if name.startswith('vivid')} == {f'vivid_{n}.png' for n in (0, 3, 6)}
 
 
 def test_colours_are_stronger_and_some_are_pure(folder, tmp_path):
@@ -45,20 +47,20 @@ def test_colours_are_stronger_and_some_are_pure(folder, tmp_path):
     assert 0.2 < corner.mean() < 1
 
 
-def test_all_depends_on_the_seed_alone(folder, tmp_path):
+def test_the_seed_decides_everything(folder, tmp_path):
   for name, seed in (('a', 1), ('b', 1), ('c', 2)):
     make_vivid(folder, tmp_path / name, shapes=1, seed=seed)
   assert hashes(tmp_path / 'a') == hashes(tmp_path / 'b')
   assert hashes(tmp_path / 'a') != hashes(tmp_path / 'c')
 
 
-def test_what_cannot_be_is_refused(folder, tmp_path, capsys):
-  with pytest.raises(ValueError, match='images: got a folder that is there, want a new name'):
+def test_invalid_folders_and_images_are_refused(folder, tmp_path):
+  with pytest.raises(ValueError, match='images exists; choose another name'):
     make_vivid(folder, folder)
-  with pytest.raises(SystemExit, match=r'^vivid: .*none: the folder does not exist'):
+  with pytest.raises(SystemExit, match=r'^make_vivid: .*none'):
     main([str(tmp_path / 'none'), str(tmp_path / 'new')])
   Image.new('L', (9, 9)).save(folder / '0.png')
-  with pytest.raises(ValueError, match=r'0\.png: got an image of mode L, want 8-bit RGB'):
+  with pytest.raises(ValueError, match=r'0\.png: must be 8-bit RGB, not of mode L'):
     make_vivid(folder, tmp_path / 'new')
 
 

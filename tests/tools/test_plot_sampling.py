@@ -1,4 +1,4 @@
-"""Where the deformable kernels sample, and its picture."""
+"""Where the deformable kernels sample, and the picture of it."""
 
 import sys
 
@@ -17,9 +17,8 @@ from sadnet_jax.training.state import create_train_state
 from sadnet_jax.weights import checkpoints
 from tests.support.command import finish, start
 from tests.support.fast_jit import fast_jit
-from tests.support.small_networks import SMALL, apply, image, random_variables
-from tools import plot_sampling as plot_sampling_module
-from tools.plot_sampling import Sampling, plot_sampling, sampling_positions
+from tests.support.small_networks import SMALL, image, random_variables
+from tools.plot_sampling import Sampling, parse_pixel, plot_sampling, sampling_positions
 
 GROUPS = 8
 SIZE = (69, 83)  # The network pads it to 72 x 88.
@@ -27,7 +26,7 @@ PIXELS = [(35, 43), (0, 0), (68, 82), (13, 70)]
 
 
 def _network(offset_bias=None, **options):
-  """A small network and its weights; those that make offsets are zero, but for the bias given."""
+  """A small network and its weights; the layers of offsets and masks have only the given bias."""
   model = SADNet(**SMALL, **options)
   params = random_variables(model)['params']
   for scale in range(1, 5):
@@ -38,40 +37,30 @@ def _network(offset_bias=None, **options):
 
 
 def _regular(pixel, scale):
-  """The 3x3 neighbourhood of the pixel's cell, from the pixels that each cell is made of."""
+  """The 3x3 neighbourhood of the pixel's cell, computed from the pixels of each cell."""
   stride = 2 ** (scale - 1)
-  want = []
+  expected = []
   for dy in (-1, 0, 1):
     for dx in (-1, 0, 1):
       cell = []
       for start_of, d in zip(pixel, (dy, dx), strict=True):
         first = next(f for f in range(0, 1000, stride) if f <= start_of < f + stride) + d * stride
         cell.append(np.mean(range(first, first + stride)))
-      want.append(cell)
-  return np.array(want)
-
-
-def test_without_offsets_the_kernels_sample_the_neighbouring_cells():
-  model, params = _network()
-  noisy = image(size=SIZE)
-  denoised, samplings = sampling_positions(model, params, noisy[0], PIXELS)
-  np.testing.assert_allclose(denoised, apply(model, {'params': params}, noisy)[0], atol=1e-5)
-  assert sorted(samplings) == [1, 2, 3, 4]
-  for scale, (positions, masks) in samplings.items():
-    for i, pixel in enumerate(PIXELS):
-      want = np.broadcast_to(_regular(pixel, scale), (GROUPS, 9, 2))
-      np.testing.assert_array_equal(positions[i], want)
-    np.testing.assert_array_equal(masks, np.full((len(PIXELS), GROUPS, 9), 0.5))
+      expected.append(cell)
+  return np.array(expected)
 
 
 @pytest.mark.parametrize('dtype', [None, jnp.bfloat16])
-def test_offsets_move_the_samples_by_as_many_cells(dtype):
+def test_offsets_are_in_cells_of_the_scale(dtype):
   # Eighths up to 16 are exact in bfloat16.
   offset = np.random.default_rng(0).integers(-128, 128, (GROUPS, 9, 2)) / 8
   logits = np.random.default_rng(1).normal(size=(GROUPS, 9)).astype(np.float32)
   bias = np.concatenate([offset.ravel(), logits.ravel()])
   model, params = _network(bias, dtype=dtype, channels=1)
-  _, samplings = sampling_positions(model, params, image(size=SIZE, channels=1)[0], PIXELS)
+  noisy = image(size=SIZE, channels=1)
+  denoised, samplings = sampling_positions(model, params, noisy[0], PIXELS)
+  assert denoised.shape == noisy.shape[1:]
+  assert sorted(samplings) == [1, 2, 3, 4]
   for scale, (positions, masks) in samplings.items():
     for i, pixel in enumerate(PIXELS):
       moved = _regular(pixel, scale) + offset * 2 ** (scale - 1)
@@ -80,10 +69,10 @@ def test_offsets_move_the_samples_by_as_many_cells(dtype):
 
 
 def test_the_samples_are_those_that_the_operator_takes(monkeypatch):
-  """The gradient of an output with respect to the input tells what the network sampled, and where.
+  """The gradient of an output with respect to the input shows where the network sampled.
 
-  Through one tap, the output of a cell depends on the four neighbours of a sample in every group;
-  their gradients sum to the mask, and their centre of mass is the sample.
+  Through one tap, the output of a cell depends on the four neighbours of a sample in every group. Their
+  gradients sum to the mask, and their centre of mass is the sample.
   """
   model = SADNet(**SMALL)
   variables = random_variables(model)
@@ -110,7 +99,7 @@ def test_the_samples_are_those_that_the_operator_takes(monkeypatch):
     x, prediction = calls[scale]
     offset, mask = prediction[..., : 18 * GROUPS], jax.nn.sigmoid(prediction[..., 18 * GROUPS :])
     row, column = pixel[0] // stride, pixel[1] // stride
-    assert np.ptp(offset[0, row, column]) > 1, 'too regular to tell anything'
+    assert np.ptp(offset[0, row, column]) > 1, 'offsets are too regular for this test'
 
     @fast_jit
     def gradient(kernel, x=x, offset=offset, mask=mask, cell=(row, column)):
@@ -123,28 +112,28 @@ def test_the_samples_are_those_that_the_operator_takes(monkeypatch):
     for tap in range(9):
       kernel = np.zeros((3, 3, x.shape[-1], 1), np.float32)
       kernel[tap // 3, tap % 3] = 1
-      of_groups = np.asarray(gradient(kernel))[0].reshape(*x.shape[1:3], GROUPS, -1)[..., 0]
-      total = of_groups.sum(axis=(0, 1))
+      by_group = np.asarray(gradient(kernel))[0].reshape(*x.shape[1:3], GROUPS, -1)[..., 0]
+      total = by_group.sum(axis=(0, 1))
       rows, columns = np.indices(x.shape[1:3]) * stride + (stride - 1) / 2
-      centre = np.stack([np.einsum('hw,hwg->g', axis, of_groups) / total for axis in (rows, columns)], -1)
+      centre = np.stack([np.einsum('hw,hwg->g', axis, by_group) / total for axis in (rows, columns)], -1)
       np.testing.assert_allclose(total, samplings[scale].masks[0, :, tap], rtol=1e-4)
       np.testing.assert_allclose(centre, samplings[scale].positions[0, :, tap], atol=1e-3 * stride)
 
 
-def test_pixels_and_networks_that_have_no_samples_are_refused():
+def test_invalid_pixels_images_and_networks_are_refused():
   model, params = _network()
   noisy = image(size=(9, 12))[0]
   for pixel in [(9, 0), (0, 12), (-1, 3)]:
-    text = f'pixel: got {pixel[0]},{pixel[1]}, want a row of 0 to 8 and a column of 0 to 11'
+    text = f'pixel {pixel[0]},{pixel[1]} is outside the image: rows are 0 to 8, columns 0 to 11'
     with pytest.raises(ValueError, match=text):
       sampling_positions(model, params, noisy, [(8, 11), pixel])
-  with pytest.raises(ValueError, match='pixels: got none, want at least one'):
+  with pytest.raises(ValueError, match='pixels: at least one'):
     sampling_positions(model, params, noisy, [])
-  with pytest.raises(ValueError, match=r'noisy: got shape \(1, 9, 12, 3\), want one image \[H, W, 3\]'):
+  with pytest.raises(ValueError, match=r'noisy must be one image \[H, W, 3\], not of shape \(1, 9, 12, 3\)'):
     sampling_positions(model, params, noisy[None], [(0, 0)])
   with pytest.raises(ValueError, match=r'noisy must be \[N, H, W, 3\] .* shape \(1, 9, 12, 1\)'):
     sampling_positions(model, params, noisy[..., :1], [(0, 0)])
-  with pytest.raises(ValueError, match=r'model\.use_rsab: got False, want True'):
+  with pytest.raises(ValueError, match=r'model\.use_rsab must be True'):
     sampling_positions(SADNet(**SMALL, use_rsab=False), params, noisy, [(0, 0)])
 
 
@@ -171,32 +160,25 @@ def test_a_plot_has_the_size_it_needs(channels, pixels):
   assert width == 1000
   assert 175 * len(pixels) < height < 175 * len(pixels) + 200
   assert drawn[..., :3].std() > 10
-  # Nothing runs over the edges.
+  # Nothing is cut off at the edges.
   for edge in (drawn[:2], drawn[-2:], drawn[:, :2], drawn[:, -2:]):
     assert (edge == 255).all()
 
 
-def test_masks_of_one_value_and_a_figure_as_pdf(tmp_path):
-  samplings = {s: Sampling(p, np.full_like(m, 0.5)) for s, (p, m) in _samplings([(4, 4)]).items()}
-  figure = plot_sampling(image(size=(9, 9))[0], [(4, 4)], samplings)
-  figure.savefig(tmp_path / 'a.pdf')
-  assert (tmp_path / 'a.pdf').read_bytes().startswith(b'%PDF')
-
-
-def test_a_plot_has_the_samples_of_a_pixel_in_its_row_and_of_a_scale_in_its_column():
+def test_rows_are_pixels_and_columns_are_scales():
   pixels = [(3, 5), (20, 32)]
   samplings = _samplings(pixels)
   figure = plot_sampling(image(size=(21, 33))[0], pixels, samplings)
   panels = [axes for axes in figure.axes if axes.collections and axes.images]
   assert len(panels) == 8
-  by_place = sorted(panels, key=lambda axes: (-axes.get_position().y0.round(3), axes.get_position().x0))
-  for i, axes in enumerate(by_place):
+  in_order = sorted(panels, key=lambda axes: (-axes.get_position().y0.round(3), axes.get_position().x0))
+  for i, axes in enumerate(in_order):
     (row, column), scale = pixels[i // 4], 4 - i % 4
-    positions, masks = (of_all[i // 4] for of_all in samplings[scale])
+    positions, masks = (part[i // 4] for part in samplings[scale])
     (dots,) = axes.collections
     np.testing.assert_allclose(dots.get_offsets()[:, ::-1], positions.reshape(-1, 2))
     np.testing.assert_array_equal(dots.get_array(), masks.ravel())
-    # One scale of colours for all.
+    # All panels have the same colour scale.
     assert dots.get_clim() == panels[0].collections[0].get_clim()
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     assert (left + right, bottom + top) == (2 * column, 2 * row)
@@ -210,14 +192,14 @@ def test_a_plot_has_the_samples_of_a_pixel_in_its_row_and_of_a_scale_in_its_colu
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch):
   monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
-  with pytest.raises(ValueError, match=r"want it \(pip install 'sadnet-jax\[plot\]'\)"):
+  with pytest.raises(ValueError, match=r"Matplotlib is missing; .* 'sadnet-jax\[plot\]'"):
     plot_sampling(image()[0], [(1, 1)], _samplings([(1, 1)]))
 
 
-@pytest.mark.parametrize('text', ['3', '3,', '3,4,5', '-1,2', '1.5,2', '3;4', ''])
+@pytest.mark.parametrize('text', ['3', '3,', '3,4,5', '-1,2', '1.5,2'])
 def test_a_pixel_is_two_whole_numbers(text):
-  with pytest.raises(ValueError, match=f"--pixel: got '{text}', want ROW,COLUMN, such as 120,200"):
-    plot_sampling_module._parse_pixel(text)
+  with pytest.raises(ValueError, match=f"--pixel: must be ROW,COLUMN, such as 120,200, not '{text}'"):
+    parse_pixel(text)
 
 
 def test_the_command_writes_the_plot_of_a_run(tmp_path):
@@ -228,7 +210,6 @@ def test_the_command_writes_the_plot_of_a_run(tmp_path):
     checkpoints.save(manager, state, config.to_dict(), images='none')
   picture = np.random.default_rng(0).integers(0, 256, (19, 33, 3), np.uint8)
   Image.fromarray(picture).save(tmp_path / 'color.png')
-  Image.fromarray(picture[..., 0]).save(tmp_path / 'grey.png')
   command = [
     '-m',
     'tools.plot_sampling',
@@ -237,35 +218,17 @@ def test_the_command_writes_the_plot_of_a_run(tmp_path):
     '--config.model.offset_width=8',
     f'--checkpoint={tmp_path}',
   ]
-  output, image_flag = f'--output={tmp_path}/out.png', f'--image={tmp_path}/color.png'
+  image_flag, output = f'--image={tmp_path}/color.png', f'--output={tmp_path}/out.png'
   pixels = ['--pixel=3,5', '--pixel=18,32']
-  noisy = start(*command, image_flag, *pixels, output)
-  as_it_is = start(*command, image_flag, *pixels, f'--output={tmp_path}/0.png', '--sigma_255=0')
-  text = f'out.png: {tmp_path}/color.png, sigma_255 25, checkpoint of step 0'
-  assert text in finish(noisy)[0]
-  assert 'sigma_255 0, checkpoint' in finish(as_it_is)[0]
-  # By hand.
+  success = start(*command, image_flag, *pixels, output, '--sigma_255=0')
+  failure = start(*command, image_flag, *pixels, '--output=out.jpg')
+  assert f'out.png: {tmp_path}/color.png, sigma_255 0, checkpoint of step 0' in finish(success)[0]
   model = SADNet(**SMALL)
   denoised, samplings = sampling_positions(
     model, state.params, picture.astype(np.float32) / 255, [(3, 5), (18, 32)]
   )
-  want = _pixels_of(plot_sampling(denoised, [(3, 5), (18, 32)], samplings))[..., :3]
-  got, other = (np.asarray(Image.open(tmp_path / f'{name}.png')) for name in ('0', 'out'))
-  np.testing.assert_allclose(got.astype(int), want, atol=1)
-  assert np.abs(other - want.astype(int)).max() > 50
-  one, again = '--pixel=3,5', [output, '--overwrite']
-  failures = {
-    f'--output: got {tmp_path}/out.png, which exists, want a new file': [image_flag, one, output],
-    '--output: got out.jpg, want a name that ends in .png': [image_flag, one, '--output=out.jpg'],
-    'pixel: got 19,5, want a row of 0 to 18': [image_flag, '--pixel=19,5', *again],
-    f'{tmp_path}/grey.png: the image is grey, but colour is needed': [
-      f'--image={tmp_path}/grey.png',
-      one,
-      *again,
-    ],
-  }
-  processes = [(text, start(*command, *flags)) for text, flags in failures.items()]
-  for text, process in processes:
-    _, errors = finish(process, succeeds=False)
-    assert f'sampling_plot.py: {text}' in errors
-    assert 'Traceback' not in errors
+  expected = _pixels_of(plot_sampling(denoised, [(3, 5), (18, 32)], samplings))[..., :3]
+  np.testing.assert_allclose(np.asarray(Image.open(tmp_path / 'out.png')).astype(int), expected, atol=1)
+  _, errors = finish(failure, succeeds=False)
+  assert 'plot_sampling.py: --output: out.jpg must end in .png' in errors
+  assert 'Traceback' not in errors

@@ -1,4 +1,4 @@
-"""The training curve: its numbers are those that the runs logged, and its picture shows them."""
+"""The training curve: its data is what the runs logged, and its picture shows it."""
 
 import dataclasses
 import io
@@ -28,7 +28,7 @@ def _curve(*runs):
   return curve_of_runs(runs, 'small', {})[0]
 
 
-def test_numbers_are_those_of_the_file(tmp_path):
+def test_the_data_is_that_of_the_log(tmp_path):
   lines = losses(40)
   validated = {'step': 20, 'psnr/a': 27.25, 'psnr/b': 28.5}
   run = write_log(tmp_path / 'run', [*lines[:2], validated, *lines[2:], {'step': 40, 'psnr/a': 27.5}])
@@ -52,13 +52,13 @@ def test_a_long_run_is_averaged_over_intervals(tmp_path):
   training = curve.stages[0].training
   means = []
   for first in range(1, 4003, 10):
-    of_interval = [line for line in lines if first <= line['step'] < first + 10]
-    means.append([np.mean(_column(of_interval, name)) for name in ('step', 'loss', 'learning_rate')])
-  for got, want in zip(training.values(), np.transpose(means), strict=True):
-    np.testing.assert_allclose(got, want, rtol=1e-6)
+    in_interval = [line for line in lines if first <= line['step'] < first + 10]
+    means.append([np.mean(_column(in_interval, name)) for name in ('step', 'loss', 'learning_rate')])
+  for got, expected in zip(training.values(), np.transpose(means), strict=True):
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
-def test_a_run_counts_until_its_checkpoint_and_half_lines_do_not(tmp_path):
+def test_a_run_counts_up_to_its_checkpoint_and_half_lines_do_not(tmp_path):
   first = write_log(tmp_path / 'first', losses(40), end='{"step": 45, "psnr/a": 3}\n\0\0\n{"step": 50, "lo')
   save_checkpoint(first, PARAMS, small_config(seed=3, init_from='/home/me/runs/zero/checkpoints/5'), 20)
   # Two steps after the last line that was written.
@@ -80,39 +80,39 @@ def test_a_run_counts_until_its_checkpoint_and_half_lines_do_not(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, params, PARAMS)
   assert _curve(first).stages[0].training['step'] == [10, 20, 30]
   assert _column(read_metrics(first), 'step') == [10, 20, 30, 40, 45]
-  with pytest.raises(ValueError, match='got first, which began from no weights, after second, want it after'):
+  with pytest.raises(ValueError, match='first started from no weights, not from second; give the runs'):
     _curve(second, first)
   third = write_log(tmp_path / 'third', losses(30))
   save_checkpoint(third, PARAMS, small_config(init_from=str(second)), 30)
   assert [stage.run for stage in _curve(second, third).stages] == ['second', 'third']
-  with pytest.raises(ValueError, match='--curve: got third, which began from second, after first, want it'):
+  with pytest.raises(ValueError, match='--curve: third started from second, not from first; give the runs'):
     _curve(first / 'checkpoints' / '20', third, second)
   fourth = write_log(tmp_path / 'fourth', losses(30))
   save_checkpoint(fourth, PARAMS, small_config(init_from=f'{first}/checkpoints/20'), 30)
   assert [stage.steps for stage in _curve(first / 'checkpoints' / '20', fourth).stages] == [20, 30]
   with pytest.raises(
-    ValueError, match='got first until step 32, want until 20, where fourth began: first/ch'
+    ValueError, match='fourth started from step 20 of first, not 32; give first/checkpoints/20'
   ):
     _curve(first, fourth)
 
 
-def test_without_checkpoints_a_run_counts_until_its_last_line_or_the_step_named(tmp_path):
+def test_without_checkpoints_a_run_counts_up_to_its_last_line_or_the_given_step(tmp_path):
   run = write_log(tmp_path / 'run', losses(40), end='{"step": 50')
   assert _curve(run).stages[0].steps == 40
   assert _curve(run / 'checkpoints' / '20').stages[0].training['step'] == [10, 20]
   with pytest.raises(
-    ValueError, match=r'jsonl: got 4 lines with .*, the last of step 40, want lines until step 50'
+    ValueError, match=r'jsonl: has 4 lines with .*, the last at step 40; lines up to step 50 are needed'
   ):
     _curve(run / 'checkpoints' / '50')
 
 
-def test_runs_that_have_no_curve_are_refused(tmp_path):
-  with pytest.raises(ValueError, match='--curve: got none, want the folder of a run'):
+def test_runs_without_a_curve_are_refused(tmp_path):
+  with pytest.raises(ValueError, match='--curve: give the folder of a run'):
     _curve()
   with pytest.raises(ValueError, match=r'metrics\.jsonl: got no file that can be read \(No such file'):
     _curve(tmp_path)
   write_log(tmp_path, [{'step': 5, 'psnr/a': 27.0}])
-  with pytest.raises(ValueError, match=r'got 0 lines with step, loss, learning_rate, .* until step 5'):
+  with pytest.raises(ValueError, match=r'has 0 lines with step, loss, learning_rate, .* up to step 5'):
     _curve(tmp_path)
 
 
@@ -129,24 +129,22 @@ def test_a_curve_is_read_as_it_was_written(tmp_path):
   assert png(draw(again)) == png(draw(curve))
   for text in ('{', '[]', '{"stages": 3}', json.dumps({**json.loads(curve.to_json()), 'colour': 'red'})):
     path.write_text(text)
-    with pytest.raises(
-      ValueError, match=r'small\.json: got no readable curve \(.*, want a \.json as publish'
-    ):
+    with pytest.raises(ValueError, match=r'small\.json: not a curve written by publish_weights'):
       read_curve(path)
 
 
-def test_the_moving_mean_is_centred_and_short_at_the_beginning():
+def test_the_moving_mean_is_centred_and_short_at_the_start():
   steps, values = np.array([3, 4, 8, 11, 12, 13, 30]), np.random.default_rng(0).normal(size=7)
   got = smoothed(steps, values, 10)
   for i, step in enumerate(steps):
     half = min(5, step - 3)
-    want = np.mean([value for at, value in zip(steps, values, strict=True) if abs(at - step) <= half])
-    assert got[i] == pytest.approx(want)
+    near = [value for at, value in zip(steps, values, strict=True) if abs(at - step) <= half]
+    assert got[i] == pytest.approx(np.mean(near))
   assert got[0] == values[0]
 
 
 def _two_stages():
-  """40 and 20 steps; the second has other sets to validate on."""
+  """Stages of 40 and 20 steps; the second has an additional validation set."""
   stages = []
   for run, steps, sets in (('first', 40, ('a',)), ('second', 20, ('a', 'b'))):
     lines = losses(steps, every=2)
@@ -183,7 +181,7 @@ def test_stages_are_drawn_one_after_the_other():
   assert [text.get_text() for text in loss.texts] == ['stage 1', '2']
 
 
-def test_what_was_measured_is_told_where_it_is_known():
+def test_labels_give_what_is_known_of_the_measurement():
   curve = _two_stages()
   all_images, eight = (
     {'loss': loss, 'noise': {'sigma_255': 50.0}, 'validation_images': images}
@@ -199,7 +197,7 @@ def test_what_was_measured_is_told_where_it_is_known():
     ),
     ((None, {**eight, 'noise': {'sigma_255': 0.0}}), 'training loss', ['a', 'a, 8 images', 'b, 8 images']),
   ):
-    stages = [dataclasses.replace(s, settings=of) for s, of in zip(curve.stages, settings, strict=True)]
+    stages = [dataclasses.replace(s, settings=new) for s, new in zip(curve.stages, settings, strict=True)]
     loss, psnr, _ = draw(dataclasses.replace(curve, stages=stages)).axes
     assert loss.get_ylabel() == label
     assert [text.get_text() for text in psnr.get_legend().get_texts()] == sets
@@ -219,7 +217,7 @@ def test_a_loss_that_never_changes_is_drawn():
   assert low < 0.1 < high
 
 
-def test_the_picture_is_small_white_and_always_the_same(tmp_path):
+def test_the_picture_is_small_and_reproducible(tmp_path):
   rng = np.random.default_rng(0)
   lines = [{**line, 'loss': line['loss'] + rng.normal()} for line in losses(50_000, every=100)]
   lines += [{'step': step, 'psnr/a': 28 + rng.normal()} for step in range(1000, 50_001, 1000)]
@@ -237,31 +235,29 @@ def test_the_picture_is_small_white_and_always_the_same(tmp_path):
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch):
   monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
-  with pytest.raises(ValueError, match=r"want it \(pip install 'sadnet-jax\[plot\]'\)"):
+  with pytest.raises(ValueError, match=r"Matplotlib is missing; .* 'sadnet-jax\[plot\]'"):
     draw(_two_stages())
 
 
-def test_the_command_draws_runs_and_what_was_kept_of_them(tmp_path):
+def test_the_command_draws_runs_and_stored_curves(tmp_path):
   runs = [write_log(tmp_path / name, losses(steps)) for name, steps in (('first', 40), ('second', 60))]
-  kept, _ = curve_of_runs(runs, 'second', {})
-  (tmp_path / 'kept.json').write_text(kept.to_json())
-  (tmp_path / 'there.png').write_text('kept')
-  commands = {
-    f'{",".join(map(str, runs))}': (tmp_path / 'a.png', None),
-    f'{tmp_path}/kept.json': (tmp_path / 'b.png', None),
-    f'{tmp_path}/first': (tmp_path / 'there.png', 'there.png, which exists, want a new file, or pass --over'),
-    f'{tmp_path}/second': (tmp_path / 'c.jpg', 'c.jpg, want a name that ends in .png'),
-  }
+  curve, _ = curve_of_runs(runs, 'second', {})
+  (tmp_path / 'stored.json').write_text(curve.to_json())
+  (tmp_path / 'existing.png').write_text('kept')
+  commands = [
+    (','.join(map(str, runs)), 'a.png', None),
+    (tmp_path / 'stored.json', 'b.png', None),
+    (runs[0], 'existing.png', 'existing.png exists; choose another name or pass --overwrite'),
+  ]
   started = [
-    (start('-m', 'tools.plot_training', f'--curve={sources}', f'--output={output}'), output, error)
-    for sources, (output, error) in commands.items()
+    (start('-m', 'tools.plot_training', f'--curve={curves}', f'--output={tmp_path / output}'), output, error)
+    for curves, output, error in commands
   ]
   for process, output, error in started:
-    said, errors = finish(process, succeeds=error is None)
+    printed, errors = finish(process, succeeds=error is None)
     if error is None:
-      assert f'{output}: 100 steps in 2 stage(s)' in said
-      assert output.read_bytes() == png(draw(kept))
+      assert f'{output}: 100 steps in 2 stage(s)' in printed
+      assert (tmp_path / output).read_bytes() == png(draw(curve))
     else:
-      assert 'training_curve.py: --output: got ' in errors
       assert error in errors
-  assert (tmp_path / 'there.png').read_text() == 'kept'
+  assert (tmp_path / 'existing.png').read_text() == 'kept'
