@@ -84,7 +84,7 @@ def _denoise(arguments: argparse.Namespace) -> int:
         arguments.model, dilations=arguments.dilations, options=_denoiser_options(arguments)
       )
       with Report(targets, quiet=arguments.quiet) as report:
-        job.denoise_all(targets, networks, report, overwrite=arguments.overwrite)
+        job.denoise_all(targets, networks, report, overwrite=arguments.overwrite, linear=arguments.linear)
   except (ValueError, ImportError, OSError) as error:
     if isinstance(error, BrokenPipeError):
       raise
@@ -205,6 +205,11 @@ def _parser() -> argparse.ArgumentParser:
     '--compare',
     action='store_true',
     help='also write NAME.compare.png, with noisy and denoised side by side',
+  )
+  files.add_argument(
+    '--linear',
+    action=argparse.BooleanOptionalAction,
+    help='whether floating-point files hold linear light (default: OpenEXR does, TIFF does not)',
   )
   denoising = parser.add_argument_group('denoising')
   denoising.add_argument(

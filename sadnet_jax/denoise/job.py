@@ -75,7 +75,14 @@ class Networks:
     return self._loaded[name]
 
 
-def denoise_all(targets: Sequence[Target], networks: Networks, report: Report, *, overwrite: bool) -> None:
+def denoise_all(
+  targets: Sequence[Target],
+  networks: Networks,
+  report: Report,
+  *,
+  overwrite: bool,
+  linear: bool | None = None,
+) -> None:
   """Denoises pictures; reports an error in one and goes on with the others.
 
   Args:
@@ -84,24 +91,25 @@ def denoise_all(targets: Sequence[Target], networks: Networks, report: Report, *
     report: Shows progress and errors.
     overwrite: Replace existing files, except those written by this call: on some file systems, names that
       differ only by case are one file.
+    linear: Whether floating-point files hold linear light, as `read_photograph` takes it.
   """
   outputs = Outputs(overwrite=overwrite)
   for target in targets:
     interruption.check()
     report.start(target)
     try:
-      _denoise(target, networks, report, outputs)
+      _denoise(target, networks, report, outputs, linear)
     except Exception as error:
       report.fail(target, error_line(target.source, error))
 
 
-def _denoise(target, networks, report, outputs):
+def _denoise(target, networks, report, outputs, linear):
   def progress(done, total):
     report.advance(target, done, total)
     interruption.check()
 
   start = time.perf_counter()
-  photograph = read_photograph(target.source)
+  photograph = read_photograph(target.source, linear=linear)
   height, width, channels = photograph.pixels.shape
   report.set_size(target, width, height)
   report.note(target.source, photograph.notes)
@@ -112,12 +120,20 @@ def _denoise(target, networks, report, outputs):
   check_output(target.output, photograph)
   # Large pictures take much memory: drop the noisy one unless a comparison needs it.
   noisy = photograph if target.comparison is not None else None
-  photograph = dataclasses.replace(photograph, pixels=denoiser(photograph.pixels, progress=progress))
+  photograph = dataclasses.replace(photograph, pixels=_denoised(photograph.pixels, denoiser, progress))
   report.note(target.output, outputs.write(target.output, photograph))
   if noisy is not None:
     compared, notes = comparison(noisy, photograph)
     report.note(target.comparison, (*notes, *outputs.write(target.comparison, compared)))
   report.finish(target, width=width, height=height, seconds=time.perf_counter() - start)
+
+
+def _denoised(pixels, denoiser, progress):
+  if pixels.dtype != np.float32:
+    return denoiser(pixels, progress=progress)
+  # The network knows values up to white only; what is brighter passes by it.
+  known = np.clip(pixels, -1, 1)
+  return denoiser(known, progress=progress) + (pixels - known)
 
 
 def comparison(noisy: Photograph, denoised: Photograph) -> tuple[Photograph, tuple[str, ...]]:
@@ -134,9 +150,7 @@ def comparison(noisy: Photograph, denoised: Photograph) -> tuple[Photograph, tup
       for side in pixels.shape[:2]
     )
     pixels = pixels[middle]
-    if pixels.dtype == np.uint16:
-      pixels = to_8_bits(pixels)
-    halves.append(pixels)
+    halves.append(to_8_bits(pixels))
   notes: tuple[str, ...] = ()
   if max(noisy.pixels.shape[:2]) > COMPARISON_PX:
     notes = (f'shows the middle {halves[0].shape[1]}x{halves[0].shape[0]} pixels only',)

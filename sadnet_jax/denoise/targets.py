@@ -6,14 +6,14 @@ import glob
 import os
 from pathlib import Path
 
-from sadnet_jax.images import PHOTOGRAPH_SUFFIXES, check_output
+from sadnet_jax.images import INPUT_SUFFIXES, check_output, writable_name
 from sadnet_jax.images.reading import shown_path as shown
 
 COMPARISON_SUFFIX = '.compare.png'
-# Extensions of picture formats that are not written: an output with one of them is not meant as a folder.
+# Extensions of picture formats that are not read: an output with one of them is not meant as a folder.
 _OTHER_SUFFIXES = (
-  '.apng', '.avif', '.cr2', '.cr3', '.dng', '.exr', '.gif', '.hdr', '.heic', '.heif', '.ico', '.jp2', '.jpe',
-  '.jxl', '.mpo', '.nef', '.pbm', '.pdf', '.pgm', '.pnm', '.ppm', '.psd', '.raw', '.svg', '.tga',
+  '.apng', '.avif', '.gif', '.hdr', '.ico', '.jp2', '.jpe', '.mpo', '.pbm', '.pdf', '.pgm', '.pnm', '.ppm',
+  '.psd', '.raw', '.svg', '.tga',
 )  # fmt: skip
 # Existing outputs that an error names.
 _NAMED_OUTPUTS = 3
@@ -51,7 +51,8 @@ def find_targets(
 
   Args:
     inputs: Files, folders, and ``glob`` patterns (with ``**``); an existing name is never a pattern.
-      Pictures found by folder or pattern keep their relative path in the output folder. Hidden files,
+      Pictures found by folder or pattern keep their relative path in the output folder, with the extension
+      .png or .tif if their own format is not written (HEIC, JPEG XL, camera raw). Hidden files,
       comparisons and everything below the output folder are skipped.
     output: A file, for one picture; or a folder: an existing one, or a name that ends in a separator or
       has no picture's extension.
@@ -69,7 +70,7 @@ def find_targets(
   found = _unique(_find(inputs, recursive, os.path.realpath(output) if folder else None))
   if folder:
     _check_writable(Path(output))
-    targets = [Target(source, Path(output) / relative) for source, relative in found]
+    targets = [Target(source, Path(output) / writable_name(relative)) for source, relative in found]
   elif len(found) > 1:
     raise ValueError(
       f'{shown(output)} is one file for {len(found)} pictures; to write into a folder, pass '
@@ -110,7 +111,7 @@ def _file_for_a_folder(path):
 
 
 def _has_picture_suffix(name):
-  return Path(name).suffix.lower() in (*PHOTOGRAPH_SUFFIXES, *_OTHER_SUFFIXES)
+  return Path(name).suffix.lower() in (*INPUT_SUFFIXES, *_OTHER_SUFFIXES)
 
 
 def _find(inputs: Sequence[str], recursive: bool, output: str | None) -> Iterator[tuple[Path, Path]]:
@@ -140,7 +141,7 @@ def _in_folder(folder, recursive, output):
     found += [Path(path, name) for name in sorted(names) if _is_input(name)]
   if not found:
     hint = '; pass --recursive to search its subfolders' if deeper else ''
-    raise ValueError(f'the folder {shown(folder)} has no pictures ({", ".join(PHOTOGRAPH_SUFFIXES)}){hint}')
+    raise ValueError(f'the folder {shown(folder)} has no pictures ({", ".join(INPUT_SUFFIXES)}){hint}')
   return [(path, path.relative_to(folder)) for path in found]
 
 
@@ -169,14 +170,14 @@ def _by_pattern(pattern, output):
     and not _is_below(path, output)
   ]
   if not found:
-    raise ValueError(f'no picture ({", ".join(PHOTOGRAPH_SUFFIXES)}) matches {shown(pattern)}')
+    raise ValueError(f'no picture ({", ".join(INPUT_SUFFIXES)}) matches {shown(pattern)}')
   return found
 
 
 def _is_input(name):
   lower = name.lower()
   skipped = lower.startswith('.') or lower.endswith(COMPARISON_SUFFIX)
-  return os.path.splitext(lower)[1] in PHOTOGRAPH_SUFFIXES and not skipped
+  return os.path.splitext(lower)[1] in INPUT_SUFFIXES and not skipped
 
 
 def _is_below(path, folder):

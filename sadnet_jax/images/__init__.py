@@ -8,9 +8,16 @@ captions.
 from sadnet_jax.images.metadata import Metadata
 from sadnet_jax.images.photograph import MAX_PIXELS, Photograph, upright
 from sadnet_jax.images.reading import read_photograph
-from sadnet_jax.images.writing import PHOTOGRAPH_SUFFIXES, check_output, write_photograph
+from sadnet_jax.images.writing import (
+  INPUT_SUFFIXES,
+  PHOTOGRAPH_SUFFIXES,
+  check_output,
+  writable_name,
+  write_photograph,
+)
 
 __all__ = [
+  'INPUT_SUFFIXES',
   'MAX_PIXELS',
   'PHOTOGRAPH_SUFFIXES',
   'Metadata',
@@ -18,5 +25,6 @@ __all__ = [
   'check_output',
   'read_photograph',
   'upright',
+  'writable_name',
   'write_photograph',
 ]

@@ -376,5 +376,20 @@ _FORMATS: Mapping[str, _Format] = {
   '.bmp': _Format('BMP', _write_bmp, bits=8, alpha=False),
   '.exr': _Format('OpenEXR', _write_exr, bits=32, alpha=True),
 }
-# Extensions of the files that are written, in lower case.
+# Extensions of the files that are written, in lower case; they are read too.
 PHOTOGRAPH_SUFFIXES = tuple(_FORMATS)
+# Extensions of files that are only read, and that of the format to write instead.
+_SUBSTITUTES = {
+  **dict.fromkeys(('.heic', '.heif', '.jxl'), '.png'),
+  **dict.fromkeys(
+    ('.3fr', '.arw', '.cr2', '.cr3', '.dng', '.iiq', '.nef', '.nrw', '.orf', '.pef', '.raf', '.rw2', '.srw'),
+    '.tif',
+  ),
+}
+INPUT_SUFFIXES = (*PHOTOGRAPH_SUFFIXES, *_SUBSTITUTES)
+
+
+def writable_name(path: Path) -> Path:
+  """The path, with the extension .png or .tif if its own is of a format that is only read."""
+  suffix = _SUBSTITUTES.get(path.suffix.lower())
+  return path if suffix is None else path.with_suffix(suffix)

@@ -6,6 +6,7 @@ import resource
 import jax
 import numpy as np
 from PIL import Image
+import pillow_heif
 import pytest
 
 import sadnet_jax
@@ -13,11 +14,13 @@ from sadnet_jax import machine
 from sadnet_jax.denoise import compilation_cache, job
 from sadnet_jax.denoise.command import choose_device, main
 from sadnet_jax.denoise.denoiser import OVERLAP_PX, Denoiser
-from sadnet_jax.images import Metadata, Photograph
+from sadnet_jax.images import Metadata, Photograph, read_photograph, write_photograph
+from sadnet_jax.images.photograph import srgb_from_linear
 from sadnet_jax.weights import index, loading
 from sadnet_jax.weights.index import Entry, Noise, available
 from tests.support.command import finish, start
 from tests.support.denoise_command import all_files, picture, pixels_of, run, write_weights
+from tests.support.photograph_files import write_dng
 
 pytestmark = pytest.mark.usefixtures('stand_in_network')
 
@@ -247,7 +250,7 @@ def test_an_error_in_a_picture_does_not_stop_the_others(folder, weights, error, 
     picture(folder / f'in/{name}.png')
   read = job.read_photograph
 
-  def read_some(path):
+  def read_some(path, **_):
     if path.name == 'b.png':
       raise error
     return read(path)
@@ -397,3 +400,34 @@ def test_programs_are_cached_unless_told_otherwise(folder, weights, monkeypatch,
   assert calls == [1]
   run('a.png', '-o', 'c.png', '--model', weights, '--no-compilation-cache', capsys=capsys)
   assert calls == [1]
+
+
+def test_what_is_brighter_than_white_passes_by_the_network(
+  folder, weights, denoiser, stand_in_network, capsys
+):
+  stand_in_network.undo()
+  pixels = np.random.default_rng(0).uniform(0, 1, (13, 22, 3)).astype(np.float32)
+  pixels[5, 6] = 20
+  write_photograph('a.tif', Photograph(pixels))
+  write_photograph('a.exr', Photograph(pixels))
+  known = np.minimum(pixels, 1)
+  wanted = denoiser(known) + (pixels - known)
+  for name in ('a.tif', 'a.exr'):
+    status, lines = run(name, '-o', f'b{name}', '--model', weights, capsys=capsys)
+    assert (status, len(lines)) == (0, 1)
+    np.testing.assert_allclose(read_photograph(f'b{name}').pixels, wanted, rtol=1e-4, atol=1e-4)
+  # Told so, TIFF is taken for linear light, and written as that.
+  run('a.tif', '-o', 'c.tif', '--model', weights, '--linear', capsys=capsys)
+  displayed = srgb_from_linear(pixels)
+  known = np.minimum(displayed, 1)
+  wanted = denoiser(known) + (displayed - known)
+  np.testing.assert_allclose(read_photograph('c.tif', linear=True).pixels, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_formats_that_are_only_read_become_png_and_tiff(folder, weights, capsys):
+  write_dng(folder / 'in' / 'a.DNG')
+  pillow_heif.from_pillow(Image.new('RGB', (32, 24), (90, 120, 150))).save(folder / 'in' / 'b.heic')
+  status, lines = run('in', '-o', 'out', '--model', weights, capsys=capsys)
+  assert status == 0, lines
+  assert all_files(folder / 'out') == ['a.tif', 'b.png']
+  assert read_photograph('out/a.tif').pixels.dtype == np.uint16

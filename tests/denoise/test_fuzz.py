@@ -5,7 +5,7 @@ import os
 from PIL import Image
 import pytest
 
-from sadnet_jax.images import PHOTOGRAPH_SUFFIXES, read_photograph, upright
+from sadnet_jax.images import INPUT_SUFFIXES, read_photograph, upright
 from tests.support.command import finish, start
 from tests.support.denoise_command import all_files, picture, run
 from tests.support.malformed_images import malformed_images
@@ -62,7 +62,7 @@ def test_a_folder_of_them_in_a_process_of_its_own(weights, tmp_path):
   sources = malformed_images(tmp_path / 'in', 300, 2)[::3]
   for path in set((tmp_path / 'in').iterdir()) - set(sources):
     path.unlink()
-  sources = [path for path in sources if path.suffix in PHOTOGRAPH_SUFFIXES]
+  sources = [path for path in sources if path.suffix in INPUT_SUFFIXES]
   process = start('-m', 'sadnet_jax', tmp_path / 'in', '-o', tmp_path / 'out', '--model', weights)
   output, errors = finish(process, succeeds=False)
   assert process.returncode == 1

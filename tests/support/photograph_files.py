@@ -52,6 +52,7 @@ def write_dng(path, height=64, width=96, red=8000, green=16000, blue=8000, neutr
     blue: Likewise.
     neutral: What grey is to the sensor, for the white balance.
   """
+  path.parent.mkdir(exist_ok=True)
   sensor = np.empty((height, width), np.uint16)
   sensor[::2, ::2], sensor[1::2, 1::2] = red, blue
   sensor[::2, 1::2] = sensor[1::2, ::2] = green
