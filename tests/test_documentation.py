@@ -35,6 +35,8 @@ def _options(file):
       continue
     names = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
     found |= {name for name in names if re.fullmatch('--?[a-z][a-z0-9_-]*', name)}
+    if 'BooleanOptionalAction' in ast.unparse(node):
+      found |= {f'--no-{name[2:]}' for name in names if name.startswith('--')}
     if ast.unparse(node.func).rpartition('.')[2].startswith('DEFINE_') and names:
       found |= {f'--{names[0]}', f'--no{names[0]}'}
   return found
