@@ -55,7 +55,7 @@ def test_output_and_every_gradient_equal_the_authors_network(golden, name, platf
   with target_platform(platform):
     y, dparams, dx = output_and_gradients(params, to_nhwc(arrays['x']), to_nhwc(arrays['cotangent']))
     inferred = jax.jit(lambda p, v: model.apply({'params': p}, v))(params, to_nhwc(arrays['x']))
-  # Inference on a CPU has a way of its own, see `adaptive_conv`.
+  # Inference on a CPU uses another algorithm, see `adaptive_conv`.
   np.testing.assert_allclose(inferred, to_nhwc(arrays['y']), rtol=0, atol=1e-5)
   np.testing.assert_allclose(y, to_nhwc(arrays['y']), rtol=0, atol=1e-5)
   # Gradients differ in size by orders of magnitude, so each tensor has its own scale.
