@@ -79,7 +79,7 @@ def run_once(stage: str, cache: str | None) -> dict[str, float]:
 
   Args:
     stage: Of `STAGES`.
-    cache: Folder of the compilation cache, if there is to be one.
+    cache: Folder of the compilation cache, or None for no cache.
   """
   clock = Clock()
   _import_packages(clock)

@@ -30,7 +30,7 @@ class ResBlock(nn.Module):
 
   Args:
     features: Channels.
-    image_channels: If given, the input is an image of so many channels and a 1x1
+    image_channels: If given, the input is an image with this many channels, and a 1x1
       convolution maps it to ``features`` first; the mapped tensor is the skip.
   """
 

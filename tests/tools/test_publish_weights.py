@@ -81,8 +81,12 @@ def _write_facts(path, facts):
 
 
 @pytest.fixture
-def request_(tmp_path):
-  """A request to publish float32 weights in float16, with a config of noise of sigma 25."""
+def request_(tmp_path, monkeypatch):
+  """A request to publish float32 weights in float16, with a config of noise of sigma 25.
+
+  What float16 costs is not measured: that takes seconds.
+  """
+  monkeypatch.setattr(publish_weights, 'float16_cost', lambda *_, **options: 'not measured')
   (tmp_path / 'published').mkdir()
   (tmp_path / 'photographs').mkdir()
   pixels = np.random.default_rng(0).integers(0, 256, (9, 13, 3), np.uint8)
@@ -109,7 +113,8 @@ def _published(folder):
   return {path.name: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
 
 
-def test_file_card_and_index_are_written(request_):
+def test_file_card_and_index_are_written(request_, monkeypatch):
+  monkeypatch.setattr(publish_weights, 'float16_cost', model_card.float16_cost)
   entry = publish(request_)
   assert index.read_index(request_.folder) == {'small': entry}
   path = request_.folder / 'small.safetensors'
@@ -222,10 +227,8 @@ def test_weights_trained_in_bfloat16_are_published_in_float32(request_, tmp_path
 
 
 @pytest.fixture
-def stages(tmp_path, monkeypatch):
+def stages(tmp_path):
   """Runs of two stages; the weights of the request are those of the second at step 7."""
-  # Measuring takes long and does not matter here.
-  monkeypatch.setattr(publish_weights, 'float16_cost', lambda *_, **options: 'not measured')
   first, second = (write_log(tmp_path / name, losses(8, every=1)) for name in ('first', 'second'))
   save_checkpoint(second, PARAMS, small_config(init_from=str(first)), 7)
   return str(first), str(second)
@@ -351,7 +354,8 @@ def test_existing_curves_and_missing_matplotlib_are_refused(request_, stages, mo
   assert path.read_bytes().startswith(b'\x89PNG')
 
 
-def test_real_noise_has_no_sigma_and_is_measured_on_pairs(request_):
+def test_real_noise_has_no_sigma_and_is_measured_on_pairs(request_, monkeypatch):
+  monkeypatch.setattr(publish_weights, 'float16_cost', model_card.float16_cost)
   config = small_config()
   config['noise'] = {**config['noise'], 'sigma_255': 0.0}
   asked = dataclasses.replace(request_, config=config)
