@@ -25,8 +25,8 @@ if TYPE_CHECKING:
   import jax
 
 _DESCRIPTION = """\
-Denoises pictures: PNG, JPEG, TIFF, WebP and BMP, 8 and 16 bits, grey and colour, of any size. Transparency,
-orientation, colour profile and metadata are kept."""
+Denoises pictures: PNG, JPEG, TIFF, WebP, BMP and OpenEXR, grey and colour, of any size; reads JPEG XL, HEIC
+and camera raw too. Transparency, orientation, colour profile and metadata are kept."""
 _EPILOG = """\
 examples:
   sadnet-denoise photo.jpg -o denoised.png

@@ -7,13 +7,11 @@ from pathlib import Path
 import time
 from typing import Any
 
-import numpy as np
-
 from sadnet_jax.denoise import interruption
 from sadnet_jax.denoise.denoiser import Denoiser
 from sadnet_jax.denoise.report import Report
 from sadnet_jax.denoise.targets import Target, file_identity
-from sadnet_jax.files import one_line, replacing
+from sadnet_jax.files import one_line
 from sadnet_jax.images import Metadata, Photograph, check_output, read_photograph, upright, write_photograph
 from sadnet_jax.images.arrays import side_by_side
 from sadnet_jax.images.photograph import to_8_bits
@@ -149,8 +147,7 @@ def comparison(noisy: Photograph, denoised: Photograph) -> tuple[Photograph, tup
       slice(max(0, side - COMPARISON_PX) // 2, max(0, side - COMPARISON_PX) // 2 + COMPARISON_PX)
       for side in pixels.shape[:2]
     )
-    pixels = pixels[middle]
-    halves.append(to_8_bits(pixels))
+    halves.append(to_8_bits(pixels[middle]))
   notes: tuple[str, ...] = ()
   if max(noisy.pixels.shape[:2]) > COMPARISON_PX:
     notes = (f'shows the middle {halves[0].shape[1]}x{halves[0].shape[0]} pixels only',)
@@ -175,7 +172,7 @@ class Outputs:
         f'{shown_path(path)} is the output of another picture on this file system; rename one of them'
       )
     if not self._overwrite:
-      raise _already_exists(path)
+      raise ValueError(f'{shown_path(path)} already exists; choose another name or pass --overwrite')
 
   def write(self, path: Path, photograph: Photograph) -> tuple[str, ...]:
     """Writes a picture in the format of the path's extension.
@@ -186,20 +183,10 @@ class Outputs:
     Raises:
       ValueError: The path is taken, perhaps only since `check`, or the file cannot be written.
     """
-    try:
-      with replacing(path, overwrite=self._overwrite) as temporary:
-        notes = write_photograph(temporary, photograph)
-        self.check(path)
-    except FileExistsError as error:
-      raise _already_exists(path) from error
-    except ValueError as error:
-      raise ValueError(str(error).replace(shown_path(temporary), shown_path(path))) from error
+    self.check(path)
+    notes = write_photograph(path, photograph, overwrite=self._overwrite)
     self._written.add(file_identity(path))
     return notes
-
-
-def _already_exists(path):
-  return ValueError(f'{shown_path(path)} already exists; choose another name or pass --overwrite')
 
 
 def error_line(path: Path, error: Exception) -> str:
