@@ -7,6 +7,8 @@ from pathlib import Path
 import time
 from typing import Any
 
+import numpy as np
+
 from sadnet_jax.denoise import interruption
 from sadnet_jax.denoise.denoiser import Denoiser
 from sadnet_jax.denoise.report import Report
@@ -129,7 +131,7 @@ def _denoise(target, networks, report, outputs, linear):
 def _denoised(pixels, denoiser, progress):
   if pixels.dtype != np.float32:
     return denoiser(pixels, progress=progress)
-  # The network knows values up to white only; what is brighter passes by it.
+  # The network was trained on values up to white; the excess of brighter ones is added back unchanged.
   known = np.clip(pixels, -1, 1)
   return denoiser(known, progress=progress) + (pixels - known)
 
