@@ -1,11 +1,11 @@
-"""What each part of the network gives: table 1 of the paper.
+"""What each part of the network contributes: table 1 of the paper.
 
   python train.py --config=configs/ablation.py:rsab --config.data.train.clean=FOLDER
 
-The argument is a row of ROWS: colour, sigma 50, the recipe and data of color.py. A ResBlock
-stands in for every RSAB that is left out.
+The argument names a row of ROWS. All rows train on colour images at sigma 50 with the recipe and data of
+color.py. Without RSAB, a ResBlock takes the place of each RSAB.
 
-Paper, Kodak24: PAPER_PSNR. Ours, all rows trained alike at half the width for 1,000 steps by
+Paper, Kodak24: PAPER_PSNR. Ours, at half the width and 1,000 steps for all rows, from
 benchmarks/ablation.py: docs/ablation.md. At the paper's scale: not measured.
 """
 
@@ -34,14 +34,14 @@ PAPER_PSNR = {
 
 
 def get_config(row: str = 'full') -> ml_collections.ConfigDict:
-  """One row of the table, named as in ROWS."""
+  """Returns the config of one row of ROWS."""
   config = color.get_config('50')
   set_row(config, row)
   return config
 
 
 def set_row(config: ml_collections.ConfigDict, row: str) -> None:
-  """Takes the network of a config to a row of the table."""
+  """Sets the network of a config to a row of ROWS."""
   if row not in ROWS:
-    raise ValueError(f'configs/ablation.py: got argument {row!r}, want one of {", ".join(ROWS)}')
+    raise ValueError(f'the argument of configs/ablation.py is {row!r}, but must be one of {", ".join(ROWS)}')
   config.model.use_rsab, config.model.use_offset_transfer, config.model.use_context = ROWS[row]

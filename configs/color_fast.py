@@ -2,15 +2,15 @@
 
   python train.py --config=configs/color_fast.py:50 --config.data.train.clean=FOLDER
 
-The paper's network, but not its recipe: Muon instead of Adam, a cosine schedule,
-L1 loss, smaller batches of smaller patches, and noise that is not clipped (the
-protocol that most published tables use). The argument and the data are as in color.py.
+The paper's network with another recipe: Muon instead of Adam, a cosine schedule, L1 loss, smaller batches of
+smaller patches, and noise that is not clipped (the protocol of most published tables). Argument and data are
+those of color.py.
 
-Ours, CBSD68, protocol unclipped, in stages on BSD432: 28.16 dB at sigma 50 after 12,000 steps, as
-sadnet_jax/weights/pretrained/color_50.md says; blind, from those weights, an average of three checkpoints of
-3,000 to 5,500 more steps, 31.22, 28.04 and 26.52 dB at sigma 25, 50 and 70, as color_blind.md there
-says. In one stage, as this file has it: not measured. From weights of one sigma, blind wants a lower
-rate (6e-4): at 1.2e-3 offsets left the image.
+Ours on CBSD68, protocol unclipped, trained in stages on BSD432: 28.16 dB at sigma 50 after 12,000 steps (see
+sadnet_jax/weights/pretrained/color_50.md). Blind, continued from those weights, average of three checkpoints
+after 3,000 to 5,500 more steps: 31.22, 28.04 and 26.52 dB at sigma 25, 50 and 70 (see color_blind.md there).
+In one stage, as in this file: not measured. Continuing from weights of one sigma, blind training needs a
+lower rate (6e-4); at 1.2e-3 the offsets left the image.
 """
 
 import ml_collections
@@ -19,7 +19,7 @@ from configs import color
 
 
 def get_config(noise: str = '50') -> ml_collections.ConfigDict:
-  """The paper's network with a recipe for hours rather than days."""
+  """Returns a recipe that trains the paper's network in hours rather than days."""
   config = color.get_config(noise)
   config.noise.clip = 0.0
   config.data.patch_px = 64

@@ -1,7 +1,7 @@
 """Fields that all experiments share, with the paper's recipe as defaults.
 
-The other files of this folder import this one and change what differs. Every
-field can be overridden on the command line: ``--config.batch_size=8``.
+The other files in this folder start from this one and change some fields. Every field can be overridden on
+the command line: ``--config.batch_size=8``.
 """
 
 import ml_collections
@@ -12,21 +12,20 @@ def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   # Seeds the weights, the data order, the crops and the noise.
   config.seed = 0
-  # Patches a step, over all devices of all processes.
+  # Patches per step over all devices of all processes.
   config.batch_size = 16
-  # Parts that every device's share of a batch is worked through in, to save memory.
+  # Number of parts each device's share of the batch is processed in, one after the other, to save memory.
   config.accumulate = 1
   config.steps = 600_000
   # 'l2' (paper, synthetic noise), 'l1' (paper, real noise) or 'charbonnier'.
   config.loss = 'l2'
-  # Weights are averaged over about 1 / (1 - ema_decay) steps, and the average is
-  # what is evaluated; 0 does not average.
+  # Average the weights over about 1 / (1 - ema_decay) steps and evaluate the average; 0 for no average.
   config.ema_decay = 0.0
-  # A step whose loss or gradient is not finite never changes the weights; then
-  # 'stop' ends the run, 'skip' counts it and goes on.
+  # What to do after a step whose loss or gradient is not finite (it never changes the weights): 'stop' ends
+  # the run, 'skip' counts the step and continues.
   config.on_nonfinite = 'stop'
-  # What to take the first weights from: a run's folder, one of its checkpoints, a .safetensors file or
-  # its URL, or a name of published weights (sadnet_jax/pretrained).
+  # Weights to start from: the folder of a run, one of its checkpoints, a .safetensors file or its URL, or the
+  # name of published weights. '' for random weights.
   config.init_from = ''
 
   # The fields of sadnet_jax.SADNet.
@@ -42,43 +41,43 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.rsab_order = 'deform_first'
   config.model.last_kernel = 3
   config.model.offset_init = 'zeros'
-  # 'float32' or 'bfloat16'; weights are float32 in both.
+  # 'float32' or 'bfloat16' for activations; weights are always float32.
   config.model.dtype = 'float32'
 
   config.data = ml_collections.ConfigDict()
-  # What to train on: the folder of each data set, '' for none. Several are joined.
-  # A relative path is looked for here, then under the folder that SADNET_DATA names.
+  # The folder of each data set to train on, '' for none; several sets are joined. Relative paths are looked
+  # for in the current folder, then in SADNET_DATA.
   config.data.train = ml_collections.ConfigDict()
-  # Clean images; noise is added to them in the step.
+  # A folder of clean images; training adds noise to them.
   config.data.train.clean = ''
-  # DIV2K by TensorFlow Datasets: its data_dir, where it downloads to. Clean images.
+  # The data_dir of TensorFlow Datasets, which downloads DIV2K (clean images) to it.
   config.data.train.div2k = ''
   # Noisy and clean images, as downloaded.
   config.data.train.sidd = ''
   config.data.train.renoir = ''
   config.data.train.polyu = ''
-  # Any other folder of pairs; docs/data.md says how they are found.
+  # Any other folder of pairs; docs/data.md describes how files are paired.
   config.data.train.pairs = ''
-  # 'files': the image files as they are, by tf.data. 'tiles': tiles of them, cut once
-  # and kept as TFDS shards, by tf.data. 'memory': all images in the device's memory.
+  # 'files': decode the image files with tf.data. 'tiles': cut them into tiles once, store these as TFDS
+  # shards, and read them with tf.data. 'memory': keep all images in device memory.
   config.data.reader = 'files'
-  # Of 'tiles': where they are kept, their side and the distance between two (paper: 300, 150).
+  # For 'tiles': where to store them, their side, and the distance between two (paper: 300, 150).
   config.data.tiles_dir = 'tiles'
   config.data.tile_px = 300
   config.data.stride_px = 150
   config.data.patch_px = 128
-  # Patches cut from an image (or tile) when it is decoded; they go to as many consecutive steps.
+  # Patches to cut from an image or tile each time it is decoded, for as many consecutive steps.
   config.data.crops_per_image = 1
-  # Scenes of pairs that are not trained on.
+  # Scenes of pairs to hold out from training.
   config.data.held_out = ()
-  # Leave out damaged and unpaired files, and count them, instead of refusing them.
+  # Skip and count damaged and unpaired files, instead of stopping with an error.
   config.data.skip_bad = False
 
   config.noise = ml_collections.ConfigDict()
-  # Standard deviation on the scale of 8-bit images, of training and of validation;
-  # 0 with pairs, which are noisy already.
+  # Standard deviation of the added noise on the scale of 8-bit images, in training and validation; 0 with
+  # pairs, which are noisy already.
   config.noise.sigma_255 = 50.0
-  # Lowest and highest of blind training, where every patch draws its own; () to train at sigma_255.
+  # Blind training: lowest and highest standard deviation; each patch draws its own. () to train at sigma_255.
   config.noise.sigma_255_range = ()
   # Probability that a noisy patch is clipped to [0, 1] and rounded to 8 bits. The authors
   # clip every patch; 0.5 trains one network for the protocols unclipped and clipped8.
@@ -95,36 +94,36 @@ def get_config() -> ml_collections.ConfigDict:
   config.optimizer.b1 = 0.9
   config.optimizer.b2 = 0.999
   config.optimizer.eps = 1e-8
-  # Biases under Muon are trained by Adam at this fraction of the rate.
+  # Under Muon, biases are trained by Adam at this fraction of the learning rate.
   config.optimizer.bias_rate = 0.4
-  # Clip the gradient to this global norm; 0 does not.
+  # Clip gradients to this global norm; 0 for no clipping.
   config.optimizer.clip_norm = 0.0
 
   config.validation = ml_collections.ConfigDict()
-  # Steps between two validations; 0 does not validate.
+  # Steps between two validations; 0 for none.
   config.validation.every = 5_000
-  # Of training on clean images, folders of such (noise.sigma_255 is added); of training on
-  # pairs, folders of pairs, or of SIDD's validation .mat files. What is not there is left
-  # out. The mean over the first set that is there decides which checkpoint is best.
+  # Folders to validate on: `clean` in training on clean images (noise.sigma_255 is added), `pairs` in
+  # training on pairs (folders of pairs, or of SIDD's validation .mat files). Missing folders are skipped. The
+  # mean PSNR on the first existing set decides which checkpoint is best.
   config.validation.clean = ('test/CBSD68', 'test/Kodak24')
   config.validation.pairs = ('test/Nam',)
-  # Validate on the scenes of data.held_out, before the folders.
+  # Validate on the scenes of data.held_out too, as the first set.
   config.validation.held_out = True
-  # Of every set: images to measure (evenly spread; 0 for all), and to show in TensorBoard.
+  # Images per set to validate on (evenly spread; 0 for all), and to show in TensorBoard.
   config.validation.images = 0
   config.validation.pictures = 2
 
-  # Steps between two lines of log, and between two checkpoints.
+  # Steps between two lines of the log, and between two checkpoints.
   config.log_every = 100
   config.checkpoint_every = 5_000
-  # Newest checkpoints to keep, beside the best.
+  # Number of newest checkpoints to keep, besides the best.
   config.keep_checkpoints = 3
   return config
 
 
-def number(text: str, want: str) -> float:
-  """A config's argument as a number; ValueError with what is wanted if it is none."""
+def number(text: str, accepted: str) -> float:
+  """Parses a config's argument; raises ValueError naming what is accepted."""
   try:
     return float(text)
   except ValueError:
-    raise ValueError(f'the argument of the config: got {text!r}, want {want}') from None
+    raise ValueError(f'the argument of the config is {text!r}, but must be {accepted}') from None

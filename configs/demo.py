@@ -2,9 +2,8 @@
 
   python examples/demo.py
 
-Half the paper's width with the recipe of color_fast.py, for a few hundred steps.
-Data: photographs that ship with scikit-image, which examples/demo.py puts in
-place. docs/train.md has the result.
+Half the paper's width, with the recipe of color_fast.py for 250 steps. Data: photographs that come with
+scikit-image; examples/demo.py copies them. Result: docs/train.md.
 """
 
 import ml_collections
@@ -13,7 +12,7 @@ from configs import color_fast
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Width 16 instead of 32, sigma 50, 250 steps."""
+  """Returns the config: width 16 instead of 32, sigma 50, 250 steps."""
   config = color_fast.get_config('50')
   config.model.width = 16
   config.model.offset_width = 16

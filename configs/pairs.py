@@ -1,11 +1,11 @@
-"""Real noise, from any folder of noisy and clean images: the recipe of sidd.py.
+"""Real noise from any folder of noisy and clean pairs, with the recipe of sidd.py.
 
   python train.py --config=configs/pairs.py --config.data.train.pairs=FOLDER
 
-Data: pairs, told by the names of their files or folders as docs/data.md says; without a folder given,
-``train/pairs`` under SADNET_DATA. Pairs of many megapixels are better cut into tiles first
-(``--config.data.reader=tiles``). To begin from published weights: ``--config.init_from=color_real`` for
-JPEG images of cameras, color_blind for others, with a lower rate and fewer steps.
+Data: pairs, recognised by the names of their files or folders (docs/data.md); by default in ``train/pairs``
+under SADNET_DATA. Cut images of many megapixels into tiles with ``--config.data.reader=tiles``. To fine-tune
+published weights, add ``--config.init_from=color_real`` for JPEG images of cameras or ``color_blind`` for
+others, with a lower learning rate and fewer steps.
 
   python evaluate.py --config=configs/pairs.py --checkpoint=runs/pairs --datasets=pairs:FOLDER
 
@@ -18,7 +18,7 @@ from configs import sidd
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """The recipe for real noise on pairs of one's own."""
+  """Returns the recipe for real noise, on your own pairs."""
   config = sidd.get_config()
   config.data.train.sidd = config.data.train.renoir = ''
   config.data.train.pairs = 'train/pairs'

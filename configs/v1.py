@@ -1,13 +1,14 @@
-"""The network of the paper's first version (arXiv v1), for any experiment of the second.
+"""The network of the first version of the paper (arXiv v1), for any experiment of the second.
 
   python train.py --config=configs/v1.py:color-50 --config.data.train.clean=FOLDER
   python train.py --config=configs/v1.py:sidd
 
-The argument is ``color-NOISE`` or ``gray-NOISE`` with the argument of color.py, ``sidd``,
-``nam`` or ``nam-held_out`` (these start from ``runs/v1-sidd``); data and command are as in
-those files. What differs: the deformable convolution comes last in every RSAB, the context
-block's dilations are 1, 2, 4, 8, the last layer is 1x1, and the rate is halved every
-200,000 steps (of ``nam`` as in nam.py).
+The argument is ``color-NOISE`` or ``gray-NOISE`` with NOISE as in color.py, ``sidd``, ``nam`` or
+``nam-held_out`` (the last two start from ``runs/v1-sidd``). Data and command are those of the respective
+file.
+Differences: the deformable convolution comes last in every RSAB, the dilations of the context block are
+1, 2, 4, 8, the last layer is 1x1, and the learning rate is halved every 200,000 steps (``nam``: as in
+nam.py).
 
 Paper v1, PSNR in dB: colour, CBSD68 / Kodak24: sigma 30: 30.64 / 31.86, sigma 50:
 28.30 / 29.62, sigma 70: 26.91 / 28.25; grey, BSD68 / Kodak24: 28.61 / 29.99,
@@ -22,12 +23,12 @@ _EXPERIMENTS = {'color': color, 'gray': gray, 'nam': nam, 'sidd': sidd}
 
 
 def get_config(experiment: str = 'color-50') -> ml_collections.ConfigDict:
-  """An experiment of the ECCV 2020 paper with the network and schedule of arXiv v1."""
+  """Returns an experiment of the ECCV 2020 paper with the network and schedule of arXiv v1."""
   name, _, argument = experiment.partition('-')
   if name not in _EXPERIMENTS or (argument and name == 'sidd'):
     raise ValueError(
-      f"configs/v1.py: got argument {experiment!r}, want 'color-50', 'gray-50' (or another noise), "
-      "'sidd', 'nam' or 'nam-held_out'"
+      f"the argument of configs/v1.py is {experiment!r}, but must be 'color-50', 'gray-50' (or another "
+      "noise), 'sidd', 'nam' or 'nam-held_out'"
     )
   get = _EXPERIMENTS[name].get_config
   config = get(argument) if argument else get()

@@ -108,7 +108,7 @@ def test_evaluate_without_a_network(images, tmp_path):
   for bad, message in [
     ('--methods=sadnet', '--methods: sadnet needs --config and --checkpoint; pass both'),
     ('--methods=median', "--methods: unknown name 'median'; choose from sadnet, noisy, bm3d"),
-    ('--sigmas=fifty', '--sigmas: got fifty, want numbers, such as --sigmas=30,50'),
+    ('--sigmas=fifty', '--sigmas=fifty is not a list of numbers such as 30,50'),
   ]:
     failed = _run(ROOT / 'evaluate.py', *flags, '--overwrite', bad, cwd=tmp_path, succeeds=False)
     assert failed[1].startswith(f'evaluate.py: {message}')
@@ -118,7 +118,7 @@ def test_an_unknown_field_is_an_error_of_one_line(tmp_path):
   result = _run(ROOT / 'train.py', f'--config={ROOT}/configs/color.py', '--config.stepz=3', succeeds=False)
   assert result[1].startswith('train.py: unknown field ')
   assert 'stepz' in result[1]
-  assert '--config.stepz=3; configs/default.py has all fields' in result[1]
+  assert '--config.stepz=3; configs/default.py lists all fields' in result[1]
   assert 'Traceback' not in result[1]
 
 
@@ -130,7 +130,7 @@ def test_a_missing_data_folder_is_an_error_of_one_line(tmp_path):
     cwd=tmp_path,
     succeeds=False,
   )
-  assert 'train.py: config.data.train.clean: got no folder at nowhere, want a folder of images' in result[1]
+  assert 'train.py: config.data.train.clean: no folder at nowhere; give the path of a folder' in result[1]
   assert 'Traceback' not in result[1]
 
 

@@ -1,6 +1,6 @@
-"""Training sets: which files belong together, and tiles of them kept as TFDS shards.
+"""Training and test data: which files belong together, tiles, patches and noise.
 
-``layouts`` knows the folders as downloaded and needs no TensorFlow; ``tiles`` cuts
-them once with TensorFlow Datasets; ``python -m sadnet_jax.data`` does so from
-the command line.
+`layouts` knows data sets as downloaded, `tiles` cuts them into tiles once, `pipeline` and `on_device` cut
+patches of them, `noise` and `camera_noise` add noise, `test_sets` knows test sets by name. Of these only
+`tiles`, `tile_builder` and `pipeline` import TensorFlow. ``python -m sadnet_jax.data`` cuts tiles.
 """

@@ -1,8 +1,8 @@
-"""Cuts a training set into tiles, once.
+"""Cuts a training set into tiles.
 
   python -m sadnet_jax.data sidd --folder=/downloads/SIDD_Medium_Srgb
 
-Prints what was found and written. Training does the same when its tiles are not there.
+Prints what was found and written. Training cuts missing tiles itself; this command does it beforehand.
 """
 
 import argparse
@@ -10,29 +10,29 @@ import collections
 import os
 import time
 
-from sadnet_jax.data.folders import find_data_dir
+from sadnet_jax.data.folders import find_data_dir, new_data_dir
 
 
 def main() -> None:
-  """Prepares the set of the command line."""
-  # Read by TensorFlow when it is imported, by tiles.
+  """Cuts the tiles of the data set given on the command line."""
+  # Read by TensorFlow when `tiles` imports it.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
   from sadnet_jax.data import tiles
 
-  parser = argparse.ArgumentParser(
-    prog='sadnet_jax.data', description='Cuts a training set into tiles, once.'
-  )
-  parser.add_argument('name', choices=tiles.NAMES, help='the data set; clean and pairs are any folder')
+  parser = argparse.ArgumentParser(prog='sadnet_jax.data', description='Cuts a training set into tiles.')
+  parser.add_argument('name', choices=tiles.NAMES, help="the data set; 'clean' and 'pairs' are any folder")
   parser.add_argument(
-    '--folder', required=True, help='as unpacked, may be relative to SADNET_DATA; div2k is downloaded to it'
+    '--folder',
+    required=True,
+    help='the unpacked data set, may be relative to SADNET_DATA; div2k is downloaded to it',
   )
   parser.add_argument(
-    '--tiles_dir', default='tiles', help='where to keep tiles; relative to SADNET_DATA if set'
+    '--tiles_dir', default='tiles', help='where to store the tiles; relative to SADNET_DATA if that is set'
   )
   parser.add_argument('--tile_px', type=int, default=300, help='height and width of a tile (default: 300)')
-  parser.add_argument('--stride_px', type=int, default=150, help='from one tile to the next (default: 150)')
-  parser.add_argument('--skip_bad', action='store_true', help='leave out damaged and unpaired files')
+  parser.add_argument('--stride_px', type=int, default=150, help='step from tile to tile (default: 150)')
+  parser.add_argument('--skip_bad', action='store_true', help='skip damaged and unpaired files')
   arguments = parser.parse_args()
   try:
     _prepare(tiles, arguments)
@@ -42,19 +42,17 @@ def main() -> None:
 
 def _prepare(tiles, arguments):
   name = arguments.name
-  # What is downloaded has a folder yet to be made.
-  folder = (
-    tiles.tiles_folder(arguments.folder) if name == 'div2k' else find_data_dir(arguments.folder, '--folder')
-  )
+  # The folder to download DIV2K to need not exist yet.
+  folder = new_data_dir(arguments.folder) if name == 'div2k' else find_data_dir(arguments.folder, '--folder')
   size = {'tile_px': arguments.tile_px, 'stride_px': arguments.stride_px}
-  place = (name, folder, tiles.tiles_folder(arguments.tiles_dir))
+  location = (name, folder, new_data_dir(arguments.tiles_dir))
   try:
-    tiles.load(*place, **size)
-    done = 'prepared already'
+    tiles.load(*location, **size)
+    done = 'exist already'
   except ValueError:
     done = 'cut'
   start = time.monotonic()
-  prepared = tiles.prepare(*place, **size, skip_bad=arguments.skip_bad)
+  prepared = tiles.prepare(*location, **size, skip_bad=arguments.skip_bad)
   kind = 'pairs' if prepared.has_noisy else 'clean images'
   print(f'{name}: {len(prepared.images)} {kind} of {len(set(prepared.scenes))} scenes in {folder}')
   sizes = collections.Counter((image['width'], image['height']) for image in prepared.images)
@@ -62,7 +60,7 @@ def _prepare(tiles, arguments):
   more = f', {len(sizes) - 8} more sizes' if len(sizes) > 8 else ''
   print(f'sizes: {", ".join(shown)}{more}; {prepared.channels} channels')
   for problem in prepared.problems:
-    print(f'left out: {problem}')
+    print(f'skipped: {problem}')
   print(
     f'{len(prepared)} tiles {done}, {arguments.tile_px} pixels every {arguments.stride_px}, '
     f'{time.monotonic() - start:.1f} seconds: {prepared.path}'

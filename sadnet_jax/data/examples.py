@@ -1,4 +1,4 @@
-"""An image to train on, its ground truth, and the scene it is of."""
+"""An example: an image, its ground truth, and the scene it shows."""
 
 import collections
 from collections.abc import Iterable, Sequence
@@ -17,11 +17,10 @@ class Example:
   """The files of one image.
 
   Attributes:
-    name: Unique within the set: path of the noisy file (or of the clean one, if there
-      is no noisy one) below the folder, with ``/`` and without ending; with it where two
-      files differ in nothing else.
-    scene: What has to be held out together.
-    clean: Files whose mean, rounded, is the ground truth: one, or two in RENOIR.
+    name: Unique within the set: path of the noisy file (or of the clean one, if there is no noisy one) below
+      the folder, with ``/`` and without extension, unless two files differ only in their extensions.
+    scene: Examples of one scene must be held out together.
+    clean: Files whose rounded mean is the ground truth: one, or two in RENOIR.
     noisy: None for clean images.
   """
 
@@ -39,13 +38,12 @@ class Example:
 def read_example(example: Example, channels: int) -> tuple[np.ndarray | None, np.ndarray]:
   """Reads the noisy image and its ground truth.
 
-  The mean of several clean files is rounded to 8 bits, halves up: with two files
-  that is (a + b + 1) // 2. The authors of RENOIR truncate, which darkens by a quarter
-  of a level on average.
+  The mean of several clean files is rounded to 8 bits, halves up: (a + b + 1) // 2 for two files. The authors
+  of RENOIR truncate, which darkens by a quarter of a level on average.
 
   Args:
-    example: What to read.
-    channels: 3 or 1, as `read_image`.
+    example: The example.
+    channels: 3 or 1, as in `read_image`.
 
   Returns:
     Noisy (None for clean images) and clean, uint8 [H, W, channels].
@@ -63,10 +61,10 @@ def read_example(example: Example, channels: int) -> tuple[np.ndarray | None, np
 
 
 def example_shape(example: Example) -> tuple[int, int, int]:
-  """Height, width and channels (1 or 3) from the heads of the files, without decoding them.
+  """Returns height, width and channels (1 or 3) from the headers of the files, without decoding them.
 
   Raises:
-    ValueError: A file is no image or missing, or the sizes differ.
+    ValueError: A file is missing or not an image, or the sizes differ.
   """
   shapes = [image_shape(path) for path in example.files]
   _same_size(example, [shape[:2] for shape in shapes])
@@ -78,32 +76,32 @@ def hold_out(examples: Iterable[Example], scenes: Iterable[str]) -> tuple[list[E
 
   Args:
     examples: The set.
-    scenes: Those to hold out.
+    scenes: The scenes to hold out.
 
   Returns:
-    The examples that are kept, and those held out, both in their order.
+    The remaining and the held-out examples, both in order.
 
   Raises:
-    ValueError: The set has no such scene; all that it has are listed.
+    ValueError: The set has no such scene; its scenes are listed.
   """
   examples, scenes = list(examples), set(scenes)
   known = {example.scene for example in examples}
   if unknown := sorted(scenes - known):
     raise ValueError(
-      f'held-out scenes: got {", ".join(unknown)}, want some of {", ".join(sorted(known)) or "none"}'
+      f'no scene {", ".join(unknown)} to hold out; the scenes are {", ".join(sorted(known)) or "not known"}'
     )
   kept = [e for e in examples if e.scene not in scenes]
   return kept, [e for e in examples if e.scene in scenes]
 
 
 def fingerprint(examples: Sequence[Example]) -> str:
-  """Tells two sets of files apart, wherever their folders lie: '432 images, 3f2a91c0'.
+  """Identifies a set of files, independent of where it is stored: '432 images, 3f2a91c0'.
 
-  A hash of the names of the examples and of the names and sizes of their files. That
-  is quick, and misses a file replaced by one of the same name and size.
+  It hashes the names of the examples and the names and sizes of their files. That is fast, but does not
+  notice a file that is replaced by one of the same name and size.
 
   Raises:
-    ValueError: A file is gone.
+    ValueError: A file no longer exists.
   """
   digest = hashlib.sha256()
   for example in sorted(examples, key=lambda e: e.name):
@@ -112,7 +110,7 @@ def fingerprint(examples: Sequence[Example]) -> str:
       try:
         size = path.stat().st_size
       except OSError as error:
-        raise ValueError(f'{path}: got no such file ({error}), want it still there') from error
+        raise ValueError(f'{path}: this file no longer exists ({error.strerror})') from error
       digest.update(f'{path.name} {size}\n'.encode())
   return f'{len(examples)} images, {digest.hexdigest()[:8]}'
 
@@ -122,28 +120,28 @@ def _same_size(example, sizes):
     found = ', '.join(
       f'{path} of {width}x{height}' for path, (height, width) in zip(example.files, sizes, strict=True)
     )
-    raise ValueError(f'{example.name}: got images of different sizes ({found} pixels), want equal ones')
+    raise ValueError(f'{example.name}: its images must have one size, but differ ({found} pixels)')
 
 
 def check_examples(examples: Sequence[Example], channels: int, patch_px: int) -> None:
-  """Reads every image once, so that a bad one is found now and not hours into a run.
+  """Reads every image once, to find a bad one now instead of hours into a run.
 
   Args:
     examples: Images, with or without noisy versions.
-    channels: 3 or 1, as `images.read_image`.
-    patch_px: Side of a crop in pixels.
+    channels: 3 or 1, as in `read_image`.
+    patch_px: Side of a patch in pixels.
 
   Raises:
-    ValueError: The first image that is damaged, smaller than a crop, of another size
-      than its noisy version, or grey where colour is wanted, named.
+    ValueError: Names the first image that is damaged, smaller than a patch, not of the size of its noisy
+      version, or grey although ``channels`` is 3.
   """
 
   def check(example):
     height, width, _ = read_example(example, channels)[1].shape
     if min(height, width) < patch_px:
       raise ValueError(
-        f'{example.files[0]}: got {width}x{height} pixels, want at least {patch_px}x{patch_px} for a crop '
-        '(lower data.patch_px or take the image out)'
+        f'{example.files[0]}: {width}x{height} pixels are fewer than a patch of {patch_px}x{patch_px}; lower '
+        'data.patch_px, or remove the image'
       )
 
   with concurrent.futures.ThreadPoolExecutor() as pool:

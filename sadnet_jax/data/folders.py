@@ -1,36 +1,44 @@
-"""Where data sets are: a path as given, or below the folder that SADNET_DATA names."""
+"""Where data is: paths as given, or relative to the folder that the variable SADNET_DATA names."""
 
 import os
 from pathlib import Path
 
 
 def find_data_dir(path: str | Path, source: str) -> Path:
-  """A folder of data: as given, or below the folder that SADNET_DATA names.
+  """Returns an existing folder: the path as given, or below SADNET_DATA.
 
   Args:
     path: What the user gave.
-    source: The flag or field it was given by, for the message.
-
-  Returns:
-    A folder that exists.
+    source: The flag or field it was given in, for the message.
 
   Raises:
-    ValueError: Neither exists; both are named.
+    ValueError: Neither folder exists; both are named.
   """
   folder = look_for_data_dir(path)
   if folder is None:
     raise ValueError(
-      f'{source}: got no folder at {" or ".join(str(p) for p in _places(path))}, want a folder of images '
-      '(give its path, or set SADNET_DATA to the folder it is relative to)'
+      f'{source}: no folder at {" or ".join(str(p) for p in _candidates(path))}; give the path of a folder '
+      'of images, or set SADNET_DATA to the folder it is relative to'
     )
   return folder
 
 
 def look_for_data_dir(path: str | Path, root: str | Path | None = None) -> Path | None:
-  """As `find_data_dir`, but None where neither exists; a root takes SADNET_DATA's place."""
-  return next((folder for folder in _places(path, root) if folder.is_dir()), None)
+  """Returns the folder as `find_data_dir` does, or None; a root replaces SADNET_DATA."""
+  return next((folder for folder in _candidates(path, root) if folder.is_dir()), None)
 
 
-def _places(path, root=None):
-  root = root or os.environ.get('SADNET_DATA')
+def new_data_dir(path: str | Path) -> Path:
+  """Returns where to create data: a relative path is below SADNET_DATA if that is set."""
+  return Path(data_root() or '', path)
+
+
+def data_root() -> Path | None:
+  """Returns the folder that SADNET_DATA names, None if it is not set."""
+  root = os.environ.get('SADNET_DATA')
+  return Path(root) if root else None
+
+
+def _candidates(path, root=None):
+  root = root or data_root()
   return [Path(path)] + ([Path(root) / path] if root else [])

@@ -1,23 +1,23 @@
-"""Training sets as downloaded: which files belong together, in which scenes.
+"""Data sets as downloaded: which files belong together, and in which scenes.
 
 ======  =====================================================================
-clean   Any folder of clean images, with its subfolders; each is a scene.
+clean   Any folder of clean images, with its subfolders; each image is a scene.
 pairs   Any folder of noisy and clean images, paired by the rules of `pairs`;
         each pair is a scene.
 sidd    SIDD Medium or Small sRGB: ``Data/<scene>/[NNNN_]{NOISY,GT}_SRGB_NNN.PNG``
         with ``Data`` at any depth. The scene is the 3-digit scene number of
-        the folder's name, '001' of ``0001_001_S6_00100_00060_3200_L``.
+        the folder's name: '001' in ``0001_001_S6_00100_00060_3200_L``.
 renoir  RENOIR: ``{Mi3,T3i,S90}_Aligned/Batch_NNN/*{Reference,full,Noisy}.bmp`` at any
-        depth. Each Noisy pairs with the mean of Reference and full. The scene is
+        depth. Each Noisy is paired with the mean of Reference and full. The scene is
         'Mi3/Batch_001'.
 polyu   PolyU: ``CroppedImages`` at any depth, ``*_{real,mean}.JPG``. The scene is camera
-        and scene of the name, 'NikonD800_plant'. The folder ``OriginalImages`` is read
-        when it is given itself; the crops are cut from it, so never train on one and
-        report the other. Its scenes have other names ('Nikon800_flowe').
+        and scene in the name: 'NikonD800_plant'. The folder ``OriginalImages`` is only read
+        if it is given itself. The crops are cut from it, so never train on one and
+        evaluate on the other. Its scenes have other names ('Nikon800_flowe').
 ======  =====================================================================
 
-Case is ignored, and files that belong to no image of a set (notes, masks, plots) too,
-but for 'pairs', where every image file has to belong to a pair.
+Case is ignored. Files that do not belong to an image of the set (notes, masks, plots) are ignored too,
+except with 'pairs', where every image file must belong to a pair.
 """
 
 from __future__ import annotations
@@ -28,20 +28,9 @@ import dataclasses
 from pathlib import Path
 import re
 
-from sadnet_jax.data.examples import Example, example_shape, fingerprint, hold_out, read_example
+from sadnet_jax.data.examples import Example
 from sadnet_jax.data.pairs import find_pairs
 from sadnet_jax.images import arrays
-
-__all__ = [
-  'LAYOUTS',
-  'Example',
-  'Found',
-  'example_shape',
-  'find_examples',
-  'fingerprint',
-  'hold_out',
-  'read_example',
-]
 
 _SIDD_FILE = re.compile(
   r'(?P<before>(?:\d{4}_)?)(?P<role>GT|NOISY)(?P<after>_SRGB_\d{3}\.PNG)', re.IGNORECASE
@@ -59,11 +48,11 @@ _POLYU_ORIGINAL = re.compile(r'(.+)_([a-z][^_]*)_real', re.IGNORECASE)
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-  """What a folder holds.
+  """The content of a folder.
 
   Attributes:
     examples: Sorted by path.
-    problems: One sentence for each file left out; empty unless they may be skipped.
+    problems: One sentence per skipped file; empty unless ``skip_bad`` was set.
   """
 
   examples: list[Example]
@@ -71,41 +60,37 @@ class Found:
 
 
 def find_examples(name: str, folder: str | Path, *, skip_bad: bool = False) -> Found:
-  """Lists and pairs the files of a data set; opens none.
+  """Lists and pairs the files of a data set without opening them.
 
   Args:
     name: One of LAYOUTS.
-    folder: Where it was unpacked to.
-    skip_bad: Leave out files that lack their partner, and list them, instead of refusing.
+    folder: The folder it was unpacked to.
+    skip_bad: Skip and list files that lack their partner, instead of raising an exception.
 
   Returns:
     At least one example.
 
   Raises:
-    ValueError: No such layout or folder, nothing of the layout in it, or a file
-      without its partner.
+    ValueError: Unknown layout, missing folder, no files of the layout in it, or a file without its partner.
   """
   if name not in LAYOUTS:
-    raise ValueError(f'data set: got {name!r}, want one of {", ".join(LAYOUTS)}')
+    raise ValueError(f'unknown data set {name!r}; choose one of {", ".join(LAYOUTS)}')
   folder, layout = Path(folder), LAYOUTS[name]
   if not folder.is_dir():
-    raise ValueError(f'{folder}: got no such folder, want {layout.want}')
+    raise ValueError(f'{folder}: no such folder; give {layout.wanted}')
   found, problems = layout.find(folder)
   if problems and not skip_bad:
-    more = f'; {len(problems) - 1} more like it' if len(problems) > 1 else ''
-    raise ValueError(
-      f'{problems[0]} (repair it, e.g. by unpacking the download again, or leave such files out '
-      f'with skip_bad{more})'
-    )
+    more = f'; {len(problems) - 1} more problems' if len(problems) > 1 else ''
+    raise ValueError(f'{problems[0]} (unpack the download again, or skip such files with skip_bad{more})')
   if not found:
-    bad = f' but {len(problems)} unusable files, the first: {problems[0]}' if problems else ''
-    raise ValueError(f'{folder}: got {layout.lack}{bad}, want {layout.want}')
+    bad = f', and {len(problems)} files that cannot be used, the first: {problems[0]}' if problems else ''
+    raise ValueError(f'{folder}: {layout.lacking} in this folder{bad}; give {layout.wanted}')
   return Found(_named(found, folder), problems)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Files:
-  """Files of an image before it has a name; a scene of None is the name."""
+  """The files of an image before it is named; without a scene, its name becomes the scene."""
 
   clean: tuple[Path, ...]
   noisy: Path | None
@@ -116,7 +101,7 @@ def _named(found: Iterable[_Files], folder: Path) -> list[Example]:
   paths = [files.noisy or files.clean[0] for files in found]
   whole = [path.relative_to(folder).as_posix() for path in paths]
   names = [path.relative_to(folder).with_suffix('').as_posix() for path in paths]
-  # A name with its ending may be another's without: c.png and c.bmp beside c.png.jpg.
+  # Even a name with its extension may be another's without: c.png and c.bmp beside c.png.jpg.
   while len(set(names)) < len(names):
     count = collections.Counter(names)
     names = [name if count[name] == 1 else full for name, full in zip(names, whole, strict=True)]
@@ -143,18 +128,16 @@ def _find_sidd(folder: Path) -> tuple[list[_Files], list[str]]:
       groups = _groups(instance, _SIDD_FILE)
       match = _SIDD_FOLDER.fullmatch(instance.name)
       if match and (first := seen.setdefault(instance.name.lower(), instance)) != instance:
-        problems.append(f'{instance}: got what is in {first} as well, want it once (give one set of the two)')
+        problems.append(f'{instance}: the same scene is in {first}; give only one of the two sets')
       elif match and not groups:
-        problems.append(
-          f'{instance}: got no image in it, want pairs like NOISY_SRGB_010.PNG, GT_SRGB_010.PNG'
-        )
+        problems.append(f'{instance}: no pairs of images like NOISY_SRGB_010.PNG, GT_SRGB_010.PNG')
       elif match:
         for roles in groups.values():
-          if not _complain(roles, ('noisy', 'gt'), problems):
+          if not _add_incomplete(roles, ('noisy', 'gt'), problems):
             found.append(_Files(tuple(roles['gt']), roles['noisy'][0], match['scene']))
       elif groups:
         problems.append(
-          f'{instance}: got images in a folder of this name, want one like 0001_001_S6_00100_00060_3200_L'
+          f'{instance}: contains images, but its name is not like 0001_001_S6_00100_00060_3200_L'
         )
   return found, problems
 
@@ -163,7 +146,7 @@ def _find_renoir(folder: Path) -> tuple[list[_Files], list[str]]:
   found, problems = [], []
   seen: dict[str, Path] = {}
   for batch in _folders(folder, _RENOIR_FOLDER.fullmatch):
-    # The nearest, above the folder given too, which may be that of one camera.
+    # The nearest one; also above the given folder, which may be that of one camera.
     above = (_RENOIR_CAMERAS.get(path.name.lower()) for path in batch.resolve().parents)
     camera = next(filter(None, above), None)
     scene = f'{camera}/{batch.name.capitalize()}'
@@ -172,17 +155,15 @@ def _find_renoir(folder: Path) -> tuple[list[_Files], list[str]]:
       for role, paths in group.items():
         roles[role] += paths
     if camera is None:
-      problems.append(
-        f'{batch}: got a batch of no camera, want it below Mi3_Aligned, T3i_Aligned or S90_Aligned'
-      )
+      problems.append(f'{batch}: this batch is not below Mi3_Aligned, T3i_Aligned or S90_Aligned')
     elif (first := seen.setdefault(scene, batch)) != batch:
-      problems.append(f'{batch}: got {scene} a second time, want it once (the first is {first})')
+      problems.append(f'{batch}: {scene} exists twice, first as {first}')
     elif lacking := [r for r in ('Noisy', 'Reference', 'full') if not roles[r.lower()]]:
       problems.append(
-        f'{batch}: got no file ending in {" or ".join(f"{r}.bmp" for r in lacking)}, want one Reference, '
-        'one full, one or more Noisy'
+        f'{batch}: no file ending in {" or ".join(f"{r}.bmp" for r in lacking)}; a batch needs one '
+        'Reference, one full, and one or more Noisy'
       )
-    elif not _complain({r: roles[r] for r in ('reference', 'full')}, ('reference', 'full'), problems):
+    elif not _add_incomplete({r: roles[r] for r in ('reference', 'full')}, ('reference', 'full'), problems):
       clean = (*roles['reference'], *roles['full'])
       found += [_Files(clean, noisy, scene) for noisy in sorted(roles['noisy'])]
   return found, problems
@@ -197,28 +178,28 @@ def _find_polyu(folder: Path) -> tuple[list[_Files], list[str]]:
     folders = _folders(folder, lambda name: name.lower() == 'croppedimages')
   for crops in folders:
     for roles in _groups(crops, _POLYU_FILE).values():
-      if not _complain(roles, ('real', 'mean'), problems):
+      if not _add_incomplete(roles, ('real', 'mean'), problems):
         noisy = roles['real'][0]
         match = _POLYU_CROP.fullmatch(noisy.stem) or _POLYU_ORIGINAL.fullmatch(noisy.stem)
         if match:
           found.append(_Files(tuple(roles['mean']), noisy, f'{match[1].replace("_", "")}_{match[2]}'))
         else:
           problems.append(
-            f'{noisy}: got a name without camera and scene, want <camera>_..._<scene>_<index>_real'
+            f'{noisy}: no camera and scene in its name, which must be like <camera>_..._<scene>_<index>_real'
           )
   return found, problems
 
 
 def _folders(folder: Path, wanted: Callable[[str], object]) -> list[Path]:
-  """The folder and all below whose names are wanted."""
+  """Returns those of the folder and all folders below it whose names are wanted."""
   below = sorted(path for path in folder.rglob('*') if path.is_dir() and wanted(path.name))
   return [folder, *below] if wanted(folder.resolve().name) else below
 
 
 def _groups(folder: Path, pattern: re.Pattern[str]) -> dict[str, dict[str, list[Path]]]:
-  """Files whose names match, by what they have in common, then by role; both in lower case.
+  """Groups files with matching names by the common part of their names, then by role, both in lower case.
 
-  Hidden files do not count: macOS leaves a ``._name`` beside every file of some archives.
+  Hidden files are ignored: macOS leaves a ``._name`` beside every file of some archives.
   """
   groups: dict[str, dict[str, list[Path]]] = {}
   for path in sorted(folder.iterdir()):
@@ -229,13 +210,13 @@ def _groups(folder: Path, pattern: re.Pattern[str]) -> dict[str, dict[str, list[
   return groups
 
 
-def _complain(roles: dict[str, list[Path]], wanted: tuple[str, ...], problems: list[str]) -> bool:
-  """Whether a role is not filled by exactly one file; adds the sentence that says so."""
+def _add_incomplete(roles: dict[str, list[Path]], wanted: tuple[str, ...], problems: list[str]) -> bool:
+  """Adds a problem and returns True if there is not exactly one file for each role."""
   first = min(path for paths in roles.values() for path in paths)
   for role in wanted:
     if (count := len(roles.get(role, ()))) != 1:
-      got = f'{count} {role} images' if count else f'no {role} image'
-      problems.append(f'{first}: got {got} of it, want one {" and one ".join(wanted)}')
+      found = f'{count} {role} images belong to it' if count else f'no {role} image belongs to it'
+      problems.append(f'{first}: {found}; it needs one {" and one ".join(wanted)}')
       return True
   return False
 
@@ -243,8 +224,8 @@ def _complain(roles: dict[str, list[Path]], wanted: tuple[str, ...], problems: l
 @dataclasses.dataclass(frozen=True)
 class _Layout:
   find: Callable[[Path], tuple[list[_Files], list[str]]]
-  lack: str  # What an unfit folder has none of.
-  want: str
+  lacking: str  # What another folder lacks.
+  wanted: str
 
 
 LAYOUTS = {

@@ -1,10 +1,9 @@
-"""The whole data set in the memory of every device; crops are cut there.
+"""Training patches cut on the devices, from a data set in the memory of every device.
 
-Nothing is decoded and nothing crosses the bus while a run trains. As in
-`input_pipeline`, which patches step k sees is a function of (seed, k) alone: sample i of
-the run, i = k * batch size + position, takes its image from a random permutation of all
-images for its epoch, and its corner and orientation from a key folded with i. The
-patches differ from those of `input_pipeline`, as the generators do.
+Nothing is decoded or transferred during training. As in `pipeline`, the patches of step k are a function of
+(seed, k) alone: sample i = k * batch_size + position takes its image from a random permutation of all images,
+one permutation per epoch, and its corner and orientation from a key folded with i. The patches are not those
+of `pipeline`, because the random generators differ.
 """
 
 from collections.abc import Sequence
@@ -21,19 +20,19 @@ from sadnet_jax.data.examples import Example, example_shape, read_example
 
 @struct.dataclass
 class DeviceImages:
-  """Images one below the other; a pytree, as NumPy arrays until it is placed on devices.
+  """A data set as one tall array: a pytree of NumPy arrays, until it is placed on devices.
 
-  Portrait images are turned by 90 degrees, which the random orientation of a patch
-  makes no difference to, so that the width that all share is little more than theirs.
-  The channels of a pixel lie in a row, as an axis of 3 of its own would be padded to 128
-  on a TPU; a row and a column, unlike one index of all, stay below 2**31 for any set.
+  Images are stacked vertically. Portrait images are rotated by 90 degrees to waste little width; as patches
+  have random orientations, this makes no difference. The channels of a pixel are neighbours in a row, because
+  a TPU would pad an axis of length 3 to 128. Row and column indices stay below 2**31 for any data set, which
+  a flat index would not.
 
   Attributes:
-    clean: uint8 [rows, widest width * channels]; zero where an image is narrower.
-    noisy: Alike, or None for clean images.
-    table: int32 [images, 3]: first row, height and width of each.
+    clean: uint8 [rows, largest width * channels]; zero to the right of narrower images.
+    noisy: The same for the noisy images, None for clean images.
+    table: int32 [images, 3]: first row, height and width of each image.
     channels: 3 or 1.
-    shortest_px: Shortest side of any image: patches can have this many pixels.
+    shortest_px: Shortest side of any image, the largest possible patch.
   """
 
   clean: Any
@@ -44,7 +43,7 @@ class DeviceImages:
 
   @property
   def nbytes(self) -> int:
-    """Bytes on each device."""
+    """Size on each device in bytes."""
     return sum(array.nbytes for array in jax.tree.leaves(self))
 
 
@@ -54,20 +53,19 @@ def load(examples: Sequence[Example], channels: int, device: jax.Device | None =
   Args:
     examples: Images, all or none with a noisy version.
     channels: 3, or 1 (colour files are converted).
-    device: One of those that they will be placed on: its memory is checked before
-      anything is read.
+    device: One of the devices they will be placed on, whose free memory is checked before reading.
 
   Returns:
-    NumPy arrays, to be placed by ``jax.device_put``.
+    NumPy arrays, to be placed with ``jax.device_put``.
 
   Raises:
-    ValueError: A file is damaged, sizes within an example differ, noisy images are
-      there for some examples only, or the device has not enough memory.
+    ValueError: A file is damaged, sizes within an example differ, only some examples have noisy images, or
+      the device has too little memory.
   """
   if len({example.noisy is None for example in examples}) != 1:
     raise ValueError(
-      f'training images: got {sum(e.noisy is not None for e in examples)} of {len(examples)} with a noisy '
-      'image, want all or none, and at least one image'
+      f'{sum(e.noisy is not None for e in examples)} of {len(examples)} training images have a noisy '
+      'version; at least one image is needed, and all or none with a noisy version'
     )
   sides = np.array([sorted(example_shape(example)[:2]) for example in examples], np.int32)
   heights, widths = sides[:, 0], sides[:, 1]
@@ -82,9 +80,9 @@ def load(examples: Sequence[Example], channels: int, device: jax.Device | None =
     noisy, clean = read_example(example, channels)
     for name, image in (('clean', clean), ('noisy', noisy)):
       if image is not None:
-        lying = image if image.shape[0] <= image.shape[1] else np.rot90(image)
-        height, width, _ = lying.shape
-        stacks[name][row : row + height, : width * channels] = lying.reshape(height, -1)
+        landscape = image if image.shape[0] <= image.shape[1] else np.rot90(image)
+        height, width, _ = landscape.shape
+        stacks[name][row : row + height, : width * channels] = landscape.reshape(height, -1)
 
   with concurrent.futures.ThreadPoolExecutor() as pool:
     for _ in pool.map(read, examples, first_rows[:-1].tolist()):
@@ -94,22 +92,22 @@ def load(examples: Sequence[Example], channels: int, device: jax.Device | None =
 
 
 def check_memory(nbytes: int, device: jax.Device) -> None:
-  """Refuses a data set larger than what is free on a device, where the device tells.
+  """Checks that a data set fits into the free memory of a device, if the device reports it.
 
   Args:
-    nbytes: Size of the images.
-    device: Where they will go.
+    nbytes: Size of the images in bytes.
+    device: The device.
 
   Raises:
     ValueError: It does not fit; both sizes are named.
   """
-  # None on a CPU.
+  # A CPU reports None.
   stats = device.memory_stats() or {}
   free = stats.get('bytes_limit', nbytes) - stats.get('bytes_in_use', 0)
   if nbytes > free:
     raise ValueError(
-      f"data.reader: got 'memory' with images of {nbytes / 1e9:.1f} GB, want at most the {free / 1e9:.1f} GB "
-      f"that are free on {device}, less what training needs (use 'tiles' or 'files')"
+      f'the images have {nbytes / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free on {device}; use '
+      "data.reader = 'tiles' or 'files' instead of 'memory'"
     )
 
 
@@ -123,27 +121,27 @@ def sample(
   first: jax.Array | int,
   count: int,
 ) -> dict[str, jax.Array]:
-  """Cuts a device's share of the batch of a step; can be compiled, and is pure.
+  """Cuts a device's share of the batch of a step; a pure function that can be jitted.
 
   Args:
     images: The data set.
-    seed_key: Random key of the whole run.
-    step: The step; ``step * batch_size`` stays below 2**31.
-    batch_size: Patches a step over all devices.
+    seed_key: Random key for the patches of the whole run.
+    step: The step; ``step * batch_size`` must stay below 2**31.
+    batch_size: Patches per step over all devices.
     patch_px: Side of a patch in pixels.
-    first: Position of the share within the batch.
-    count: Patches in the share.
+    first: Position of the share in the batch.
+    count: Number of patches in the share.
 
   Returns:
-    uint8 [count, patch_px, patch_px, C]: ``clean``, and ``noisy`` (the same crops of the
-    noisy images) where there are some.
+    uint8 [count, patch_px, patch_px, C]: ``clean``, and ``noisy`` (the same crops of the noisy images) if
+    there are noisy images.
 
   Raises:
-    ValueError: Patches larger than the smallest image.
+    ValueError: The patches are larger than the smallest image.
   """
   if patch_px > images.shortest_px:
     raise ValueError(
-      f'patch_px: got {patch_px}, want at most {images.shortest_px}, the shortest side of an image'
+      f'patch_px is {patch_px}, but the shortest side of an image is {images.shortest_px} pixels'
     )
   order_key, crop_key = jax.random.split(seed_key)
   numbers = step * batch_size + first + jnp.arange(count)
@@ -167,9 +165,9 @@ def sample(
 
 
 def _shuffled(key, numbers, count):
-  """Numbers of consecutive samples -> their images, each once an epoch."""
+  """Returns the images of consecutive samples of the run; each image occurs once per epoch."""
   epochs = numbers // count
-  # The epochs that so many consecutive samples can touch, from the first one's on.
+  # The largest number of epochs that so many consecutive samples can touch.
   most = (numbers.shape[0] + count - 2) // count + 1
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, epochs[0] + jnp.arange(most))
   orders = jax.vmap(lambda key: jax.random.permutation(key, count))(keys)
@@ -177,7 +175,7 @@ def _shuffled(key, numbers, count):
 
 
 def _turn(patch, turn):
-  """One of the 8 flips and rotations by 90 degrees, from three bits."""
+  """Applies one of the 8 flips and rotations by 90 degrees, selected by three bits."""
   patch = jnp.where(turn[0], patch.swapaxes(0, 1), patch)
   patch = jnp.where(turn[1], patch[::-1], patch)
   return jnp.where(turn[2], patch[:, ::-1], patch)

@@ -1,19 +1,18 @@
-"""Which files of any folder are pairs of a noisy and a clean image.
+"""Finds pairs of noisy and clean images in any folder, by their names.
 
-Names are taken as words, separated by anything but letters and digits; case and the
-file's ending do not count.
+Names are split into words at anything but letters and digits; case and file extension are ignored.
 
-- A file is noisy or clean by the last word of its name that is one of
-  NOISY_WORDS or CLEAN_WORDS. If none is, by the nearest folder below the one given
-  whose name has such a word.
-- Two files are a pair if the rest of their names is equal and they lie in the same folder,
+- The last word of a file's name that is one of NOISY_WORDS or CLEAN_WORDS decides whether it is noisy or
+  clean. Without such a word, the nearest folder that has one in its name decides (the given folder itself
+  does not count).
+- Two files are a pair if the rest of their names is equal and they are in the same folder,
   or in folders that differ only in such words: ``a/1_noisy.png`` and ``a/1_gt.jpg``,
   ``noisy/1.png`` and ``clean/1.png``, ``0001/NOISY_SRGB_010.PNG`` and
   ``0001/GT_SRGB_010.PNG``.
-- Of files left over, one in a folder of noisy images only and one in a folder of clean images
-  only are a pair if the rest of their names is equal and no third file's is:
+- Of the remaining files, one in a folder of noisy images only and one in a folder of clean images
+  only are a pair if the rest of their names is equal, and no third file has it:
   ``Nam_patches/01_noise.png`` and ``Nam_patch_GT/01_gt.png``.
-- A file that has no word, or no partner, or more than one, is a problem.
+- A file without such a word, without a partner, or with several, is a problem.
 """
 
 import collections
@@ -30,9 +29,9 @@ _WORDS = NOISY_WORDS | CLEAN_WORDS
 @dataclasses.dataclass(frozen=True)
 class _File:
   path: Path
-  word: str  # By which it is noisy or clean.
-  folder: str  # Without the words that tell noisy from clean.
-  rest: str  # Of the name, without the word.
+  word: str  # The word that makes it noisy or clean.
+  folder: str  # Its folder, without such words.
+  rest: str  # Its name, without that word.
 
   @property
   def role(self) -> str:
@@ -44,10 +43,10 @@ def find_pairs(paths: Iterable[Path], folder: Path) -> tuple[list[tuple[Path, Pa
 
   Args:
     paths: Image files below the folder.
-    folder: Its own name does not count.
+    folder: The folder; its own name is ignored.
 
   Returns:
-    (noisy, clean) sorted by noisy, and one sentence for each file that is left out.
+    (noisy, clean) sorted by noisy, and one sentence per file without a pair.
   """
   files, problems = [], []
   for path in paths:
@@ -55,11 +54,11 @@ def find_pairs(paths: Iterable[Path], folder: Path) -> tuple[list[tuple[Path, Pa
       files.append(file)
     else:
       problems.append(
-        f'{path}: got a name that does not tell noisy from clean, want one of the words '
-        f'{", ".join(sorted(NOISY_WORDS))} or {", ".join(sorted(CLEAN_WORDS))} in it or in its folder'
+        f'{path}: its name does not say whether it is noisy or clean; put one of the words '
+        f'{", ".join(sorted(NOISY_WORDS))} or {", ".join(sorted(CLEAN_WORDS))} into it or its folder'
       )
   pairs, left = _match(files, lambda file: (file.folder, file.rest))
-  # A file whose partner is missing must not find that of another scene.
+  # A file that lacks its partner must not be paired with a file of another scene.
   count = collections.Counter(file.rest for file in files)
   roles = collections.defaultdict(set)
   for file in files:
@@ -72,7 +71,7 @@ def find_pairs(paths: Iterable[Path], folder: Path) -> tuple[list[tuple[Path, Pa
 
 
 def roles(paths: Iterable[Path], folder: Path) -> set[str]:
-  """What the words in the names of files below a folder say they are: 'noisy', 'clean', both, neither."""
+  """Returns the roles that names of files below a folder express: 'noisy', 'clean', both or neither."""
   return {file.role for path in paths if (file := _parse(path, folder))}
 
 
@@ -96,7 +95,7 @@ def _words(text):
 
 
 def _match(files, key):
-  """Pairs files with equal keys, where they are two; the others are left over."""
+  """Returns pairs of files with equal keys, and the files whose key two files do not share."""
   groups = collections.defaultdict(list)
   for file in files:
     groups[key(file)].append(file)
@@ -111,10 +110,12 @@ def _match(files, key):
 
 
 def _unpaired(file, files):
-  """A sentence that names the file and those beside it that it could have been paired with."""
+  """Names the file and others that it could have been paired with."""
   other = 'clean' if file.role == 'noisy' else 'noisy'
   same = [f for f in files if (f.folder, f.rest) == (file.folder, file.rest) and f is not file]
-  got = f'{file.path}: got a {file.role} image (by the word {file.word!r})'
+  what = f'{file.path}: this {file.role} image (by the word {file.word!r})'
   if not same:
-    return f'{got} without a {other} one, want one of the same name but for that word'
-  return f'{got} beside {", ".join(str(f.path) for f in same[:3])}, want one noisy and one clean of a name'
+    return f'{what} has no {other} partner, whose name would differ only in that word'
+  return (
+    f'{what} could be paired with {", ".join(str(f.path) for f in same[:3])}; leave one noisy and one clean'
+  )

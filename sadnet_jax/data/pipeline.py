@@ -1,14 +1,13 @@
-"""Training patches by tf.data, a batch a step, and their way to the devices.
+"""Training patches from files or tiles with tf.data, one batch per step, and their transfer to the devices.
 
-Which patches step k sees is a function of (seed, k) alone. Every image is decoded for
-m = ``crops_per_image`` consecutive steps, a round: image slot i of the run, i = round *
-batch size + position, takes its image from a pseudo-random permutation of all images
-for its epoch, and step k of the round one crop of each slot, with corner and
-orientation from a stateless generator seeded with (seed, k * batch size + position). A
-run can start at any step without replaying or storing anything.
+The patches of step k are a function of (seed, k) alone, so a run can start at any step without replaying or
+storing anything. Each image is decoded for a round of m = ``crops_per_image`` consecutive steps. Image slot
+i = round * batch_size + position takes its image from a pseudo-random permutation of all images, one
+permutation per epoch. Each step of the round cuts one patch from the image of each slot; its corner and
+orientation come from a stateless generator seeded with (seed, step * batch_size + position).
 
-A crop costs the decoding of 1 / m image, so files of many megapixels want a larger m,
-or to be cut into tiles (`datasets.tiles`), or to be kept on the device (`device_data`).
+A patch costs 1 / m of decoding an image. For files of many megapixels use a larger m, or cut them into tiles
+(`tiles`), or keep them in device memory (`on_device`).
 """
 
 import bisect
@@ -25,11 +24,16 @@ import tensorflow as tf
 from sadnet_jax.data.examples import Example
 from sadnet_jax.images.arrays import LUMA
 
+if TYPE_CHECKING:
+  from sadnet_jax.data.tiles import TileSet
+
+# Formats that TensorFlow decodes. The other readers use Pillow, which knows more.
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp')
 Images = dict[str, Any]
 
 
 class ImageSource(Protocol):
-  """Images by their number.
+  """Images, accessed by number.
 
   Attributes:
     has_noisy: Whether every image has a noisy version.
@@ -38,45 +42,44 @@ class ImageSource(Protocol):
   has_noisy: bool
 
   def __len__(self) -> int:
-    """Number of images."""
+    """Returns the number of images."""
 
   def load(self, index: Any) -> Images:
-    """Adds the loading of an image to the graph.
+    """Adds the operations that load an image to a tf.data graph.
 
     Args:
       index: Scalar tf.int64, from 0 to the length - 1.
 
     Returns:
-      uint8 [H, W, C]: ``clean``, and ``noisy`` of the same size where there is one.
+      uint8 [H, W, C]: ``clean``, and ``noisy`` of the same size if the images have noisy versions.
     """
 
 
 class FileImages:
-  """Image files, each decoded when it is wanted."""
+  """Image files, decoded on demand."""
 
   def __init__(self, examples: Sequence[Example], channels: int) -> None:
-    """Lists the files; opens none.
+    """Lists the files without opening them.
 
     Args:
-      examples: Images in an order that does not change, with one clean file each, and
-        all or none of them with a noisy one.
+      examples: Images in a fixed order, each with one clean file, and all or none with a noisy file.
       channels: 3, or 1 (colour files are converted).
 
     Raises:
-      ValueError: Several clean files for one image, a format that TensorFlow does not
-        decode, or noisy files for some images only.
+      ValueError: An image has several clean files, TensorFlow cannot decode a file's format, or only some
+        images have noisy files.
     """
     for example in examples:
       if len(example.clean) != 1:
         raise ValueError(
-          f'{example.name}: got {len(example.clean)} clean files, want one (RENOIR: the ground truth is the '
-          "mean of two; use data.reader = 'tiles' or 'memory')"
+          f'{example.name}: its ground truth is the mean of {len(example.clean)} clean files, which '
+          "data.reader = 'files' cannot read; use 'tiles' or 'memory'"
         )
       for path in example.files:
         if path.suffix.lower() not in SUFFIXES:
           raise ValueError(
-            f'{path}: got a file ending in {path.suffix}, want {", ".join(SUFFIXES)} with data.reader = '
-            "'files' (convert it, or use 'tiles' or 'memory')"
+            f"{path}: data.reader = 'files' reads only {', '.join(SUFFIXES)}; convert the file, or use "
+            "'tiles' or 'memory'"
           )
     self.has_noisy = _all_or_none({example.name: example.noisy is not None for example in examples})
     self._channels = channels
@@ -85,7 +88,7 @@ class FileImages:
       self._files['noisy'] = tf.constant([str(example.noisy) for example in examples])
 
   def __len__(self) -> int:
-    """Number of images."""
+    """Returns the number of images."""
     return int(self._files['clean'].shape[0])
 
   def load(self, index: Any) -> Images:
@@ -96,24 +99,25 @@ class FileImages:
 
 
 class TileImages:
-  """Tiles of several sets, one set after the other, without some scenes."""
+  """Tiles of several sets, one set after the other, except those of held-out scenes."""
 
   def __init__(self, tile_sets: Sequence['TileSet'], channels: int, held_out: Collection[str] = ()) -> None:
-    """Chooses the tiles; reads none.
+    """Selects the tiles without reading them.
 
     Args:
-      tile_sets: All or none of them pairs.
+      tile_sets: The sets; all or none of them pairs.
       channels: 3, or 1 (colour tiles are converted).
-      held_out: Scenes whose tiles are left out.
+      held_out: Scenes whose tiles are not used.
 
     Raises:
-      ValueError: Noisy tiles in some sets only, grey tiles where colour is wanted, or
-        no tile is left.
+      ValueError: Only some sets have noisy tiles, tiles are grey although ``channels`` is 3, or no tile is
+        left.
     """
     for tiles in tile_sets:
       if tiles.channels < channels:
         raise ValueError(
-          f'{tiles.path}: got grey tiles, want colour; for grey images use a config with model.channels = 1'
+          f'{tiles.path}: these tiles are grey, but the network expects colour; use a config with '
+          'model.channels = 1'
         )
     self.has_noisy = _all_or_none({tiles.name: tiles.has_noisy for tiles in tile_sets})
     self._sets, self._channels = list(tile_sets), channels
@@ -121,12 +125,10 @@ class TileImages:
     scenes = itertools.chain.from_iterable(tiles.scenes for tiles in tile_sets)
     self._kept = np.flatnonzero([scene not in held_out for scene in scenes])
     if not len(self._kept):
-      raise ValueError(
-        f'tiles: got {self._starts[-1]} with {len(held_out)} scenes held out, want at least one to be left'
-      )
+      raise ValueError(f'none of the {self._starts[-1]} tiles is left with {len(held_out)} scenes held out')
 
   def __len__(self) -> int:
-    """Number of tiles."""
+    """Returns the number of tiles."""
     return len(self._kept)
 
   def load(self, index: Any) -> Images:
@@ -146,15 +148,15 @@ class TileImages:
 
 
 def decode(content: Any, channels: int) -> Any:
-  """The bytes of an image file -> uint8 [H, W, channels], equal to `images.read_image`.
+  """Decodes an image file to uint8 [H, W, channels], with the same pixels as `images.arrays.read_image`.
 
   Args:
-    content: Scalar tf.string: PNG, JPEG or BMP, 8-bit grey or RGB.
+    content: The bytes of the file, scalar tf.string: PNG, JPEG or BMP, 8-bit grey or RGB.
     channels: 3, or 1 (colour is converted).
   """
   image = tf.cond(
     tf.io.is_jpeg(content),
-    # This is Pillow's method; TensorFlow's default is up to 4 levels off.
+    # Pillow's method; TensorFlow's default differs from it by up to 4 levels.
     lambda: tf.io.decode_jpeg(content, channels=3, dct_method='INTEGER_ACCURATE'),
     lambda: tf.io.decode_image(content, channels=3, expand_animations=False),
   )
@@ -163,7 +165,7 @@ def decode(content: Any, channels: int) -> Any:
 
 
 def _rgb_to_gray(rgb):
-  # float64 as in `images.rgb_to_gray`: in float32 some colours round to the other side.
+  # In float64 like `images.arrays.rgb_to_gray`: in float32 some colours are rounded the other way.
   luma = tf.tensordot(tf.cast(rgb, tf.float64), tf.constant(LUMA[:, None]), 1)
   return tf.cast(tf.floor(luma + 0.5), tf.uint8)
 
@@ -172,19 +174,19 @@ def _same_size(images, names):
   sizes = [tf.shape(image)[:2] for image in images.values()]
   tf.debugging.Assert(
     tf.reduce_all(sizes[0] == sizes[-1]),
-    ['noisy and clean image of different sizes, want equal ones:', *names, *sizes],
+    ['noisy and clean image have different sizes:', *names, *sizes],
   )
   return images
 
 
 def _all_or_none(has_noisy: dict[str, bool]) -> bool:
-  """Whether all have a noisy version; some having one is an error that names two."""
+  """Returns whether all have a noisy version; raises ValueError if only some have."""
   if not has_noisy:
-    raise ValueError('training images: got none, want at least one')
+    raise ValueError('there are no training images')
   if len(set(has_noisy.values())) == 2:
     noisy, clean = (next(n for n, has in has_noisy.items() if has is wanted) for wanted in (True, False))
     raise ValueError(
-      f'training images: got {noisy} with a noisy image and {clean} without, want all to have one or none'
+      f'{noisy} has a noisy image but {clean} has none; train on pairs or on clean images, not on both'
     )
   return any(has_noisy.values())
 
@@ -201,22 +203,22 @@ def patches(
   process_index: int = 0,
   process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Random crops, flipped and rotated, a batch a step.
+  """Yields batches of random crops, flipped and rotated, one batch per step.
 
   Args:
-    images: Each at least ``patch_px`` high and wide.
-    patch_px: Side of a crop in pixels.
-    batch_size: Patches a step over all processes; divisible by their number.
-    crops_per_image: Steps in a row that take a crop from an image once it is decoded.
+    images: The images, each at least ``patch_px`` high and wide.
+    patch_px: Side of a patch in pixels.
+    batch_size: Patches per step over all processes; divisible by their number.
+    crops_per_image: Number of consecutive steps that use an image once it is decoded.
     seed: Seed of the run, below 2**31.
-    first_step: The first batch is that of this step.
+    first_step: Step of the first batch, counted from 0.
     last_step: The last batch is that of the step before this one.
     process_index: Which share of every batch to read.
-    process_count: Number of shares; in order they make up the batch of one process.
+    process_count: Number of shares; concatenated in order they are the batch of a single process.
 
   Yields:
-    uint8 [batch_size / process_count, patch_px, patch_px, C]: ``clean``, and ``noisy``
-    (the same crop of the noisy image) where the images have one.
+    uint8 [batch_size / process_count, patch_px, patch_px, C]: ``clean``, and ``noisy`` (the same crop of the
+    noisy image) if the images have noisy versions.
   """
 
   share = batch_size // process_count
@@ -224,7 +226,7 @@ def patches(
   end_round = -(-last_step // crops_per_image)
 
   def crops_of_slot(index):
-    """Index among this process's slots -> [crops_per_image, patch_px, patch_px, C] each."""
+    """Cuts all patches of one of this process's slots: [crops_per_image, patch_px, patch_px, C]."""
     round_number, position = index // share, process_index * share + index % share
     image = images.load(_shuffled(round_number * batch_size + position, len(images), seed))
     steps = round_number * crops_per_image + tf.range(crops_per_image, dtype=tf.int64)
@@ -238,7 +240,7 @@ def patches(
 
   dataset = tf.data.Dataset.range(first_round * share, end_round * share)
   dataset = dataset.map(crops_of_slot, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-  # Prefetched, so that the next round is decoded while the steps of this one run.
+  # Decodes the next round while the steps of this one run.
   dataset = dataset.batch(share, drop_remainder=True).prefetch(1)
   dataset = dataset.map(lambda batch: {name: tf.transpose(a, [1, 0, 2, 3, 4]) for name, a in batch.items()})
   dataset = dataset.unbatch().skip(first_step % crops_per_image).take(last_step - first_step)
@@ -246,17 +248,17 @@ def patches(
 
 
 def _shuffled(slot: Any, count: int, seed: int) -> Any:
-  """Number of an image slot in the run -> its image, each once an epoch."""
+  """Returns the image of a slot of the run; each image occurs once per epoch."""
 
   epoch_seed = tf.stack([tf.constant(seed, tf.int64), slot // count])
   return tf.random.experimental.index_shuffle(slot % count, tf.cast(epoch_seed, tf.int32), count - 1)
 
 
 def _crop_and_turn(images: dict[str, Any], patch_px: int, seed: int, number: Any) -> dict[str, Any]:
-  """The same random crop of all images, in one of the 8 flips and rotations by 90 degrees."""
+  """Cuts the same random crop from all images, in one of the 8 flips and rotations by 90 degrees."""
 
   def random(purpose, shape, **limits):
-    # No two purposes of any two samples share a seed.
+    # Every purpose of every sample has its own seed.
     return tf.random.stateless_uniform(shape, tf.stack([seed, number * 2 + purpose]), **limits)
 
   room = tf.shape(images['clean'], tf.int64)[:2] - patch_px + 1
@@ -274,16 +276,16 @@ def _crop_and_turn(images: dict[str, Any], patch_px: int, seed: int, number: Any
 def prefetch_to_devices(
   batches: Iterable[dict[str, np.ndarray]], devices: Sequence[jax.Device], depth: int = 2
 ) -> Iterator[dict[str, jax.Array]]:
-  """Splits batches among devices, and starts each on its way before it is wanted.
+  """Splits batches among devices, and starts transferring them in advance.
 
   Args:
     batches: Arrays [N, ...], with N a multiple of the number of devices.
     devices: Devices of this process, in the order ``jax.pmap`` is given them.
-    depth: Batches under way beside the one in use.
+    depth: Number of batches in transfer beside the one in use.
 
   Yields:
-    The same in order, [devices, N / devices, ...]; ``jax.pmap`` over these devices
-    takes it as it lies, without a copy.
+    The batches in order, [devices, N / devices, ...]; ``jax.pmap`` over these devices uses them without a
+    copy.
   """
   sharding = NamedSharding(Mesh(np.asarray(devices), ('devices',)), PartitionSpec('devices'))
 
@@ -292,14 +294,8 @@ def prefetch_to_devices(
     return jax.device_put(shares, sharding)
 
   placed = map(place, batches)
-  under_way = collections.deque(itertools.islice(placed, depth))
+  in_transfer = collections.deque(itertools.islice(placed, depth))
   for batch in placed:
-    under_way.append(batch)
-    yield under_way.popleft()
-  yield from under_way
-
-
-if TYPE_CHECKING:
-  from sadnet_jax.data.tiles import TileSet
-# What TensorFlow decodes; Pillow, which reads for the others, knows more.
-SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp')
+    in_transfer.append(batch)
+    yield in_transfer.popleft()
+  yield from in_transfer

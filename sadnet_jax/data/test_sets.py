@@ -1,8 +1,8 @@
-"""Test sets known by name: what they consist of, and where they are looked for.
+"""Test sets known by name: what they contain, and where they are searched for.
 
-A set known by name is looked for below one folder, the root, as ``test/<folder>``,
-``real/<folder>`` or ``<folder>``, where case is ignored; files of MATLAB also in the root itself, and
-those of DND in ``dnd_2017``:
+A set is searched for below one folder, the root (usually SADNET_DATA), as ``test/<folder>``,
+``real/<folder>`` or ``<folder>``, ignoring case; MATLAB files also in the root itself, and those of DND in
+``dnd_2017``:
 
 ===============  ============  ======================================================
 name             folder        files
@@ -15,7 +15,7 @@ set12            Set12         12 grey images
 urban100         Urban100      100 colour images
 nam              Nam           25 pairs, ``Nam_patches/01_noise.png``, ``Nam_patch_GT/01_gt.png``
 polyu            PolyU         100 pairs, ``CroppedImages/*_{real,mean}.JPG``
-polyu_held_out   PolyU         17 of them, of the scenes that configs/nam.py:held_out keeps from training
+polyu_held_out   PolyU         17 of these pairs, of the scenes that configs/nam.py:held_out does not train on
 sidd_val         SIDD          Validation{Noisy,Gt}BlocksSrgb.mat
 sidd_benchmark   SIDD          BenchmarkNoisyBlocksSrgb.mat; no ground truth
 dnd              DND           info.mat and images_srgb/*.mat; no ground truth
@@ -24,8 +24,9 @@ dnd              DND           info.mat and images_srgb/*.mat; no ground truth
 
 from collections.abc import Iterator
 import dataclasses
-import os
 from pathlib import Path
+
+from sadnet_jax.data.folders import data_root
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,15 +34,14 @@ class KnownSet:
   """A set of image files.
 
   Attributes:
-    title: For people.
-    layout: As in `datasets.layouts`.
-    count: Images, or pairs.
+    title: Name for people, and of its folder unless ``folder`` is given.
+    layout: One of `layouts.LAYOUTS`.
+    count: Number of images or pairs.
     channels: 3 or 1.
     source: Where to download it.
-    versions: Names of the versions in use, by the number of images and their sides, the
-      shorter first.
-    scenes: Of the layout; those of other scenes are no part of the set. None: all are.
-    of: Name of its folder, where that is not the title.
+    versions: Names of the versions in circulation, by number of images and sizes (the shorter side first).
+    scenes: Only images of these scenes belong to the set; None for all.
+    folder: Name of its folder, if it differs from the title.
   """
 
   title: str
@@ -51,13 +51,13 @@ class KnownSet:
   source: str
   versions: dict[tuple[int, frozenset[tuple[int, int]]], str] = dataclasses.field(default_factory=dict)
   scenes: frozenset[str] | None = None
-  of: str | None = None
+  folder: str | None = None
 
 
-# Versions that published figures are of.
+# Versions that published figures refer to.
 KODAK_FULL, KODAK_CROPS = 'full images', "FFDNet's centre crops"
 NAM_PATCHES = "CBDNet's 25 patches"
-# Scenes of PolyU, one of every camera, that no other camera took as well.
+# One scene of each camera of PolyU that no other camera took.
 POLYU_HELD_OUT = ('Canon5D2_fruit', 'Canon600D_book', 'Canon80D_ball', 'NikonD800_stair', 'Sony_door')
 _POLYU_SOURCE = "Jun Xu's repository of the PolyU real-world noisy images, CroppedImages"
 IMAGE_SETS = {
@@ -95,16 +95,16 @@ IMAGE_SETS = {
     3,
     _POLYU_SOURCE,
     scenes=frozenset(POLYU_HELD_OUT),
-    of='PolyU',
+    folder='PolyU',
   ),
 }
-# Sets of MATLAB files: SIDD's by part, the noisy blocks and the clean ones.
+# MATLAB files of SIDD: noisy blocks, then clean blocks.
 SIDD_FILES = {
   'validation': ('ValidationNoisyBlocksSrgb.mat', 'ValidationGtBlocksSrgb.mat'),
   'benchmark': ('BenchmarkNoisyBlocksSrgb.mat',),
 }
 SIDD_BLOCKS = 1280
-# Of the submission to SIDD's benchmark: today's; one array; a cell of singles.
+# File formats of a submission to SIDD's benchmark: the current one; one array; a cell array of singles.
 SIDD_FORMS = ('csv', 'uint8', 'cell')
 _MATLAB = {
   'sidd_val': ('SIDD', SIDD_FILES['validation'], 'the SIDD page of York University, sRGB validation data'),
@@ -112,70 +112,70 @@ _MATLAB = {
   'dnd': ('DND', ('info.mat',), 'the DND page of TU Darmstadt, dnd_2017 with images_srgb'),
 }
 SCORED = (*IMAGE_SETS, 'sidd_val')
-# Without public ground truth: what comes of them is a submission.
+# Sets without public ground truth; their results are submitted for scoring.
 UNSCORED = ('sidd_benchmark', 'dnd')
 
 
 def count_of(name: str) -> int | None:
-  """Images, pairs or blocks of a set with ground truth; None of a folder."""
+  """Returns the number of images, pairs or blocks of a named set with ground truth; None for other names."""
   if name == 'sidd_val':
     return SIDD_BLOCKS
   return IMAGE_SETS[name].count if name in IMAGE_SETS else None
 
 
 def find_folder(name: str, root: str | Path | None) -> Path:
-  """The folder of a set known by name.
+  """Finds the folder of a set known by name.
 
   Args:
     name: One of SCORED or UNSCORED.
-    root: As `open_set`.
+    root: The folder to search; None for SADNET_DATA.
 
   Raises:
-    ValueError: It is not there; what to download and where to put it.
+    ValueError: It is not there; the message says what to download and where to put it.
   """
   wanted: tuple[str, ...] = ()
   if name in IMAGE_SETS:
-    title, source = IMAGE_SETS[name].of or IMAGE_SETS[name].title, IMAGE_SETS[name].source
+    title, source = IMAGE_SETS[name].folder or IMAGE_SETS[name].title, IMAGE_SETS[name].source
   else:
     title, wanted, source = _MATLAB[name]
-  root = root or os.environ.get('SADNET_DATA')
+  root = root or data_root()
   if not root:
     raise ValueError(
-      f'{name}: got no folder to look in, want the one with test/{title}: give --data or set SADNET_DATA'
+      f'{name}: no folder to search; give the one that contains test/{title} as --data or SADNET_DATA'
     )
   root = Path(root)
   if not root.is_dir():
-    raise ValueError(f'{name}: got {root}, which is no folder, want the one with test/{title} in it')
+    raise ValueError(f'{name}: {root} is not a folder; give the one that contains test/{title}')
   candidates = _candidates(root, title, bool(wanted))
   folders = [f for f in candidates if f.is_dir() and all((f / w).is_file() for w in wanted)]
   if not folders:
     files = f' with {" and ".join(wanted)}' if wanted else ''
     raise ValueError(
-      f'{name}: got no {title}{files} in {root}, want {root / "test" / title}: download it ({source}), and '
-      f'put {" and ".join(wanted) or "its images"} there'
+      f'{name}: no folder {title}{files} in {root}; put {" and ".join(wanted) or "its images"} into '
+      f'{root / "test" / title} (download: {source})'
     )
   return folders[0]
 
 
 def below_root(folder: Path, root: str | Path | None) -> str:
-  """A set's folder as the data has it, so that results from two machines agree.
+  """Names a set's folder independent of the machine, for records of results.
 
   Args:
-    folder: Of the set.
-    root: As `open_set`.
+    folder: The folder of the set.
+    root: The root it was searched in; None for SADNET_DATA.
 
   Returns:
-    Its path below the root, with '/'; its name alone if it is the root or elsewhere.
+    Its path below the root, with '/'; only its name if it is the root or outside of it.
   """
-  root = Path(root or os.environ.get('SADNET_DATA') or folder)
+  root = Path(root or data_root() or folder)
   inside = folder != root and folder.is_relative_to(root)
   return folder.relative_to(root).as_posix() if inside else folder.resolve().name
 
 
 def _candidates(root, title, named_files) -> Iterator[Path]:
-  """Folders of that title, with another case too; any folder if it is told by the files in it.
+  """Yields folders with that title, in any case.
 
-  Those are the folder that DND's archive unpacks to, and the root itself.
+  For sets recognised by named files, also the folder that DND's archive unpacks to, and the root itself.
   """
   parents = [parent for parent in (root / 'test', root / 'real', root) if parent.is_dir()]
   for parent in parents:

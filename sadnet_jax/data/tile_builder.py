@@ -1,4 +1,4 @@
-"""The TensorFlow Datasets builder that cuts images into tiles."""
+"""Cuts images into tiles with TensorFlow Datasets (TFDS): the data sets to cut, and the TFDS builder."""
 
 from __future__ import annotations
 
@@ -18,11 +18,130 @@ import tensorflow_datasets as tfds
 import tqdm
 
 from sadnet_jax.data import layouts
+from sadnet_jax.data.examples import example_shape, fingerprint, read_example
+from sadnet_jax.files import one_line
 
-# A quarter of the time of Pillow's default, for a tenth more space with noisy images.
+# Takes a quarter of the time of Pillow's default level, and a tenth more space for noisy images.
 _PNG_LEVEL = 1
-# Parts that TFDS sorts one by one once a set is too large for memory; one open file each.
+# TFDS sorts a set that does not fit into memory in this many parts, with one open file each.
 _SORTED_PARTS = 256
+# All configs of DIV2K have the same clean images; this is the smallest one.
+_DIV2K = 'div2k/bicubic_x8'
+_DOWNLOAD_ERRORS = (
+  OSError,  # Includes the errors of requests.
+  tfds.download.DownloadError,
+  tfds.download.download_manager.NonMatchingChecksumError,
+  tfds.download.extractor.ExtractError,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceImage:
+  """An image that is read on demand.
+
+  Attributes:
+    name: Unique within the set.
+    scene: Images of one scene must be held out together.
+    read: Returns noisy (None for clean images) and clean, uint8 [H, W, C]; raises ValueError if it cannot.
+  """
+
+  name: str
+  scene: str
+  read: Callable[[], tuple[np.ndarray | None, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A data set to cut tiles from.
+
+  Attributes:
+    fingerprint: Identifies the files.
+    has_noisy: Whether it consists of pairs.
+    channels: 3, or 1 if all images are grey.
+    count: Number of images.
+    images: Yields the images in a fixed order.
+    problems: One sentence per skipped image.
+  """
+
+  fingerprint: str
+  has_noisy: bool
+  channels: int
+  count: int
+  images: Callable[[], Iterator[SourceImage]]
+  problems: list[str]
+
+
+def files_source(name: str, found: layouts.Found, *, skip_bad: bool) -> Source:
+  """Makes a source of the image files of a layout.
+
+  Reads the headers of all files, to find files that do not fit together before anything is cut.
+
+  Args:
+    name: Name of the layout, for the message.
+    found: From `layouts.find_examples`.
+    skip_bad: Skip files that cannot be read, instead of raising an exception.
+
+  Raises:
+    ValueError: The header of a file cannot be read, or its size differs from its partner's.
+  """
+  usable, problems, channels = [], list(found.problems), 1
+  for example in found.examples:
+    try:
+      channels = max(channels, example_shape(example)[2])
+      usable.append(example)
+    except ValueError as error:
+      if not skip_bad:
+        raise
+      problems.append(str(error))
+  if not usable:
+    raise ValueError(f'{name}: none of the images can be used; the first problem: {problems[0]}')
+
+  def images():
+    for example in usable:
+      read = functools.partial(read_example, example, channels)
+      yield SourceImage(example.name, example.scene, read)
+
+  has_noisy = found.examples[0].noisy is not None
+  return Source(fingerprint(found.examples), has_noisy, channels, len(usable), images, problems)
+
+
+def div2k_is_prepared(data_dir: str | Path) -> bool:
+  """Whether TFDS has DIV2K in this folder."""
+  return tfds.builder(_DIV2K, data_dir=data_dir).is_prepared()
+
+
+def div2k_source(data_dir: str | Path) -> Source:
+  """Makes a source of the 800 training images of DIV2K; TFDS downloads them unless it has them.
+
+  Args:
+    data_dir: The folder of TFDS for downloads and data.
+
+  Raises:
+    ValueError: The download failed.
+  """
+  builder = tfds.builder(_DIV2K, data_dir=data_dir)
+  try:
+    builder.download_and_prepare()
+  except _DOWNLOAD_ERRORS as error:
+    raise ValueError(
+      f'{data_dir}: TensorFlow Datasets could not download DIV2K ({type(error).__name__}: {one_line(error)}'
+      "); try again, or download DIV2K_train_HR yourself and give it as 'clean'"
+    ) from error
+  split = builder.info.splits['train']
+
+  def images():
+    # The order is fixed, because TFDS shuffles only if asked to.
+    dataset = builder.as_dataset(split='train', decoders=tfds.decode.PartialDecoding({'hr': True}))
+    for i, example in enumerate(tfds.as_numpy(dataset)):
+      name = f'train/{i:04d}'  # TFDS keeps no file names.
+      yield SourceImage(name, name, functools.partial(_clean, example['hr']))
+
+  fingerprint = f'{split.num_examples} images, {builder.info.version} of {split.num_bytes} bytes'
+  return Source(fingerprint, False, 3, split.num_examples, images, [])
+
+
+def _clean(image: np.ndarray) -> tuple[None, np.ndarray]:
+  return None, image
 
 
 @dataclasses.dataclass(eq=False)
@@ -33,8 +152,8 @@ class TilesConfig(tfds.core.BuilderConfig):
     dataset: Name of the data set.
     source: Its images.
     tile_px: Height and width of a tile.
-    stride_px: From one tile to the next.
-    skip_bad: Leave out images that cannot be read, and list them, instead of refusing them.
+    stride_px: Distance between tiles.
+    skip_bad: Skip and list images that cannot be read, instead of raising an exception.
   """
 
   dataset: str = ''
@@ -47,9 +166,8 @@ class TilesConfig(tfds.core.BuilderConfig):
 class SadnetTiles(tfds.core.GeneratorBasedBuilder):
   """Tiles in the order of their images, rows and columns, in one split 'train'.
 
-  The metadata has the config's fields, the source's fingerprint and channels, ``images``
-  (name, scene, height, width and number of tiles of each, in the order of the tiles)
-  and ``problems``.
+  The metadata has the fields of the config, fingerprint and channels of the source, ``images`` (name, scene,
+  height, width and number of tiles of each, in the order of the tiles) and ``problems``.
   """
 
   VERSION = tfds.core.Version('1.0.0')
@@ -61,7 +179,7 @@ class SadnetTiles(tfds.core.GeneratorBasedBuilder):
       'clean': image,
       'name': tfds.features.Text(),
       'scene': tfds.features.Text(),
-      # Of the tile's upper left corner in its image.
+      # The tile's upper left corner in its image.
       'row': np.int32,
       'column': np.int32,
     }
@@ -76,13 +194,13 @@ class SadnetTiles(tfds.core.GeneratorBasedBuilder):
     )
 
   def _log_download_bytes(self) -> None:
-    """Says nothing: nothing is downloaded."""
+    """Prints nothing, because nothing is downloaded."""
 
   def _log_download_done(self) -> None:
-    """Says nothing: the caller does."""
+    """Prints nothing, because the caller does."""
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[Any]]:
-    del dl_manager  # The files are there.
+    del dl_manager  # The files exist already.
     return {'train': self._generate_examples()}
 
   def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -96,7 +214,7 @@ class SadnetTiles(tfds.core.GeneratorBasedBuilder):
         except ValueError as error:
           if not config.skip_bad:
             raise ValueError(
-              f'{error} (nothing was kept; repair it, or leave such files out with skip_bad)'
+              f'{error} (no tiles were written; repair this file, or skip such files with skip_bad)'
             ) from error
           problems.append(str(error))
           continue
@@ -106,15 +224,13 @@ class SadnetTiles(tfds.core.GeneratorBasedBuilder):
           {'name': image.name, 'scene': image.scene, 'height': height, 'width': width, 'tiles': len(corners)}
         )
         tiles = _cut_all(noisy, clean, corners, config.tile_px, pool)
-        del noisy, clean  # Not to have two images in memory while the next is read.
+        del noisy, clean  # Else two images would be in memory while the next is read.
         for j, tile in enumerate(tiles):
           yield record_key(i, j, source.count), {**tile, 'name': image.name, 'scene': image.scene}
-      # What TFDS does next takes a while with a large set.
+      # TFDS does this next; it takes a while for a large set.
       progress.set_description(f'{config.dataset}, writing shards')
     if not described:
-      raise ValueError(
-        f'{config.dataset}: got no usable image, want at least one; the first problem: {problems[0]}'
-      )
+      raise ValueError(f'{config.dataset}: none of the images can be used; the first problem: {problems[0]}')
     self.info.metadata.update(
       dataset=config.dataset,
       fingerprint=source.fingerprint,
@@ -128,27 +244,28 @@ class SadnetTiles(tfds.core.GeneratorBasedBuilder):
 
 
 def build(config: TilesConfig, tiles_dir: str | Path) -> None:
-  """Cuts the tiles of a config below ``tiles_dir/sadnet_tiles``; shows progress in a terminal.
+  """Cuts the tiles of a config into ``tiles_dir/sadnet_tiles``; shows progress in a terminal.
 
   Raises:
     ValueError: An image cannot be read, or the tiles cannot be written.
   """
   import tensorflow as tf  # Here, so that reading tiles does not import it.
 
-  # TFDS warns of every config that is not in its list, and counts tiles without
-  # knowing how many there will be; the bar here counts images.
+  # TFDS warns about every config that is not in its list. Its progress bar counts tiles without knowing
+  # their number; the one here counts images.
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)
   tfds.disable_progress_bar()
   try:
-    # TFDS makes a folder for downloads even where there are none.
+    # TFDS creates a folder for downloads even without any.
     with tempfile.TemporaryDirectory() as downloads:
       SadnetTiles(data_dir=tiles_dir, config=config).download_and_prepare(
         download_dir=downloads, file_format='array_record'
       )
-  except (OSError, RuntimeError, tf.errors.OpError) as error:  # What Python, array_record, TensorFlow raise.
+  except (OSError, RuntimeError, tf.errors.OpError) as error:  # From Python, array_record, TensorFlow.
     raise ValueError(
-      f'{tiles_dir}: got no tiles written ({error}), want room for them and leave to write there'
+      f'{tiles_dir}: the tiles cannot be written ({one_line(error)}); free some space, or give another '
+      'tiles_dir'
     ) from error
   finally:
     tfds.enable_progress_bar()
@@ -156,12 +273,12 @@ def build(config: TilesConfig, tiles_dir: str | Path) -> None:
 
 
 def tile_corners(size: tuple[int, int], tile_px: int, stride_px: int) -> list[tuple[int, int]]:
-  """Upper left corners (row, column) of the tiles of an image, row by row.
+  """Returns the upper left corners (row, column) of the tiles of an image, row by row.
 
   Args:
     size: Height and width of the image.
     tile_px: Height and width of a tile.
-    stride_px: From one tile to the next; the last of a row or column is moved to the border.
+    stride_px: Distance between tiles; the last tile of a row or column is moved to the border.
   """
   last = [max(px - tile_px, 0) for px in size]
   rows, columns = ([*range(0, end, stride_px), end] for end in last)
@@ -169,10 +286,10 @@ def tile_corners(size: tuple[int, int], tile_px: int, stride_px: int) -> list[tu
 
 
 def record_key(image: int, tile: int, images: int) -> int:
-  """A key that grows with image and tile, spread over 128 bits.
+  """Returns a sort key that increases with image and tile, spread over 128 bits.
 
-  TFDS sorts a set that is larger than memory in parts, and chooses the part by the
-  highest bits of the key. Keys that just count would all be in one, which is read whole.
+  TFDS sorts a set larger than memory in parts, chosen by the highest bits of the key. Consecutive numbers
+  would all fall into one part, which TFDS reads into memory at once.
 
   Args:
     image: Index of the image.
@@ -184,7 +301,7 @@ def record_key(image: int, tile: int, images: int) -> int:
 
 
 def _cut_all(noisy, clean, corners, tile_px, pool):
-  """Yields the features of one tile after the other, cut and compressed by the pool."""
+  """Yields the features of each tile, cut and compressed by the pool."""
 
   def cut(corner):
     tile = {'clean': _png(clean, corner, tile_px), 'row': corner[0], 'column': corner[1]}
@@ -200,123 +317,3 @@ def _png(image, corner, tile_px):
   Image.fromarray(tile[:, :, 0] if tile.shape[2] == 1 else tile).save(png, 'PNG', compress_level=_PNG_LEVEL)
   png.seek(0)
   return png
-
-
-_DIV2K = 'div2k/bicubic_x8'  # All of its configs have the same clean images; this is the smallest.
-_DOWNLOAD_ERRORS = (
-  OSError,  # Those of requests too.
-  tfds.download.DownloadError,
-  tfds.download.download_manager.NonMatchingChecksumError,
-  tfds.download.extractor.ExtractError,
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class SourceImage:
-  """An image that is read when it is wanted.
-
-  Attributes:
-    name: Unique within the set.
-    scene: What has to be held out together.
-    read: Returns noisy (None for clean images) and clean, uint8 [H, W, C]; a ValueError
-      says what is wrong with the files.
-  """
-
-  name: str
-  scene: str
-  read: Callable[[], tuple[np.ndarray | None, np.ndarray]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-  """A data set to cut tiles from.
-
-  Attributes:
-    fingerprint: Tells whether the files are the same.
-    has_noisy: Whether it has pairs.
-    channels: 3, or 1 if no image has colour.
-    count: Number of images.
-    images: Yields them in an order that does not change.
-    problems: One sentence for each image that was left out.
-  """
-
-  fingerprint: str
-  has_noisy: bool
-  channels: int
-  count: int
-  images: Callable[[], Iterator[SourceImage]]
-  problems: list[str]
-
-
-def files_source(name: str, found: layouts.Found, *, skip_bad: bool) -> Source:
-  """The image files of a layout.
-
-  The heads of all files are read here, so that files that do not fit together are
-  found before anything is cut.
-
-  Args:
-    name: Of the layout, for the message.
-    found: What `layouts.find_examples` returned.
-    skip_bad: Leave out what cannot be read instead of refusing it.
-
-  Raises:
-    ValueError: An image file without a readable head, or of another size than its partner.
-  """
-  usable, problems, channels = [], list(found.problems), 1
-  for example in found.examples:
-    try:
-      channels = max(channels, layouts.example_shape(example)[2])
-      usable.append(example)
-    except ValueError as error:
-      if not skip_bad:
-        raise
-      problems.append(str(error))
-  if not usable:
-    raise ValueError(f'{name}: got no usable image, want at least one; the first problem: {problems[0]}')
-
-  def images():
-    for example in usable:
-      read = functools.partial(layouts.read_example, example, channels)
-      yield SourceImage(example.name, example.scene, read)
-
-  has_noisy = found.examples[0].noisy is not None
-  return Source(layouts.fingerprint(found.examples), has_noisy, channels, len(usable), images, problems)
-
-
-def div2k_is_prepared(data_dir: str | Path) -> bool:
-  """Whether TFDS has DIV2K there already."""
-  return tfds.builder(_DIV2K, data_dir=data_dir).is_prepared()
-
-
-def div2k_source(data_dir: str | Path) -> Source:
-  """The 800 training images of DIV2K; TFDS downloads and prepares them unless they are there.
-
-  Args:
-    data_dir: Where TFDS downloads to and keeps its data.
-
-  Raises:
-    ValueError: The download failed.
-  """
-  builder = tfds.builder(_DIV2K, data_dir=data_dir)
-  try:
-    builder.download_and_prepare()
-  except _DOWNLOAD_ERRORS as error:
-    raise ValueError(
-      f'{data_dir}: got no DIV2K ({type(error).__name__}: {error}), want its download by TensorFlow '
-      "Datasets to succeed (try again; or download DIV2K_train_HR yourself and give it as 'clean')"
-    ) from error
-  split = builder.info.splits['train']
-
-  def images():
-    # In an order that does not change, as TFDS has it unless it is told to shuffle.
-    dataset = builder.as_dataset(split='train', decoders=tfds.decode.PartialDecoding({'hr': True}))
-    for i, example in enumerate(tfds.as_numpy(dataset)):
-      name = f'train/{i:04d}'  # TFDS keeps no file names.
-      yield SourceImage(name, name, functools.partial(_clean, example['hr']))
-
-  fingerprint = f'{split.num_examples} images, {builder.info.version} of {split.num_bytes} bytes'
-  return Source(fingerprint, False, 3, split.num_examples, images, [])
-
-
-def _clean(image: np.ndarray) -> tuple[None, np.ndarray]:
-  return None, image

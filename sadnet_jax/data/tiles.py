@@ -1,12 +1,12 @@
-"""Tiles of large images, cut once and kept as shards of TensorFlow Datasets.
+"""Tiles of large images, cut once and stored as shards of TensorFlow Datasets (TFDS).
 
-A crop of a photograph takes as long to read as the photograph, so the paper cuts tiles
-of 300 pixels every 150 and trains on crops of these. They are kept without loss (PNG in
-array_record files), in the order of the files, and can be read one by one in any order.
+Cutting a patch from a photograph takes as long as decoding all of it. The paper therefore cuts tiles of 300
+pixels every 150 pixels, and trains on patches of these. Tiles are stored losslessly (PNG in array_record
+files), in the order of the images, and can be read one by one in any order.
 
-Every pixel is in a tile: the last tile of a row or column is moved to the border. An
-image smaller than a tile in one direction is kept at its own size in that direction.
-A stride of half a tile writes every pixel about four times.
+Every pixel is in some tile: the last tile of a row or column is moved to the border. An image smaller than a
+tile in one direction keeps its own size in that direction. With a stride of half a tile, every pixel is
+stored about four times.
 """
 
 from __future__ import annotations
@@ -21,27 +21,26 @@ import shutil
 
 import tensorflow_datasets as tfds
 
-from sadnet_jax.data import layouts, tile_builder
+from sadnet_jax.data import examples, layouts, tile_builder
 
 NAMES = (*layouts.LAYOUTS, 'div2k')
 
 
 class TileSet:
-  """Tiles that were prepared.
+  """The stored tiles of a data set.
 
   Attributes:
-    path: Their folder; `tfds.builder_from_directory` reads it as well.
-    name: Of the data set, one of NAMES.
-    fingerprint: Of the files they were cut from.
-    has_noisy: Whether every tile has a noisy and a clean image, or a clean one only.
+    path: Their folder, which `tfds.builder_from_directory` can also read.
+    name: Name of the data set, one of NAMES.
+    fingerprint: Identifies the files they were cut from.
+    has_noisy: Whether tiles are pairs of noisy and clean images, rather than clean images.
     channels: 3, or 1 if the images are grey.
-    problems: One sentence for each file that was left out.
-    images: Name, scene, height, width and number of tiles of each image, in the order
-      of the tiles.
+    problems: One sentence per skipped file.
+    images: Name, scene, height, width and number of tiles of each image, in the order of the tiles.
   """
 
   def __init__(self, path: Path):
-    """Opens tiles; use `prepare` or `load`."""
+    """Opens a folder of tiles; call `prepare` or `load` instead."""
     opened = tfds.builder_from_directory(path)
     metadata = opened.info.metadata
     self.path = path
@@ -57,7 +56,7 @@ class TileSet:
     )
 
   def __len__(self) -> int:
-    """Number of tiles."""
+    """Returns the number of tiles."""
     return len(self._records)
 
   @property
@@ -67,30 +66,25 @@ class TileSet:
 
   @property
   def smallest_px(self) -> int:
-    """The least height or width of a tile: a crop must not be larger."""
+    """The shortest side of any tile, which limits the size of patches."""
     return min(self._tile_px, *(min(image['height'], image['width']) for image in self.images))
 
   @property
   def feature_keys(self) -> list[str]:
-    """The features of a record that are PNG files: 'clean' and, with pairs, 'noisy'."""
+    """The features of a record that hold images: 'clean' and, with pairs, 'noisy'."""
     return ['clean', 'noisy'] if self.has_noisy else ['clean']
 
   def records(self, indices: Iterable[int]) -> list[bytes]:
-    """Reads tiles; several threads may do so at once.
+    """Reads tiles; safe to call from several threads.
 
     Args:
-      indices: From 0 to the number of tiles, in any order.
+      indices: Numbers of tiles, in any order.
 
     Returns:
-      Each a serialized ``tf.train.Example``: PNG files as `feature_keys` says, ``name`` and
-      ``scene`` of the image, and ``row`` and ``column`` of the tile's upper left corner in it.
+      One serialized ``tf.train.Example`` per tile: the PNG files of `feature_keys`, ``name`` and ``scene`` of
+      the image, and ``row`` and ``column`` of the tile's upper left corner in it.
     """
     return [self._records[int(index)] for index in indices]
-
-
-def tiles_folder(path: str | Path) -> Path:
-  """Where tiles are kept: a relative path is below the folder that SADNET_DATA names, if it is set."""
-  return Path(os.environ.get('SADNET_DATA', ''), path)
 
 
 def prepare(
@@ -102,26 +96,25 @@ def prepare(
   stride_px: int,
   skip_bad: bool = False,
 ) -> TileSet:
-  """Cuts a data set into tiles, unless that is done already.
+  """Cuts a data set into tiles, or opens them if they exist.
 
-  An interrupted preparation leaves nothing that counts as prepared, and is repeated
-  from its beginning. A second process that wants the same tiles waits for the first.
+  An interrupted call leaves no tiles behind; the next one starts over. A second process that needs the same
+  tiles waits for the first.
 
   Args:
     name: One of NAMES.
-    folder: The data set as unpacked; of 'div2k', where TFDS downloads to and keeps it.
-    tiles_dir: Where tiles are kept, usually ``tiles_folder(...)``.
+    folder: The unpacked data set; for 'div2k', the folder TFDS downloads to.
+    tiles_dir: Where to store tiles, usually from `folders.new_data_dir`.
     tile_px: Height and width of a tile.
-    stride_px: From one tile to the next, at most tile_px.
-    skip_bad: Leave out damaged files and those without a partner, and list them,
-      instead of refusing them.
+    stride_px: Distance between tiles, at most ``tile_px``.
+    skip_bad: Skip and list damaged files and files without their partner, instead of raising an exception.
 
   Returns:
     The tiles.
 
   Raises:
-    ValueError: A file is missing, damaged or without its partner; or the tiles there were
-      cut from other files, or without files that may not be left out.
+    ValueError: A file is missing, damaged or lacks its partner; or existing tiles were cut from other files,
+      or with ``skip_bad`` although it is not set now.
   """
   path = _set_folder(name, folder, tiles_dir, tile_px, stride_px)
   if name == 'div2k':
@@ -131,10 +124,10 @@ def prepare(
     fingerprint = source.fingerprint
   else:
     found = layouts.find_examples(name, folder, skip_bad=skip_bad)
-    source, fingerprint = None, layouts.fingerprint(found.examples)
+    source, fingerprint = None, examples.fingerprint(found.examples)
   if not path.is_dir():
     with _one_process(path.parent):
-      # Another process may have cut them in the meantime.
+      # Another process may have cut them while this one waited.
       if not path.is_dir():
         source = source or tile_builder.files_source(name, found, skip_bad=skip_bad)
         config = tile_builder.TilesConfig(
@@ -151,7 +144,7 @@ def prepare(
 
 
 def _cut(config, path, tiles_dir):
-  # A process that was killed left its unfinished files.
+  # Left by a process that was killed.
   for unfinished in path.parent.glob(f'incomplete.*_{path.name}'):
     shutil.rmtree(unfinished)
   tile_builder.build(config, tiles_dir)
@@ -159,14 +152,13 @@ def _cut(config, path, tiles_dir):
 
 @contextlib.contextmanager
 def _one_process(folder: Path) -> Iterator[None]:
-  """Waits until no other process is in here for the same folder; the system ends the wait if it dies."""
+  """Lets one process in at a time for the same folder; the system releases the lock if the process dies."""
   try:
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = folder.with_suffix('.lock').open('w')
   except OSError as error:
     raise ValueError(
-      f'{folder}: got a folder that cannot be written to ({error.strerror}), want one for tiles: give '
-      'another tiles_dir'
+      f'{folder}: cannot write tiles to this folder ({error.strerror}); give another tiles_dir'
     ) from error
   with lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
@@ -174,37 +166,39 @@ def _one_process(folder: Path) -> Iterator[None]:
 
 
 def load(name: str, folder: str | Path, tiles_dir: str | Path, *, tile_px: int, stride_px: int) -> TileSet:
-  """Opens tiles that were prepared earlier.
+  """Opens existing tiles.
 
   Args:
-    name: As in `prepare`.
-    folder: As in `prepare`, but it may be gone: of 'clean' and 'pairs' its name counts,
-      of the others nothing.
-    tiles_dir: As in `prepare`.
-    tile_px: As in `prepare`.
-    stride_px: As in `prepare`.
+    name: See `prepare`.
+    folder: See `prepare`. It need not exist any more: only its name matters, and only for 'clean' and
+      'pairs'.
+    tiles_dir: See `prepare`.
+    tile_px: See `prepare`.
+    stride_px: See `prepare`.
 
   Returns:
     The tiles.
 
   Raises:
-    ValueError: They are not there; the command that prepares them is named.
+    ValueError: There are none; the command that cuts them is named.
   """
   path = _set_folder(name, folder, tiles_dir, tile_px, stride_px)
   if not path.is_dir():
     raise ValueError(
-      f'{path}: got no tiles there, want them prepared by: python -m sadnet_jax.data {name} '
+      f'{path}: no tiles there; cut them with: python -m sadnet_jax.data {name} '
       f'--folder={folder} --tiles_dir={tiles_dir} --tile_px={tile_px} --stride_px={stride_px}'
     )
   return TileSet(path)
 
 
 def _set_folder(name, folder, tiles_dir, tile_px, stride_px):
-  """Where the tiles of a set are; the folder's name tells 'clean' and 'pairs' sets apart."""
+  """Returns the folder of a set's tiles; for 'clean' and 'pairs' it contains the name of the image folder."""
   if name not in NAMES:
-    raise ValueError(f'data set: got {name!r}, want one of {", ".join(NAMES)}')
+    raise ValueError(f'unknown data set {name!r}; choose one of {", ".join(NAMES)}')
   if not 1 <= stride_px <= tile_px:
-    raise ValueError(f'stride_px, tile_px: got {stride_px}, {tile_px}, want 1 <= stride_px <= tile_px')
+    raise ValueError(
+      f'stride_px is {stride_px} and tile_px {tile_px}, but 1 <= stride_px <= tile_px must hold'
+    )
   own = (
     re.sub(r'[^a-zA-Z0-9]+', '_', os.path.basename(os.path.abspath(folder)))
     if name in ('clean', 'pairs')
@@ -215,15 +209,15 @@ def _set_folder(name, folder, tiles_dir, tile_px, stride_px):
 
 
 def _check(tiles, folder, fingerprint, skip_bad):
-  """Refuses tiles that are not those of the folder."""
+  """Raises ValueError if the tiles are not those of the folder."""
   if tiles.fingerprint != fingerprint:
     raise ValueError(
-      f'{tiles.path}: got tiles of other files than those in {folder} ({tiles.fingerprint}), want '
-      f'{fingerprint}; delete this folder to cut them anew, or give another tiles_dir'
+      f'{tiles.path}: these tiles were cut from other files ({tiles.fingerprint}) than those in {folder} '
+      f'({fingerprint}); delete this folder to cut them again, or give another tiles_dir'
     )
   if tiles.problems and not skip_bad:
     raise ValueError(
-      f'{tiles.path}: got tiles that lack {len(tiles.problems)} files, left out with skip_bad, the first: '
-      f'{tiles.problems[0]}; want skip_bad again, or all files: repair them and delete this folder'
+      f'{tiles.path}: these tiles were cut with skip_bad and lack {len(tiles.problems)} files, the first: '
+      f'{tiles.problems[0]}; set skip_bad again, or repair the files and delete this folder'
     )
   return tiles

@@ -11,7 +11,7 @@ import ml_collections
 
 from sadnet_jax.data import layouts, on_device
 from sadnet_jax.data.examples import Example, check_examples, fingerprint, hold_out
-from sadnet_jax.data.folders import find_data_dir, look_for_data_dir
+from sadnet_jax.data.folders import find_data_dir, look_for_data_dir, new_data_dir
 from sadnet_jax.files import one_line
 from sadnet_jax.training.config import training_sets
 from sadnet_jax.training.step import Batch
@@ -131,8 +131,8 @@ def _open_tile_set(config, name, folder):
 
   fields = config.data
   size = {'tile_px': fields.tile_px, 'stride_px': fields.stride_px}
-  tiles_dir = tiles.tiles_folder(fields.tiles_dir)
-  source = tiles.tiles_folder(folder) if name == 'div2k' else look_for_data_dir(folder)
+  tiles_dir = new_data_dir(fields.tiles_dir)
+  source = new_data_dir(folder) if name == 'div2k' else look_for_data_dir(folder)
   if source is None:
     # Tiles outlive the images they were cut from.
     try:

@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from sadnet_jax.data.examples import Example
 from sadnet_jax.data.folders import look_for_data_dir
-from sadnet_jax.data.layouts import Example, find_examples
+from sadnet_jax.data.layouts import find_examples
 from sadnet_jax.data.test_sets import SIDD_FILES
 from sadnet_jax.evaluation import image_sets
 from sadnet_jax.evaluation.image_sets import EvaluationImage, FileImage

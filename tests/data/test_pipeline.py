@@ -122,7 +122,7 @@ def test_one_channel_is_the_grey_version_of_the_same_crops(clean_examples):
 def test_check_examples_names_the_bad_image(tmp_path, examples):
   check_examples(examples, 3, 9)
   check_examples(examples, 1, 9)
-  with pytest.raises(ValueError, match=r'1_noisy.png: got 9x20 pixels, want at least 10x10 for a crop'):
+  with pytest.raises(ValueError, match=r'1_noisy.png: 9x20 pixels are fewer than a patch of 10x10'):
     check_examples(examples, 3, 10)
   damaged = tmp_path / 'damaged.png'
   damaged.write_bytes(examples[0].clean[0].read_bytes()[:-30])

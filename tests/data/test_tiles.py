@@ -20,6 +20,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import shuffle
 
 from sadnet_jax.data import layouts, tile_builder, tiles
+from sadnet_jax.data.examples import fingerprint
+from sadnet_jax.data.folders import new_data_dir
 from tests.support import dataset_files
 
 DATA = os.environ.get('SADNET_DATA')
@@ -195,10 +197,10 @@ def test_what_is_prepared_is_not_written_again_and_outlives_its_source(tmp_path)
     assert other.records(range(len(first))) == first.records(range(len(first)))
     assert (other.fingerprint, other.scenes) == (first.fingerprint, first.scenes)
   found = layouts.find_examples('sidd', tmp_path / 'moved')
-  assert loaded.fingerprint == layouts.fingerprint(found.examples)
+  assert loaded.fingerprint == fingerprint(found.examples)
   with pytest.raises(
     ValueError,
-    match=r'got no tiles there, want them prepared by: python -m sadnet_jax.data sidd --folder=gone '
+    match=r'no tiles there; cut them with: python -m sadnet_jax.data sidd --folder=gone '
     rf'--tiles_dir={tmp_path}/tiles --tile_px=16 --stride_px=16$',
   ):
     tiles.load('sidd', 'gone', tmp_path / 'tiles', tile_px=16, stride_px=16)
@@ -217,24 +219,25 @@ def test_tiles_of_other_files_are_refused(tmp_path):
   for folder in ('b/set', 'a/set'):
     dataset_files.write(tmp_path / folder / 'new.png', dataset_files.picture(16, 16, 9))
     with pytest.raises(
-      ValueError, match=rf'{first.path}: got tiles of other files than .*/{folder} \(5 images, .*delete this'
+      ValueError,
+      match=rf'{first.path}: these tiles were cut from other files \(5 images, .*/{folder} .*delete this',
     ):
       tiles.prepare('clean', tmp_path / folder, tmp_path / 'tiles', **SMALL)
 
 
 @pytest.mark.parametrize('damage', ['truncated', 'empty', 'unpaired', 'size'])
-def test_bad_files_stop_the_preparation_or_are_left_out_and_listed(tmp_path, damage):
+def test_bad_files_stop_the_preparation_or_are_skipped_and_listed(tmp_path, damage):
   expected = dataset_files.sidd(tmp_path / 'SIDD')
   bad = tmp_path / 'SIDD/Data/0044_003_G4_00800_01000_5500_N/0044_GT_SRGB_010.PNG'
   # What is said, and whether the image counts as one of those that were found.
   message, counts = {
     'truncated': (
-      r'0044_GT_SRGB_010.PNG: the file is damaged or incomplete.* \(nothing was kept; repair it, or',
+      r'0044_GT_SRGB_010.PNG: the file is damaged or incomplete.* \(no tiles were written; repair',
       8,
     ),
     'empty': (r'0044_GT_SRGB_010.PNG: the file is empty', 8),
-    'unpaired': (r'0044_NOISY_SRGB_010.png: got no gt image of it.* \(repair it', 7),
-    'size': (r'0044_NOISY_SRGB_010: got images of different sizes', 8),
+    'unpaired': (r'0044_NOISY_SRGB_010.png: no gt image belongs to it.* \(unpack', 7),
+    'size': (r'0044_NOISY_SRGB_010: its images must have one size', 8),
   }[damage]
   if damage == 'truncated':
     dataset_files.truncate(bad)
@@ -248,7 +251,7 @@ def test_bad_files_stop_the_preparation_or_are_left_out_and_listed(tmp_path, dam
   with pytest.raises(ValueError, match=message):
     tiles.prepare(*arguments, **SMALL)
   assert not _files(tmp_path / 'tiles')
-  with pytest.raises(ValueError, match='got no tiles there'):
+  with pytest.raises(ValueError, match='no tiles there'):
     tiles.load(*arguments, **SMALL)
 
   found = tiles.prepare(*arguments, **SMALL, skip_bad=True)
@@ -262,7 +265,7 @@ def test_bad_files_stop_the_preparation_or_are_left_out_and_listed(tmp_path, dam
     np.testing.assert_array_equal(assembled[name], clean)
   # Whoever does not ask for it does not get less than the whole set.
   assert len(tiles.prepare(*arguments, **SMALL, skip_bad=True)) == len(found)
-  message = 'got no gt image of it' if damage == 'unpaired' else 'got tiles that lack 1 files, left out with'
+  message = 'no gt image belongs to it' if damage == 'unpaired' else 'cut with skip_bad and lack 1 files'
   with pytest.raises(ValueError, match=message):
     tiles.prepare(*arguments, **SMALL)
 
@@ -271,36 +274,34 @@ def test_bad_files_stop_the_preparation_or_are_left_out_and_listed(tmp_path, dam
 def test_a_set_of_bad_files_only_is_refused(tmp_path, damage):
   dataset_files.write(tmp_path / 'in' / '1.png', dataset_files.picture(40, 40, 0))
   damage(tmp_path / 'in' / '1.png')
-  with pytest.raises(
-    ValueError, match=r'clean: got no usable image, want at least one; the first problem: .*1.png'
-  ):
+  with pytest.raises(ValueError, match=r'clean: none of the images can be used; the first problem: .*1.png'):
     tiles.prepare('clean', tmp_path / 'in', tmp_path / 'tiles', **SMALL, skip_bad=True)
   assert not _files(tmp_path / 'tiles')
 
 
 @pytest.mark.parametrize(('tile_px', 'stride_px'), [(16, 17), (16, 0), (0, 0)])
 def test_strides_that_leave_gaps_are_refused(tmp_path, tile_px, stride_px):
-  with pytest.raises(ValueError, match=rf'got {stride_px}, {tile_px}, want 1 <= stride_px <= tile_px'):
+  with pytest.raises(
+    ValueError, match=rf'stride_px is {stride_px} and tile_px {tile_px}, but 1 <= stride_px'
+  ):
     tiles.prepare('sidd', tmp_path, tmp_path, tile_px=tile_px, stride_px=stride_px)
 
 
 def test_unknown_names_and_unwritable_folders_are_refused(tmp_path):
-  with pytest.raises(ValueError, match=r"data set: got 'imagenet', want one of clean, .*, polyu, div2k"):
+  with pytest.raises(ValueError, match=r"unknown data set 'imagenet'; choose one of clean, .*, polyu, div2k"):
     tiles.load('imagenet', tmp_path, tmp_path, **SMALL)
   dataset_files.nam(tmp_path / 'Nam')
   (tmp_path / 'tiles').touch()
-  with pytest.raises(
-    ValueError, match=r'got a folder that cannot be written to \(Not a directory\), want one for tiles'
-  ):
+  with pytest.raises(ValueError, match=r'cannot write tiles to this folder \(Not a directory\)'):
     tiles.prepare('pairs', tmp_path / 'Nam', tmp_path / 'tiles', **SMALL)
 
 
-def test_tiles_are_kept_below_the_root_in_the_environment(monkeypatch):
+def test_new_data_goes_below_the_root_in_the_environment(monkeypatch):
   monkeypatch.delenv('SADNET_DATA', raising=False)
-  assert tiles.tiles_folder('tiles') == Path('tiles')
+  assert new_data_dir('tiles') == Path('tiles')
   monkeypatch.setenv('SADNET_DATA', '/data')
-  assert tiles.tiles_folder('tiles') == Path('/data/tiles')
-  assert tiles.tiles_folder('/scratch/tiles') == Path('/scratch/tiles')
+  assert new_data_dir('tiles') == Path('/data/tiles')
+  assert new_data_dir('/scratch/tiles') == Path('/scratch/tiles')
 
 
 @pytest.fixture
@@ -356,7 +357,7 @@ def test_a_failed_download_of_div2k_says_what_else_can_be_done(tmp_path, monkeyp
 
   monkeypatch.setattr(tfds.download.DownloadManager, 'download_and_extract', fail)
   message = (
-    rf"tfds: got no DIV2K \({type(error).__name__}: {error}\), want .*DIV2K_train_HR yourself .*'clean'"
+    rf"tfds: TensorFlow Datasets could not download DIV2K \({type(error).__name__}: {error}\); .*'clean'"
   )
   with pytest.raises(ValueError, match=message):
     tiles.prepare('div2k', tmp_path / 'tfds', tmp_path / 'tiles', **SMALL)
@@ -366,7 +367,7 @@ def test_a_failed_download_of_div2k_says_what_else_can_be_done(tmp_path, monkeyp
 def test_an_interrupted_preparation_leaves_nothing(tmp_path, monkeypatch):
   dataset_files.nam(tmp_path / 'Nam')
   arguments = ('pairs', tmp_path / 'Nam', tmp_path / 'tiles')
-  read_example, read = layouts.read_example, []
+  read_example, read = tile_builder.read_example, []
 
   def interrupted(example, channels):
     read.append(example)
@@ -374,7 +375,7 @@ def test_an_interrupted_preparation_leaves_nothing(tmp_path, monkeypatch):
       raise KeyboardInterrupt
     return read_example(example, channels)
 
-  monkeypatch.setattr(layouts, 'read_example', interrupted)
+  monkeypatch.setattr(tile_builder, 'read_example', interrupted)
   with pytest.raises(KeyboardInterrupt):
     tiles.prepare(*arguments, **SMALL)
   assert not _files(tmp_path / 'tiles')
@@ -383,7 +384,7 @@ def test_an_interrupted_preparation_leaves_nothing(tmp_path, monkeypatch):
 
 def test_an_image_is_gone_before_the_next_is_read(tmp_path, monkeypatch):
   dataset_files.nam(tmp_path / 'Nam')
-  read_example, alive = layouts.read_example, []
+  read_example, alive = tile_builder.read_example, []
 
   def read(example, channels):
     assert all(image() is None for image in alive)
@@ -391,7 +392,7 @@ def test_an_image_is_gone_before_the_next_is_read(tmp_path, monkeypatch):
     alive.extend(weakref.ref(image) for image in images)
     return images
 
-  monkeypatch.setattr(layouts, 'read_example', read)
+  monkeypatch.setattr(tile_builder, 'read_example', read)
   tiles.prepare('pairs', tmp_path / 'Nam', tmp_path / 'tiles', **SMALL)
   assert len(alive) == 10
 
@@ -429,7 +430,7 @@ def test_a_killed_preparation_is_repeated_from_the_start(tmp_path):
   assert process.returncode == -signal.SIGKILL
   assert list(sets.glob('*/incomplete*'))
   small = {'tile_px': 8, 'stride_px': 1}
-  with pytest.raises(ValueError, match='got no tiles there'):
+  with pytest.raises(ValueError, match='no tiles there'):
     tiles.load('sidd', 'SIDD', tmp_path / 'tiles', **small)
   found = tiles.prepare('sidd', tmp_path / 'SIDD', tmp_path / 'tiles', **small)
   assert not list(sets.glob('*/incomplete*'))
@@ -452,7 +453,7 @@ def test_the_command_prepares_once_and_says_what_it_found(tmp_path):
   lines = output.splitlines()
   assert lines[0] == f'sidd: 7 pairs of 3 scenes in {tmp_path}/data/SIDD'
   assert lines[1] == 'sizes: 4 of 61x40, 2 of 47x33, 1 of 35x52; 3 channels'
-  assert lines[2].startswith(f'left out: {tmp_path}/data/SIDD/Data/0200_010')
+  assert lines[2].startswith(f'skipped: {tmp_path}/data/SIDD/Data/0200_010')
   count = 4 * 4 * 7 + 2 * 4 * 5 + 6 * 4
   path = tmp_path / 'data/tiles/sadnet_tiles/sidd-16-8/1.0.0'
   assert lines[3].startswith(f'{count} tiles cut, 16 pixels every 8, ')
@@ -460,13 +461,13 @@ def test_the_command_prepares_once_and_says_what_it_found(tmp_path):
   assert len(lines) == 4
   code, output, _ = _run(*arguments, '--skip_bad', cwd=tmp_path, **root)
   assert code == 0
-  assert f'{count} tiles prepared already, ' in output
+  assert f'{count} tiles exist already, ' in output
 
 
 def test_the_command_refuses_in_one_line(tmp_path):
   code, _, errors = _run('clean', '--folder=nowhere', cwd=tmp_path)
   assert code == 1
-  assert errors.startswith('sadnet_jax.data: --folder: got no folder at nowhere, want a folder of images')
+  assert errors.startswith('sadnet_jax.data: --folder: no folder at nowhere; give the path of a folder')
   code, _, errors = _run('imagenet', '--folder=.', cwd=tmp_path)
   assert code == 2
   assert "invalid choice: 'imagenet'" in errors

@@ -51,11 +51,11 @@ def test_missing_and_empty_folders_are_named(tmp_path):
 def test_data_folder_may_be_relative_to_the_root_in_the_environment(tmp_path, monkeypatch):
   (tmp_path / 'train' / 'set').mkdir(parents=True)
   monkeypatch.delenv('SADNET_DATA', raising=False)
-  with pytest.raises(ValueError, match=r'--flag: got no folder at train/set, want'):
+  with pytest.raises(ValueError, match=r'--flag: no folder at train/set; give'):
     find_data_dir('train/set', '--flag')
   monkeypatch.setenv('SADNET_DATA', str(tmp_path))
   assert find_data_dir('train/set', '--flag') == tmp_path / 'train' / 'set'
-  with pytest.raises(ValueError, match=rf'got no folder at other or {tmp_path}/other, want'):
+  with pytest.raises(ValueError, match=rf'no folder at other or {tmp_path}/other; give'):
     find_data_dir('other', '--flag')
 
 

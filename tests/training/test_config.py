@@ -77,35 +77,41 @@ def _changed(config, base):
   [
     (
       lambda: color.get_config('fifty'),
-      r"the argument of the config: got 'fifty', want sigma_255 or 'blind'",
+      r"the argument of the config is 'fifty', but must be sigma_255 or 'blind'",
     ),
-    (lambda: gray.get_config(''), r"the argument of the config: got '', want sigma_255 or 'blind'"),
-    (lambda: color_fast.get_config('50dB'), r"the argument of the config: got '50dB', want sigma_255 or"),
+    (lambda: gray.get_config(''), r"the argument of the config is '', but must be sigma_255 or 'blind'"),
+    (
+      lambda: color_fast.get_config('50dB'),
+      r"the argument of the config is '50dB', but must be sigma_255 or",
+    ),
     (
       lambda: v1.get_config('gray-much'),
-      r"the argument of the config: got 'much', want sigma_255 or 'blind'",
+      r"the argument of the config is 'much', but must be sigma_255 or 'blind'",
     ),
     (
       lambda: ablation.get_config('context_offset'),
-      r"configs/ablation.py: got argument 'context_offset', want one of none, rsab, context, rsab_context, "
-      r'rsab_offset, full',
+      r"the argument of configs/ablation.py is 'context_offset', but must be one of none, rsab, context, "
+      r'rsab_context, rsab_offset, full',
     ),
     (
       lambda: nam.get_config('heldout'),
-      r"configs/nam.py: got argument 'heldout', want 'all' or 'held_out'",
+      r"the argument of configs/nam.py is 'heldout', but must be 'all' or 'held_out'",
     ),
-    (lambda: v1.get_config('nam-some'), r"configs/nam.py: got argument 'some', want 'all' or 'held_out'"),
+    (
+      lambda: v1.get_config('nam-some'),
+      r"the argument of configs/nam.py is 'some', but must be 'all' or 'held_out'",
+    ),
     *(
       (
         functools.partial(v1.get_config, argument),
-        rf"configs/v1.py: got argument '{argument}', want 'color-50', 'gray-50' \(or another noise\), "
-        r"'sidd', 'nam' or 'nam-held_out'",
+        rf"the argument of configs/v1.py is '{argument}', but must be 'color-50', 'gray-50' "
+        r"\(or another noise\), 'sidd', 'nam' or 'nam-held_out'",
       )
       for argument in ('colour-50', 'color_fast-50', 'sidd-50', '')
     ),
   ],
 )
-def test_a_wrong_argument_of_a_config_is_refused_with_got_and_wanted(get_config, message):
+def test_a_wrong_argument_of_a_config_is_rejected_with_the_accepted_ones(get_config, message):
   with pytest.raises(ValueError, match=message):
     get_config()
 

@@ -281,7 +281,7 @@ def test_a_bad_image_is_named_before_anything_is_trained(tmp_path):
 
 
 def test_an_image_smaller_than_a_patch_is_named_before_anything_is_trained(photographs, tmp_path):
-  with pytest.raises(ValueError, match=r'0.png: got 33x40 pixels, want at least 35x35 for a crop'):
+  with pytest.raises(ValueError, match=r'0.png: 33x40 pixels are fewer than a patch of 35x35'):
     train(_config(photographs, **{'data.patch_px': 35}), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 
@@ -498,7 +498,7 @@ def test_damaged_files_are_skipped_and_counted_where_configured(photographs, tmp
   train(config, tmp_path / 'run', jax.devices()[:1])
   output = capsys.readouterr().out
   assert 'cut.png: the file is damaged or incomplete' in output
-  assert 'small.png: got 8x8 pixels' in output
+  assert 'small.png: 8x8 pixels are fewer than a patch of 16x16' in output
   assert '3 images, 2 skipped' in output
 
 

@@ -266,7 +266,7 @@ def test_several_runs_are_exported_as_their_average(params, tmp_path):
     ('a,b', ['1', '0'], '--shares: got [1.0, 0.0] for 2 checkpoint(s)'),
     ('a,b', ['1', 'inf'], '--shares: got [1.0, inf] for 2 checkpoint(s)'),
     ('a,b', ['1', 'nan'], '--shares: got [1.0, nan] for 2 checkpoint(s)'),
-    ('a,b', ['1', 'x'], '--shares: got 1,x, want numbers'),
+    ('a,b', ['1', 'x'], '--shares=1,x is not a list of numbers'),
   ],
 )
 def test_shares_that_do_not_fit_are_refused_before_anything_is_read(checkpoints, shares, message):
