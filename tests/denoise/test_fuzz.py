@@ -1,4 +1,4 @@
-"""The command on hundreds of malformed and odd files: a line for each, no traceback, no half-written file."""
+"""The command on hundreds of malformed and odd files: one line each, no traceback, no partial output."""
 
 import os
 
@@ -12,7 +12,7 @@ from tests.support.malformed_images import malformed_images
 
 
 def _check(lines, sources, output):
-  """One line for each file that is bad, an output for each that is good and for nothing else."""
+  """Checks for one line per bad file, and outputs for the good files only."""
   failed = set()
   for line in lines:
     assert line.isprintable()
@@ -44,7 +44,7 @@ def _size_by_pillow(path):
     return None
 
 
-def test_files_of_every_damage(weights, tmp_path, capsys):
+def test_damage_of_every_kind(weights, tmp_path, capsys):
   (tmp_path / 'in').mkdir()
   sources = malformed_images(tmp_path / 'in', 400, seed=0)
   status, lines = run(*sources, '-o', tmp_path / 'out', '--model', weights, capsys=capsys)
@@ -57,7 +57,7 @@ def test_files_of_every_damage(weights, tmp_path, capsys):
   assert len(list((tmp_path / 'in').iterdir())) == len(sources)
 
 
-def test_a_folder_of_them_in_a_process_of_its_own(weights, tmp_path):
+def test_a_folder_of_damaged_files_in_its_own_process(weights, tmp_path):
   (tmp_path / 'in').mkdir()
   sources = malformed_images(tmp_path / 'in', 300, 2)[::3]
   for path in set((tmp_path / 'in').iterdir()) - set(sources):
@@ -72,7 +72,7 @@ def test_a_folder_of_them_in_a_process_of_its_own(weights, tmp_path):
   assert failed
 
 
-def test_names_of_every_kind(weights, tmp_path, capsys):
+def test_unusual_file_names(weights, tmp_path, capsys):
   folder = tmp_path / 'in'
   fine = [
     'a b.png',
@@ -94,7 +94,7 @@ def test_names_of_every_kind(weights, tmp_path, capsys):
   assert all_files(tmp_path / 'out') == sorted(fine)
 
 
-def test_what_is_no_file_fails_alone(weights, tmp_path, capsys):
+def test_pipes_devices_and_broken_links_fail_alone(weights, tmp_path, capsys):
   folder = tmp_path / 'in'
   picture(folder / 'a.png')
   (folder / 'folder.png').mkdir()
@@ -113,7 +113,7 @@ def test_what_is_no_file_fails_alone(weights, tmp_path, capsys):
   assert all_files(tmp_path / 'out') == ['a.png', 'link.png']
 
 
-def test_a_file_that_may_not_be_read_fails_alone(weights, tmp_path, capsys):
+def test_an_unreadable_file_fails_alone(weights, tmp_path, capsys):
   picture(tmp_path / 'a.png')
   picture(tmp_path / 'b.png')
   (tmp_path / 'a.png').chmod(0)

@@ -1,4 +1,4 @@
-"""People's pictures: the pixels, in any format."""
+"""Pixels of photographs, in all formats."""
 
 import dataclasses
 import struct
@@ -35,10 +35,10 @@ def sound():
 @pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
 @pytest.mark.parametrize('alpha', [False, True])
 @pytest.mark.parametrize('channels', [1, 3])
-@pytest.mark.parametrize('ending', ['.png', '.tif'])
-def test_lossless_formats_give_back_every_bit(tmp_path, ending, channels, alpha, dtype, size):
+@pytest.mark.parametrize('extension', ['.png', '.tif'])
+def test_lossless_formats_give_back_every_bit(tmp_path, extension, channels, alpha, dtype, size):
   photograph = random_photograph(*size, channels, dtype, alpha=alpha)
-  path = tmp_path / f'a{ending}'
+  path = tmp_path / f'a{extension}'
   assert write_photograph(path, photograph) == ()
   assert_same_pixels(read_photograph(path), photograph)
   whole = photograph.pixels if not alpha else np.dstack([photograph.pixels, photograph.alpha])
@@ -51,20 +51,20 @@ def test_lossless_formats_give_back_every_bit(tmp_path, ending, channels, alpha,
 
 
 @pytest.mark.parametrize('channels', [1, 3])
-@pytest.mark.parametrize('ending', ['.bmp', '.webp', '.jpg'])
-def test_formats_of_8_bits(tmp_path, ending, channels):
+@pytest.mark.parametrize('extension', ['.bmp', '.webp', '.jpg'])
+def test_formats_of_8_bits(tmp_path, extension, channels):
   photograph = smooth_photograph()
   photograph = dataclasses.replace(photograph, pixels=photograph.pixels[:, :, :channels])
-  path = tmp_path / f'a{ending}'
+  path = tmp_path / f'a{extension}'
   assert write_photograph(path, photograph) == ()
   read = read_photograph(path)
   wanted = np.broadcast_to(photograph.pixels, _independently(path).shape).astype(int)
-  assert np.abs(read.pixels - wanted).max() <= (5 if ending == '.jpg' else 0)
+  assert np.abs(read.pixels - wanted).max() <= (5 if extension == '.jpg' else 0)
   np.testing.assert_array_equal(read.pixels, _independently(path))
-  assert read.lossless == (ending != '.jpg')
+  assert read.lossless == (extension != '.jpg')
 
 
-def test_webp_is_lossless_for_what_was_and_keeps_colours_that_are_transparent(tmp_path):
+def test_webp_is_lossless_for_lossless_sources_and_keeps_transparent_colours(tmp_path):
   photograph = random_photograph(alpha=True)
   photograph.alpha[:5] = 0
   write_photograph(tmp_path / 'a.webp', photograph)
@@ -81,15 +81,15 @@ def test_jpeg_keeps_colours_at_full_resolution(tmp_path):
   assert [frame[8 + 3 * channel + 1] for channel in range(3)] == [0x11] * 3
 
 
-@pytest.mark.parametrize('ending', ['.jpg', '.webp', '.bmp'])
-def test_16_bits_are_rounded_to_the_nearest_of_8(tmp_path, ending):
+@pytest.mark.parametrize('extension', ['.jpg', '.webp', '.bmp'])
+def test_16_bits_are_rounded_to_the_nearest_of_8(tmp_path, extension):
   values = np.array([0, 128, 129, 385, 386, 65406, 65407, 65535], np.uint16)
   photograph = Photograph(np.tile(np.repeat(values, 16)[None, :, None], (16, 1, 3)))
-  (note,) = write_photograph(tmp_path / f'a{ending}', photograph)
+  (note,) = write_photograph(tmp_path / f'a{extension}', photograph)
   assert 'its 16 bits are rounded to 8' in note
   wanted = np.round(values / 257)
-  found = read_photograph(tmp_path / f'a{ending}').pixels[8, 8::16, 0]
-  np.testing.assert_allclose(found, wanted, atol=2 if ending == '.jpg' else 0)
+  found = read_photograph(tmp_path / f'a{extension}').pixels[8, 8::16, 0]
+  np.testing.assert_allclose(found, wanted, atol=2 if extension == '.jpg' else 0)
 
 
 _SOUND = {
@@ -127,9 +127,9 @@ def test_files_of_8_bits_are_read_as_pillow_reads_them(sound, tmp_path, name):
   np.testing.assert_allclose(found.astype(int), wanted, atol=1 if name == 'palette.tif' else 0)
 
 
-@pytest.mark.parametrize('ending', PHOTOGRAPH_SUFFIXES)
-def test_the_ending_of_a_file_is_not_believed(sound, tmp_path, ending):
-  path = write_file(tmp_path / f'a{ending.upper()}', sound['deep_rgb.png'])
+@pytest.mark.parametrize('extension', PHOTOGRAPH_SUFFIXES)
+def test_the_first_bytes_decide_the_format_and_not_the_extension(sound, tmp_path, extension):
+  path = write_file(tmp_path / f'a{extension.upper()}', sound['deep_rgb.png'])
   assert read_photograph(path).pixels.dtype == np.uint16
 
 
@@ -185,13 +185,13 @@ def test_tiff_tiles_larger_and_smaller_than_the_picture(tmp_path, planar, tile):
   np.testing.assert_array_equal(read_photograph(tmp_path / 'a.tif').pixels, pixels)
 
 
-def test_tiff_that_is_white_at_zero_is_turned_around(tmp_path):
+def test_tiff_with_white_at_zero_is_inverted(tmp_path):
   values = np.arange(60, dtype=np.uint16).reshape(6, 10)
   tifffile.imwrite(tmp_path / 'a.tif', values, photometric='miniswhite')
   np.testing.assert_array_equal(read_photograph(tmp_path / 'a.tif').pixels[:, :, 0], 65535 - values)
 
 
-def test_tiff_colours_times_opacity_are_given_without_it(tmp_path):
+def test_premultiplied_tiff_colours_are_divided_by_alpha(tmp_path):
   straight = np.full((4, 5, 3), (200, 100, 0), np.uint8)
   opacity = np.array([[255], [128], [1], [0]], np.uint8) * np.ones((1, 5), np.uint8)
   stored = np.dstack([np.round(straight * (opacity[:, :, None] / 255)).astype(np.uint8), opacity])
@@ -216,7 +216,7 @@ def test_png_of_few_bits_with_a_transparent_grey(tmp_path, depth, key):
 
 
 @pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
-def test_a_colour_that_a_png_names_transparent_becomes_alpha(tmp_path, dtype):
+def test_a_transparent_colour_of_png_becomes_alpha(tmp_path, dtype):
   photograph = random_photograph(dtype=dtype)
   write_photograph(tmp_path / 'a.png', photograph)
   header, *rest = png_chunks((tmp_path / 'a.png').read_bytes())
@@ -228,7 +228,7 @@ def test_a_colour_that_a_png_names_transparent_becomes_alpha(tmp_path, dtype):
   assert set(np.unique(read.alpha)) == {0, np.iinfo(dtype).max}
 
 
-def test_jpeg_in_tiff_has_the_colours_that_the_tiff_says(tmp_path):
+def test_jpeg_in_tiff_follows_the_colours_of_the_tiff_tags(tmp_path):
   photograph = smooth_photograph()
   for colours in ('rgb', 'ycbcr'):
     tifffile.imwrite(
@@ -242,7 +242,7 @@ def test_jpeg_in_tiff_has_the_colours_that_the_tiff_says(tmp_path):
     np.testing.assert_allclose(read.pixels.astype(int), photograph.pixels, atol=12)
 
 
-def test_a_hundred_megapixels_are_read_without_a_word(tmp_path):
+def test_two_hundred_megapixels_are_read_without_warnings(tmp_path):
   # Warnings are errors in tests; Pillow warns of more than 89 megapixels, and refuses 179.
   rows = zlib.compress((b'\0' + b'\xaa' * 2500) * 10_000, 1)
   header = struct.pack('>IIBBBBB', 20_000, 10_000, 1, 0, 0, 0, 0)
@@ -253,12 +253,12 @@ def test_a_hundred_megapixels_are_read_without_a_word(tmp_path):
 
 
 def test_the_longest_sides_can_be_written(tmp_path):
-  for ending, side in (('.jpg', 65500), ('.webp', 16383)):
-    write_photograph(tmp_path / f'a{ending}', Photograph(np.zeros((1, side, 3), np.uint8)))
-    assert read_photograph(tmp_path / f'a{ending}').pixels.shape == (1, side, 3)
+  for extension, side in (('.jpg', 65500), ('.webp', 16383)):
+    write_photograph(tmp_path / f'a{extension}', Photograph(np.zeros((1, side, 3), np.uint8)))
+    assert read_photograph(tmp_path / f'a{extension}').pixels.shape == (1, side, 3)
 
 
-def test_transparency_that_is_nowhere_need_not_be_held(tmp_path):
+def test_alpha_that_is_opaque_everywhere_may_be_dropped(tmp_path):
   opaque = dataclasses.replace(random_photograph(), alpha=np.full((17, 31), 255, np.uint8))
   (note,) = write_photograph(tmp_path / 'a.jpg', opaque)
   assert note == 'its transparency is left out, because it is opaque everywhere and JPEG stores none'

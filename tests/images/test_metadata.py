@@ -1,4 +1,4 @@
-"""People's pictures: what comes with the pixels goes with them."""
+"""Metadata of photographs: kept where the format can store them, reported where it cannot."""
 
 import io
 import struct
@@ -24,7 +24,7 @@ OLD_SMALL_PICTURE = b'8BIM\x04\x0c\0\0\0\0\0\x04abcd'
 
 
 def exif_block(order='<', orientation=6, thumbnail=b''):
-  """A block as cameras write it, put together by Pillow; the thumbnail is the second directory."""
+  """An EXIF block like a camera's, made with Pillow; the thumbnail is the second directory."""
   metadata = Image.Exif()
   metadata.endian = order
   metadata[271], metadata[272], metadata[274] = 'Maker', 'Model 1', orientation
@@ -123,14 +123,14 @@ def test_metadata_goes_from_any_format_to_any_other(tmp_path, source, target):
   assert second.orientation == orientation
 
 
-@pytest.mark.parametrize('ending', ['.png', '.tif'])
-def test_metadata_of_16_bit_files(tmp_path, ending):
+@pytest.mark.parametrize('extension', ['.png', '.tif'])
+def test_metadata_of_16_bit_files(tmp_path, extension):
   photograph = random_photograph(
     dtype=np.uint16, metadata=Metadata(icc_profile=RGB_PROFILE, exif=exif_block('>'), xmp=XMP, dpi=(300, 150))
   )
-  path = tmp_path / f'a{ending}'
+  path = tmp_path / f'a{extension}'
   assert write_photograph(path, photograph) == ()
-  if ending == '.png':
+  if extension == '.png':
     with Image.open(path) as image:
       _assert_tags(image.getexif(), orientation=1)
       assert image.info['icc_profile'] == RGB_PROFILE
@@ -147,9 +147,9 @@ def test_metadata_of_16_bit_files(tmp_path, ending):
     assert (bytes(tags['InterColorProfile'].value), tags['XMP'].value) == (RGB_PROFILE, XMP)
 
 
-@pytest.mark.parametrize('ending', ['.jpg', '.png', '.bmp', '.tif'])
-def test_resolution_is_kept(tmp_path, ending):
-  path, again = tmp_path / f'a{ending}', tmp_path / f'b{ending}'
+@pytest.mark.parametrize('extension', ['.jpg', '.png', '.bmp', '.tif'])
+def test_resolution_is_kept(tmp_path, extension):
+  path, again = tmp_path / f'a{extension}', tmp_path / f'b{extension}'
   Image.fromarray(smooth_photograph().pixels).save(path, dpi=(300, 150))
   read = read_photograph(path)
   assert read.metadata.exif is None
@@ -165,7 +165,7 @@ def test_profile_larger_than_a_segment_of_jpeg(tmp_path):
   assert read_photograph(tmp_path / 'a.jpg').metadata.icc_profile == profile
 
 
-def test_text_and_colour_of_png_stay(tmp_path):
+def test_text_and_colour_of_png_are_kept(tmp_path):
   info = PngImagePlugin.PngInfo()
   info.add_text('Title', 'Lake')
   info.add_text('Author', 'Someone', zip=True)
@@ -191,7 +191,7 @@ def test_text_and_colour_of_png_stay(tmp_path):
     (b'cHRM', bytes(31)),
   ],
 )
-def test_chunks_that_others_could_not_read_do_not_stay(tmp_path, kind, content):
+def test_damaged_chunks_are_left_out(tmp_path, kind, content):
   chunks = png_chunks(_encoded(random_photograph()))
   write_file(tmp_path / 'a.png', png_file([*chunks[:1], (kind, content), *chunks[1:]]))
   read = read_photograph(tmp_path / 'a.png')
@@ -201,7 +201,7 @@ def test_chunks_that_others_could_not_read_do_not_stay(tmp_path, kind, content):
   opened(tmp_path / 'b.png')
 
 
-def test_comment_and_captions_of_jpeg_stay(tmp_path):
+def test_comment_and_captions_of_jpeg_are_kept(tmp_path):
   buffer = io.BytesIO()
   resources = b'Photoshop 3.0\0' + OLD_SMALL_PICTURE + CAPTION
   segment = struct.pack('>BBH', 0xFF, 0xED, len(resources) + 2) + resources
@@ -221,7 +221,7 @@ def test_comment_and_captions_of_jpeg_stay(tmp_path):
 
 
 @pytest.mark.parametrize('order', ['<', '>'])
-def test_the_small_picture_of_the_noisy_file_goes_and_all_else_stays(tmp_path, order):
+def test_the_thumbnail_of_the_noisy_file_is_dropped_and_all_else_kept(tmp_path, order):
   block = exif_block(order, thumbnail=b'\xff\xd8small picture\xff\xd9')
   buffer = io.BytesIO()
   Image.fromarray(smooth_photograph().pixels).save(buffer, 'JPEG', exif=b'Exif\0\0' + block)
@@ -238,20 +238,20 @@ def test_the_small_picture_of_the_noisy_file_goes_and_all_else_stays(tmp_path, o
   assert read.metadata.exif[: len(plain)] == plain
 
 
-@pytest.mark.parametrize('ending', ['.png', '.jpg', '.tif', '.webp'])
-def test_profile_of_other_colours_does_not_stay(tmp_path, ending):
+@pytest.mark.parametrize('extension', ['.png', '.jpg', '.tif', '.webp'])
+def test_profile_for_other_colours_is_left_out(tmp_path, extension):
   (note,) = write_photograph(
-    tmp_path / f'a{ending}', smooth_photograph(metadata=Metadata(icc_profile=GREY_PROFILE))
+    tmp_path / f'a{extension}', smooth_photograph(metadata=Metadata(icc_profile=GREY_PROFILE))
   )
   assert note == 'its colour profile is for GRAY, but the pixels are RGB: it is left out'
-  assert 'icc_profile' not in opened(tmp_path / f'a{ending}').info
+  assert 'icc_profile' not in opened(tmp_path / f'a{extension}').info
 
 
-def test_grey_profile_stays_with_grey_but_not_in_webp(tmp_path):
+def test_grey_profile_is_kept_with_grey_but_not_in_webp(tmp_path):
   photograph = random_photograph(channels=1, metadata=Metadata(icc_profile=GREY_PROFILE))
-  for ending in ('.png', '.jpg', '.tif'):
-    assert write_photograph(tmp_path / f'a{ending}', photograph) == ()
-    assert read_photograph(tmp_path / f'a{ending}').metadata.icc_profile == GREY_PROFILE
+  for extension in ('.png', '.jpg', '.tif'):
+    assert write_photograph(tmp_path / f'a{extension}', photograph) == ()
+    assert read_photograph(tmp_path / f'a{extension}').metadata.icc_profile == GREY_PROFILE
   assert len(write_photograph(tmp_path / 'a.webp', photograph)) == 1
   # And from a file that has it wrong.
   Image.fromarray(random_photograph().pixels).save(tmp_path / 'b.png', icc_profile=GREY_PROFILE)
@@ -260,7 +260,7 @@ def test_grey_profile_stays_with_grey_but_not_in_webp(tmp_path):
   assert read.notes == ('its colour profile is for GRAY, but the pixels are RGB: it is left out',)
 
 
-def test_broken_exif_is_kept_if_it_can_be_and_told(tmp_path):
+def test_damaged_exif_is_kept_and_reported(tmp_path):
   buffer = io.BytesIO()
   cut = exif_block()[:300]
   Image.fromarray(smooth_photograph().pixels).save(buffer, 'JPEG', exif=b'Exif\0\0' + cut)
@@ -275,14 +275,14 @@ def test_broken_exif_is_kept_if_it_can_be_and_told(tmp_path):
   assert (read.metadata.exif, read.notes) == (None, ('its EXIF data are damaged and left out',))
 
 
-def test_exif_that_leads_in_circles_is_read_no_deeper(sound, tmp_path):
+def test_circular_exif_is_not_followed(sound, tmp_path):
   header, *rest = png_chunks(sound['plain.png'])
   circle = b'MM\0*\0\0\0\x08\0\1\x87\x69\0\4\0\0\0\1\0\0\0\x08\0\0\0\x08'
   read = read_photograph(write_file(tmp_path / 'a.png', png_file([header, (b'eXIf', circle), *rest])))
   assert read.notes == ('its EXIF data are damaged and kept as they are',)
 
 
-def test_exif_of_many_large_tags_at_one_place_takes_little_memory():
+def test_exif_with_many_tags_sharing_one_large_value_takes_little_memory():
   tags = b''.join(struct.pack('<HHII', tag, 7, 40_000, 8) for tag in range(1, 4001))
   block = b'II*\0\x08\0\0\0' + struct.pack('<H', 4000) + tags + bytes(4)
   tracemalloc.start()
@@ -292,7 +292,7 @@ def test_exif_of_many_large_tags_at_one_place_takes_little_memory():
   assert peak < 3_000_000
 
 
-def test_png_has_a_profile_or_the_name_of_it(tmp_path):
+def test_png_has_a_profile_or_srgb_but_not_both(tmp_path):
   chunks = ((b'sRGB', b'\0'), (b'tIME', bytes(7)))
   for profile, names in ((RGB_PROFILE, {b'iCCP', b'tIME'}), (None, {b'sRGB', b'tIME'})):
     metadata = Metadata(icc_profile=profile, png_chunks=chunks)
@@ -301,7 +301,7 @@ def test_png_has_a_profile_or_the_name_of_it(tmp_path):
     assert found == names | {b'IHDR', b'IDAT', b'IEND'}
 
 
-def test_too_much_for_jpeg_is_left_out_and_told(tmp_path):
+def test_metadata_too_long_for_jpeg_are_left_out_and_reported(tmp_path):
   metadata = Metadata(xmp=bytes(70_000))
   assert write_photograph(tmp_path / 'a.jpg', smooth_photograph(metadata=metadata)) == (
     'JPEG stores at most 64 KB of its XMP data, which is left out',

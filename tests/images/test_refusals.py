@@ -1,4 +1,4 @@
-"""People's pictures: what is refused, and any damage, in one line."""
+"""Refusals: other kinds of images, and damage of every kind, in one line."""
 
 import contextlib
 import ctypes
@@ -31,10 +31,10 @@ from tests.support.photograph_files import assert_same_pixels, opened, random_ph
 
 
 def _assert_silence(capfd, caplog):
-  # Libraries in C keep what they print to themselves until they have some of it.
+  # C libraries buffer what they print.
   ctypes.CDLL(None).fflush(None)
   assert capfd.readouterr() == ('', '')
-  # Without handlers, of which pytest has some, Python prints these.
+  # Without pytest's handlers, Python would print these.
   assert caplog.messages == []
 
 
@@ -83,7 +83,7 @@ def test_other_files_are_refused_by_their_first_bytes(tmp_path, start, message):
     read_photograph(path)
 
 
-def test_what_is_no_file_to_read_is_refused(tmp_path, monkeypatch):
+def test_folders_pipes_and_unreadable_files_are_refused(tmp_path, monkeypatch):
   with pytest.raises(ValueError, match=r'nowhere\.png: cannot be read \(No such file or directory\)'):
     read_photograph(tmp_path / 'nowhere.png')
   with pytest.raises(ValueError, match=r': is a folder, not an image file'):
@@ -105,7 +105,7 @@ def test_what_is_no_file_to_read_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('name', ['rgb.png', 'deep_rgb.png', 'rgb.jpg', 'rgb.bmp', 'lossy.webp', 'deep.tif'])
-def test_no_part_of_a_file_is_taken_for_a_picture(sound, tmp_path, name):
+def test_truncated_files_are_refused(sound, tmp_path, name):
   data = sound[name]
   whole = read_photograph(write_file(tmp_path / name, data))
   for end in range(1, len(data), 1 + len(data) // 60):
@@ -114,7 +114,7 @@ def test_no_part_of_a_file_is_taken_for_a_picture(sound, tmp_path, name):
       read = read_photograph(tmp_path / name)
     except ValueError:
       continue
-    # Of some files the end is not of the picture.
+    # The last bytes of some files do not belong to the image.
     np.testing.assert_array_equal(read.pixels, whole.pixels)
     assert end > 0.9 * len(data)
 
@@ -124,7 +124,7 @@ def test_no_part_of_a_file_is_taken_for_a_picture(sound, tmp_path, name):
   [{}, {'progressive': True}, {'restart_marker_blocks': 5}],
   ids=['plain', 'progressive', 'restarts'],
 )
-def test_jpeg_whose_end_is_put_on_too_early_is_refused(tmp_path, options):
+def test_jpeg_with_an_end_marker_too_early_is_refused(tmp_path, options):
   buffer = io.BytesIO()
   Image.fromarray(random_photograph(120, 160).pixels).save(buffer, 'JPEG', **options)
   data = buffer.getvalue()
@@ -134,7 +134,7 @@ def test_jpeg_whose_end_is_put_on_too_early_is_refused(tmp_path, options):
   silent = 0
   for end in range(len(data) // 2, len(data) - 20, len(data) // 40):
     path = write_file(tmp_path / 'a.jpg', data[:end].rstrip(b'\xff') + b'\xff\xd9')
-    # Pillow makes grey of what is missing, and mostly says nothing.
+    # Pillow fills what is missing with grey, mostly silently.
     with contextlib.suppress(OSError):
       silent += opened(path).load() is not None
     with pytest.raises(ValueError, match=r'a\.jpg: the file is damaged or incomplete'):
@@ -142,7 +142,7 @@ def test_jpeg_whose_end_is_put_on_too_early_is_refused(tmp_path, options):
   assert silent > 10
 
 
-def test_jpeg_cut_between_its_intervals_is_refused(tmp_path):
+def test_jpeg_cut_at_a_restart_marker_is_refused(tmp_path):
   buffer = io.BytesIO()
   Image.fromarray(random_photograph(64, 64).pixels).save(buffer, 'JPEG', restart_marker_blocks=4)
   data = buffer.getvalue()
@@ -161,7 +161,7 @@ def test_png_with_fewer_or_more_rows_than_its_header_says_is_refused(sound, tmp_
     read_photograph(path)
 
 
-def test_jpeg_of_endless_scans_is_refused(sound, tmp_path):
+def test_jpeg_with_hundreds_of_scans_is_refused(sound, tmp_path):
   data = sound['progressive.jpg']
   scan = data[data.rindex(b'\xff\xda') : -2]
   with pytest.raises(ValueError, match=r'it has 3\d\d scans, more than 200'):
@@ -184,7 +184,7 @@ def test_messages_of_decoders_become_one_short_line(sound, tmp_path, monkeypatch
   assert str(caught.value).isprintable()
 
 
-def test_jpeg_that_lacks_a_part_in_its_middle_is_refused(tmp_path):
+def test_jpeg_without_a_part_in_its_middle_is_refused(tmp_path):
   buffer = io.BytesIO()
   Image.fromarray(random_photograph(64, 64).pixels).save(buffer, 'JPEG', restart_marker_blocks=1)
   data = buffer.getvalue()
@@ -193,7 +193,7 @@ def test_jpeg_that_lacks_a_part_in_its_middle_is_refused(tmp_path):
     read_photograph(write_file(tmp_path / 'a.jpg', lacking))
 
 
-def test_headers_of_more_than_there_is_are_refused_before_anything_is_allocated(sound, tmp_path, monkeypatch):
+def test_headers_with_too_many_pixels_are_refused_before_allocation(sound, tmp_path, monkeypatch):
   assert MAX_PIXELS == 500_000_000
   header, *rest = png_chunks(sound['plain.png'])
   for width, height in ((60_000, 60_000), (2**31 - 1, 1)):
@@ -212,7 +212,7 @@ def test_headers_of_more_than_there_is_are_refused_before_anything_is_allocated(
     read_photograph(write_file(tmp_path / 'a.jpg', sound['rgb.jpg']))
 
 
-def test_outputs_are_refused_before_there_is_work_to_lose(tmp_path, monkeypatch):
+def test_outputs_are_checked_before_the_work(tmp_path, monkeypatch):
   with pytest.raises(ValueError, match=r"a\.gif: the extension '\.gif' is not one of \.png, \.jpg, \.jpeg"):
     check_output(tmp_path / 'a.gif')
   with pytest.raises(ValueError, match=r'the folder .*nowhere does not exist; create it'):
@@ -220,15 +220,15 @@ def test_outputs_are_refused_before_there_is_work_to_lose(tmp_path, monkeypatch)
   (tmp_path / 'folder.png').mkdir()
   with pytest.raises(ValueError, match=r'folder\.png: is a folder; give the name of a file'):
     check_output(tmp_path / 'folder.png')
-  for ending in PHOTOGRAPH_SUFFIXES:
-    check_output(tmp_path / f'a{ending.upper()}', random_photograph())
-  for ending in ('.jpg', '.bmp'):
+  for extension in PHOTOGRAPH_SUFFIXES:
+    check_output(tmp_path / f'a{extension.upper()}', random_photograph())
+  for extension in ('.jpg', '.bmp'):
     with pytest.raises(ValueError, match=r'the photograph has transparency, which (JPEG|BMP) cannot store'):
-      check_output(tmp_path / f'a{ending}', random_photograph(alpha=True))
-  for ending, side in (('.jpg', 65500), ('.webp', 16383)):
-    check_output(tmp_path / f'a{ending}', Photograph(np.zeros((1, side, 1), np.uint8)))
+      check_output(tmp_path / f'a{extension}', random_photograph(alpha=True))
+  for extension, side in (('.jpg', 65500), ('.webp', 16383)):
+    check_output(tmp_path / f'a{extension}', Photograph(np.zeros((1, side, 1), np.uint8)))
     with pytest.raises(ValueError, match=rf'1x{side + 1} pixels are too many for .* at most {side} a side'):
-      write_photograph(tmp_path / f'a{ending}', Photograph(np.zeros((side + 1, 1, 1), np.uint8)))
+      write_photograph(tmp_path / f'a{extension}', Photograph(np.zeros((side + 1, 1, 1), np.uint8)))
   monkeypatch.setattr(writing.os, 'access', lambda *_: False)
   with pytest.raises(ValueError, match='its folder may not be written to'):
     check_output(tmp_path / 'a.png')
@@ -273,7 +273,7 @@ def test_text_that_takes_gigabytes_when_decompressed_is_refused_quickly(sound, t
   assert time.process_time() - start < 2
 
 
-def test_arrays_of_another_form_are_no_photograph():
+def test_arrays_of_other_shapes_and_dtypes_are_refused():
   pixels = np.zeros((3, 4, 3), np.uint8)
   for wrong in (pixels[:, :, 0], pixels[:, :, :2], pixels.astype(np.float64)):
     with pytest.raises(ValueError, match=r'pixels must be uint8, uint16 or float32 of shape .* not '):
@@ -308,23 +308,23 @@ def test_any_file_gives_a_photograph_or_one_line(tmp_path, capfd, caplog):
   assert [p.read_bytes() for p in malformed_images(again, 800, seed=1)] == [p.read_bytes() for p in files]
 
 
-def test_what_was_read_of_odd_files_can_be_written_anywhere(tmp_path, capfd, caplog):
-  for path in malformed_images(tmp_path, 500, seed=2):
+def test_whatever_was_read_can_be_written_in_all_formats(tmp_path, capfd, caplog):
+  for path in malformed_images(tmp_path, 350, seed=2):
     try:
       photograph = read_photograph(path)
     except ValueError:
       continue
-    for ending in ('.png', '.tif', '.jpg', '.webp', '.bmp', '.exr'):
+    for extension in ('.png', '.tif', '.jpg', '.webp', '.bmp', '.exr'):
       try:
-        notes = write_photograph(tmp_path / f'out{ending}', photograph)
+        notes = write_photograph(tmp_path / f'out{extension}', photograph)
       except ValueError:
         assert photograph.alpha is not None
         continue
       assert all(note.isprintable() and len(note) < 300 for note in notes)
-      again = read_photograph(tmp_path / f'out{ending}')
-      wanted = photograph if ending in ('.tif', '.jpg') else upright(photograph)
+      again = read_photograph(tmp_path / f'out{extension}')
+      wanted = photograph if extension in ('.tif', '.jpg') else upright(photograph)
       assert again.pixels.shape[:2] == wanted.pixels.shape[:2]
       assert again.orientation == wanted.orientation
-      if ending == '.tif' or (ending == '.png' and photograph.pixels.dtype != np.float32):
+      if extension == '.tif' or (extension == '.png' and photograph.pixels.dtype != np.float32):
         assert_same_pixels(again, wanted)
   _assert_silence(capfd, caplog)

@@ -1,4 +1,4 @@
-"""Malformed and odd image files, the same for the same seed: what a command must live through."""
+"""Malformed and odd image files for fuzz tests, reproducible by seed."""
 
 from collections.abc import Callable, Mapping
 import io
@@ -18,15 +18,15 @@ _COMPRESSIONS = ('lzw', 'zlib', 'packbits', 'zstd', 'lzma', 'jpeg', None)
 
 
 def malformed_images(folder: Path, count: int, seed: int) -> list[Path]:
-  """Writes files of every kind: odd ones that are right, then damaged ones up to the count.
+  """Writes files of every kind: valid but odd ones first, then damaged ones up to the count.
 
   Args:
     folder: An existing folder.
     count: How many files, at least 200 for some of each kind.
-    seed: Of all that is random.
+    seed: For all random choices.
 
   Returns:
-    The files, whose names begin with what was done to them.
+    The files, whose names say how they were damaged.
   """
   random = np.random.default_rng(seed)
   sound = sound_images(random)
@@ -35,8 +35,8 @@ def malformed_images(folder: Path, count: int, seed: int) -> list[Path]:
   while len(files) < count:
     name = names[len(files) % len(names)]
     damage = list(_DAMAGES)[int(random.integers(len(_DAMAGES)))]
-    stem, _, ending = name.partition('.')
-    files.append((f'{damage}-{stem}.{ending}', _DAMAGES[damage](sound[name], random)))
+    stem, _, extension = name.partition('.')
+    files.append((f'{damage}-{stem}.{extension}', _DAMAGES[damage](sound[name], random)))
   paths = []
   for number, (name, data) in enumerate(files[:count]):
     paths.append(folder / f'{number:04d}-{name}')
@@ -45,7 +45,7 @@ def malformed_images(folder: Path, count: int, seed: int) -> list[Path]:
 
 
 def sound_images(random: np.random.Generator) -> dict[str, bytes]:
-  """Small complete files of each format and kind, by name; some are of kinds that are to be refused."""
+  """Small complete files of each format, by name, including kinds that must be refused."""
   colour = random.integers(0, 256, (17, 31, 4), dtype=np.uint8)
   # Smooth, so that compression has something to do.
   colour[4:] = np.arange(31, dtype=np.uint8)[None, :, None] * 8
@@ -101,8 +101,8 @@ def _by_pillow(colour):
 
 def _saved(image, name, options):
   buffer = io.BytesIO()
-  endings = {'jpg': 'JPEG', 'tif': 'TIFF', 'png': 'PNG', 'webp': 'WEBP', 'bmp': 'BMP', 'gif': 'GIF'}
-  image.save(buffer, **{'format': endings[name.rpartition('.')[2]], **options})
+  extensions = {'jpg': 'JPEG', 'tif': 'TIFF', 'png': 'PNG', 'webp': 'WEBP', 'bmp': 'BMP', 'gif': 'GIF'}
+  image.save(buffer, **{'format': extensions[name.rpartition('.')[2]], **options})
   return buffer.getvalue()
 
 
@@ -148,7 +148,7 @@ def _tiff(array, options):
 
 
 def _png(colour, passes=((0, 0, 1, 1),)):
-  """With nothing in it but pixels; in Adam7's seven passes, or in one."""
+  """A PNG of pixels only, in Adam7's seven passes or in one."""
   height, width, channels = colour.shape
   colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
   parts = (colour[top::down, left::right] for top, left, down, right in passes)
@@ -158,7 +158,7 @@ def _png(colour, passes=((0, 0, 1, 1),)):
 
 
 def png_file(chunks: list[tuple[bytes, bytes]]) -> bytes:
-  """A PNG file of chunks, with right checksums."""
+  """A PNG file of chunks, with valid checksums."""
   packed = (
     struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
     for kind, data in chunks
@@ -181,17 +181,17 @@ def _png_header(width, height, depth, colour_type, interlaced=0):
 
 
 def _odd(sound):
-  """Files that are odd rather than damaged, and what is no image at all."""
+  """Files that are odd rather than damaged, and files that are not images."""
   rgb = sound['rgb.png']
   yield from sound.items()
-  for ending in ('png', 'jpg', 'tif', 'webp', 'bmp'):
-    yield f'empty.{ending}', b''
-    yield f'text.{ending}', b'This is no picture.\n' * 20
-    yield f'zeros.{ending}', bytes(1000)
-    yield f'start_only.{ending}', sound[f'{_FIRST[ending]}.{ending}'][:16]
-    yield f'png_called.{ending}', rgb
-    yield f'one_pixel.{ending}', _saved(Image.new('RGB', (1, 1), (1, 2, 3)), f'.{ending}', {})
-    yield f'one_column.{ending}', _saved(Image.new('L', (1, 29), 9), f'.{ending}', {})
+  for extension in ('png', 'jpg', 'tif', 'webp', 'bmp'):
+    yield f'empty.{extension}', b''
+    yield f'text.{extension}', b'This is no picture.\n' * 20
+    yield f'zeros.{extension}', bytes(1000)
+    yield f'start_only.{extension}', sound[f'{_FIRST[extension]}.{extension}'][:16]
+    yield f'png_called.{extension}', rgb
+    yield f'one_pixel.{extension}', _saved(Image.new('RGB', (1, 1), (1, 2, 3)), f'.{extension}', {})
+    yield f'one_column.{extension}', _saved(Image.new('L', (1, 29), 9), f'.{extension}', {})
   for start, name in _OTHER_STARTS.items():
     yield name, start + bytes(200)
   yield 'trailing.jpg', sound['rgb.jpg'] + bytes(range(256))
@@ -283,7 +283,7 @@ def _odd_metadata(sound):
 
 
 def _ycck(cmyk):
-  """The same bits, said to be YCCK."""
+  """The same bits, labelled as YCCK."""
   at = cmyk.index(b'Adobe') + 11
   return cmyk[:at] + b'\2' + cmyk[at + 1 :]
 
@@ -367,7 +367,7 @@ def _repeat_block(data, random):
 
 
 def _swap_chunks(data, random):
-  """Of PNG files, with their checksums put right; of others, two blocks."""
+  """Swaps chunks of PNG files, with valid checksums; in other formats, two blocks."""
   if data.startswith(_PNG_START):
     chunks = png_chunks(data)
     for _ in range(int(random.integers(1, 3))):
@@ -379,7 +379,7 @@ def _swap_chunks(data, random):
 
 
 def _damage_chunk(data, random):
-  """Of PNG files, inside of a chunk whose checksum is right; of others, anywhere behind the start."""
+  """Flips bits inside a PNG chunk and fixes its checksum; in other formats, anywhere after the start."""
   if not data.startswith(_PNG_START):
     return data[:16] + _flip_bits(data[16:], random)
   chunks = png_chunks(data)

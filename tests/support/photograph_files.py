@@ -1,4 +1,4 @@
-"""Photographs, and their files, as tests make and look at them."""
+"""Photographs and image files for tests."""
 
 import io
 
@@ -28,7 +28,7 @@ def write_file(path, data):
 
 
 def opened(path):
-  """Pillow's view of a file that is closed."""
+  """The file opened by Pillow, from memory."""
   return Image.open(io.BytesIO(path.read_bytes()))
 
 
