@@ -109,7 +109,7 @@ def test_without_checkpoints_a_run_counts_up_to_its_last_line_or_the_given_step(
 def test_runs_without_a_curve_are_refused(tmp_path):
   with pytest.raises(ValueError, match='--curve: give the folder of a run'):
     _curve()
-  with pytest.raises(ValueError, match=r'metrics\.jsonl: got no file that can be read \(No such file'):
+  with pytest.raises(ValueError, match=r'metrics\.jsonl: cannot be read \(No such file'):
     _curve(tmp_path)
   write_log(tmp_path, [{'step': 5, 'psnr/a': 27.0}])
   with pytest.raises(ValueError, match=r'has 0 lines with step, loss, learning_rate, .* up to step 5'):
