@@ -48,7 +48,7 @@ def main() -> None:
   def command() -> None:
     if Path(output.value).exists() and not overwrite.value:
       raise ValueError(f'--output: {output.value} exists; choose another name or pass --overwrite')
-    ratios = _shares(checkpoint.value, shares.value)
+    ratios = parse_shares(checkpoint.value, shares.value)
     steps, trees = zip(*(_load(path, config.value) for path in checkpoint.value), strict=True)
     about = {'config': command_line.config_argument(), 'about': text.value}
     if len(trees) > 1:
@@ -66,7 +66,7 @@ def main() -> None:
   command_line.run(command)
 
 
-def _shares(paths, texts):
+def parse_shares(paths, texts):
   """The share of each checkpoint in the average."""
   if not paths or not all(paths):
     raise ValueError(f'--checkpoint: {",".join(paths)!r} has an empty name; separate runs or files by commas')

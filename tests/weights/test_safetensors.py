@@ -151,6 +151,21 @@ def test_invalid_fields_are_refused(params, tmp_path, changes, match):
 
 
 @pytest.mark.parametrize(
+  ('changes', 'match'),
+  [
+    ({'width': 8192}, 'width is 8192; weights may have up to 4096'),
+    ({'dilations': [1] * 65}, r'65 dilations of up to 1; weights may have up to 64, each at most 1024'),
+    ({'dilations': [1, 2, 3, 1025]}, r'4 dilations of up to 1025; weights may have'),
+  ],
+)
+def test_huge_networks_are_refused(params, tmp_path, changes, match):
+  path = tmp_path / 'a.safetensors'
+  save_weights(path, params, model=FIELDS | changes, step=7, about={})
+  with pytest.raises(ValueError, match=rf'its metadata do not describe a network \({match}'):
+    load_with_model(path)
+
+
+@pytest.mark.parametrize(
   ('model', 'match'),
   [
     (
@@ -271,4 +286,4 @@ def test_several_runs_are_exported_as_their_average(params, tmp_path):
 )
 def test_shares_that_do_not_fit_are_refused_before_anything_is_read(checkpoints, shares, message):
   with pytest.raises(ValueError, match=re.escape(message)):
-    export_weights._shares(checkpoints.split(',') if checkpoints else [], shares)
+    export_weights.parse_shares(checkpoints.split(',') if checkpoints else [], shares)
