@@ -68,6 +68,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.patch_px = 128
   # Patches to cut from an image or tile each time it is decoded, for as many consecutive steps.
   config.data.crops_per_image = 1
+  # With both clean images and pairs: the share of the patches that come from the pairs; each patch is drawn.
+  # Needs data.reader = 'memory'. 0 with only one of the two.
+  config.data.pairs_share = 0.0
   # Scenes of pairs to hold out from training.
   config.data.held_out = ()
   # Skip and count damaged and unpaired files, instead of stopping with an error.
@@ -82,6 +85,14 @@ def get_config() -> ml_collections.ConfigDict:
   # Probability that a noisy patch is clipped to [0, 1] and rounded to 8 bits. The authors
   # clip every patch; 0.5 trains one network for the protocols unclipped and clipped8.
   config.noise.clip = 1.0
+  # Share of the clean patches that get the noise of a camera instead of Gaussian noise, and which: a name of
+  # sadnet_jax/data/camera_noise.py ('photo', 'brooks', 'cycleisp_sidd', 'cbdnet').
+  config.noise.camera = ''
+  config.noise.camera_share = 0.0
+  # Share of the patches with Gaussian noise whose noise is blurred and correlated between the channels.
+  config.noise.grain_share = 0.0
+  # Share of the clean patches without any noise, which teaches the network to leave clean pictures alone.
+  config.noise.clean_share = 0.0
 
   config.optimizer = ml_collections.ConfigDict()
   # 'adam' (paper) or 'muon'.

@@ -1,14 +1,21 @@
 """Additive white Gaussian noise: with JAX for training, with NumPy for benchmarks."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
 def add_gaussian_noise(
-  keys: jax.Array, clean: jax.Array, *, sigma_255_range: tuple[float, float], clip: float
+  keys: jax.Array,
+  clean: jax.Array,
+  *,
+  sigma_255_range: tuple[float, float],
+  clip: float,
+  texture: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
-  """Adds white Gaussian noise to a batch of training images.
+  """Adds Gaussian noise to a batch of training images, white unless ``texture`` changes that.
 
   Args:
     keys: One random key per image, [N]; an image's noise depends on its own key alone.
@@ -17,6 +24,7 @@ def add_gaussian_noise(
       draws its own uniformly; if both are equal, nothing is drawn.
     clip: Probability that an image is clipped to [0, 1] and rounded to 8 bits, as if stored in a file. Each
       image draws for itself; nothing is drawn at 0 or 1.
+    texture: Function of (key, white noise [H, W, C] of variance 1) that gives the noise to scale.
 
   Returns:
     The noisy images, [N, H, W, C].
@@ -25,6 +33,8 @@ def add_gaussian_noise(
 
   def noise(key):
     standard = jax.random.normal(key, clean.shape[1:], clean.dtype)
+    if texture is not None:
+      standard = texture(jax.random.fold_in(key, 4), standard)
     if low == high:
       return standard * (low / 255)
     sigma = jax.random.uniform(jax.random.fold_in(key, 0), (), clean.dtype, low / 255, high / 255)

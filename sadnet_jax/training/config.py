@@ -4,6 +4,7 @@ import math
 
 import ml_collections
 
+from sadnet_jax.data.training_noise import TrainingNoise
 from sadnet_jax.training.state import model_from_config, optimizer_from_config
 from sadnet_jax.training.step import LOSSES
 
@@ -39,9 +40,16 @@ def training_sets(config: ml_collections.ConfigDict) -> dict[str, str]:
   return {name: folder for name, folder in config.data.train.items() if folder}
 
 
-def is_paired(config: ml_collections.ConfigDict) -> bool:
-  """Whether a run trains on noisy and clean pairs, rather than on clean images with added noise."""
-  return bool(set(training_sets(config)) & set(PAIRED_SETS))
+def training_noise(fields: ml_collections.ConfigDict) -> TrainingNoise:
+  """Builds the noise of clean patches from ``config.noise``; ValueError for impossible shares."""
+  return TrainingNoise(
+    sigma_255_range=tuple(fields.sigma_255_range) or (fields.sigma_255,) * 2,
+    clip=float(fields.clip),
+    camera=fields.camera,
+    camera_share=fields.camera_share,
+    grain_share=fields.grain_share,
+    clean_share=fields.clean_share,
+  )
 
 
 def check_config(config: ml_collections.ConfigDict, device_count: int) -> None:
@@ -57,7 +65,7 @@ def check_config(config: ml_collections.ConfigDict, device_count: int) -> None:
   _check_ranges(config)
   _check_options(config)
   _check_sizes(config, device_count)
-  _check_noise_range(config)
+  _check_noise(config)
   _check_training_sets(config)
   model_from_config(config.model)
   optimizer_from_config(config)
@@ -112,7 +120,7 @@ def _check_sizes(config, device_count):
     )
 
 
-def _check_noise_range(config):
+def _check_noise(config):
   if not math.isfinite(config.noise.sigma_255):
     raise ValueError(f'config.noise.sigma_255 is {config.noise.sigma_255}, but must be finite')
   sigmas = config.noise.sigma_255_range
@@ -122,6 +130,10 @@ def _check_noise_range(config):
       f'config.noise.sigma_255_range is {tuple(sigmas)}, but must be (lowest, highest) with 0 <= lowest <= '
       'highest and highest above 0, or () to train at sigma_255'
     )
+  try:
+    training_noise(config.noise)
+  except ValueError as error:
+    raise ValueError(f'config.{error}') from error
 
 
 def _check_training_sets(config):
@@ -133,17 +145,31 @@ def _check_training_sets(config):
       '--config=configs/pairs.py --config.data.train.pairs=FOLDER'
     )
   paired = sorted(set(sets) & set(PAIRED_SETS))
-  if paired and set(sets) & set(CLEAN_SETS):
+  clean = sorted(set(sets) & set(CLEAN_SETS))
+  share = config.data.pairs_share
+  if paired and clean and not 0 < share < 1:
     raise ValueError(
-      f'config.data.train names {", ".join(sorted(sets))}; train on clean images or on pairs, not on both'
+      f'config.data.train names clean images ({", ".join(clean)}) and pairs ({", ".join(paired)}), and '
+      f'config.data.pairs_share is {share}; set the share of the patches that come from the pairs, '
+      'between 0 and 1'
+    )
+  if not (paired and clean) and share != 0:
+    raise ValueError(
+      f'config.data.pairs_share is {share}, but config.data.train names only {", ".join(sorted(sets))}; '
+      'set it to 0, or add clean images or pairs'
+    )
+  if share and config.data.reader != 'memory':
+    raise ValueError(
+      f'config.data.reader is {config.data.reader!r}, but clean images and pairs together can only be read '
+      "with 'memory'"
     )
   noise = config.noise.sigma_255 > 0 or any(config.noise.sigma_255_range)
-  if paired and noise:
+  if paired and not clean and noise:
     raise ValueError(
       f'config.noise would add noise to pairs ({", ".join(paired)}), which are noisy already; set '
       'noise.sigma_255 = 0 and noise.sigma_255_range = ()'
     )
-  if not paired and not noise:
+  if clean and not noise:
     raise ValueError(
       'config.noise.sigma_255 is 0, but training on clean images needs noise; set it or noise.sigma_255_range'
     )

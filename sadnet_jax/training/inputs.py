@@ -26,6 +26,7 @@ class TrainingData:
     fingerprint: Identifies the images of all sets, independent of where they are stored.
     held_out: Pairs that are not trained on.
     device_images: The whole data set if the devices sample from it themselves, else None.
+    device_pairs: The pairs of such a run beside its clean images, if it has both.
     batches: Function of (first step, devices of this process) that yields the batches of all steps from the
       first one on, placed on the devices; or None each time if the devices sample themselves.
   """
@@ -35,6 +36,7 @@ class TrainingData:
   held_out: Sequence[Example]
   device_images: on_device.DeviceImages | None
   batches: Callable[[int, Sequence[jax.Device]], Iterator[Batch | None]]
+  device_pairs: on_device.DeviceImages | None = None
 
 
 def open_training_data(config: ml_collections.ConfigDict, device: jax.Device) -> TrainingData:
@@ -60,9 +62,16 @@ def _open_files(config, device):
   kept, damaged = _check(config, kept)
   description = _describe(len(kept), 'images', held_out, problems + damaged)
   if config.data.reader == 'memory':
-    images = on_device.load(kept, config.model.channels, device)
+    # Clean images, pairs, or both.
+    sets = [[e for e in kept if e.noisy is None], [e for e in kept if e.noisy is not None]]
+    images, *pairs = (on_device.load(kind, config.model.channels, device) for kind in sets if kind)
     return TrainingData(
-      description, fingerprint(kept), held_out, images, lambda first, devices: itertools.repeat(None)
+      description,
+      fingerprint(kept),
+      held_out,
+      images,
+      lambda first, devices: itertools.repeat(None),
+      pairs[0] if pairs else None,
     )
   from sadnet_jax.data.pipeline import FileImages  # Imports TensorFlow.
 

@@ -34,7 +34,6 @@ validation, validation is abandoned, the step is saved without a PSNR, and the r
 import collections
 from collections.abc import Callable, Sequence
 import contextlib
-import functools
 import math
 from pathlib import Path
 import time
@@ -46,9 +45,15 @@ import ml_collections
 import numpy as np
 
 from sadnet_jax.data import on_device
-from sadnet_jax.data.noise import add_gaussian_noise
+from sadnet_jax.data.training_noise import make_add_noise
 from sadnet_jax.training import distributed, inputs, validation
-from sadnet_jax.training.config import check_config, is_paired
+from sadnet_jax.training.config import (
+  CLEAN_SETS,
+  PAIRED_SETS,
+  check_config,
+  training_noise,
+  training_sets,
+)
 from sadnet_jax.training.run_folder import RunLog, open_run_folder
 from sadnet_jax.training.state import (
   TrainState,
@@ -123,8 +128,8 @@ def _make_validator(config, data):
   if not fields.every:
     return None
   sets, missing = validation.find_validation_sets(
-    () if is_paired(config) else fields.clean,
-    fields.pairs if is_paired(config) else (),
+    fields.clean if set(training_sets(config)) & set(CLEAN_SETS) else (),
+    fields.pairs if set(training_sets(config)) & set(PAIRED_SETS) else (),
     data.held_out if fields.held_out else (),
     fields.images,
   )
@@ -179,6 +184,7 @@ def step_from_config(
   config: ml_collections.ConfigDict,
   devices: Sequence[jax.Device],
   images: on_device.DeviceImages | None = None,
+  pairs: on_device.DeviceImages | None = None,
 ) -> Callable[[TrainState, Batch | None], tuple[TrainState, Metrics]]:
   """Builds the step of a run; see `make_parallel_step`.
 
@@ -186,11 +192,17 @@ def step_from_config(
     config: The config of the run.
     devices: The devices to train on.
     images: The data set, if the devices sample from it themselves.
+    pairs: Noisy and clean images that ``config.data.pairs_share`` of the patches come from, likewise.
   """
   sampling = None
   if images is not None:
     sampling = OnDeviceSampling(
-      images, run_key(config, 'data'), batch_size=config.batch_size, patch_px=config.data.patch_px
+      images,
+      run_key(config, 'data'),
+      batch_size=config.batch_size,
+      patch_px=config.data.patch_px,
+      pairs=pairs,
+      pairs_share=config.data.pairs_share,
     )
   return make_parallel_step(
     devices,
@@ -205,11 +217,7 @@ def step_from_config(
 
 def noise_from_config(fields: ml_collections.ConfigDict) -> AddNoise:
   """Builds the function that adds noise to clean patches, from ``config.noise``."""
-  return functools.partial(
-    add_gaussian_noise,
-    sigma_255_range=tuple(fields.sigma_255_range) or (fields.sigma_255,) * 2,
-    clip=float(fields.clip),
-  )
+  return make_add_noise(training_noise(fields))
 
 
 class _Run:
@@ -219,7 +227,7 @@ class _Run:
     self._config, self._data = config, data
     self._validator, self._manager, self._log, self._stop = validator, manager, log, stop
     self._local_devices = distributed.local(devices)
-    self._take_step = step_from_config(config, devices, data.device_images)
+    self._take_step = step_from_config(config, devices, data.device_images, data.device_pairs)
     self._schedule = schedule_from_config(config)
     self._unchecked: collections.deque[tuple[int, Any]] = collections.deque()
     self._skipped_in_a_row = 0

@@ -69,7 +69,8 @@ def train_step(
   Args:
     state: The state; its step selects the noise.
     batch: This device's share of the batch, uint8 [N, P, P, C]: ``clean``, and ``noisy`` if the images come
-      with noise of their own. Noise is added only without ``noisy``.
+      with noise of their own. Noise is added only without ``noisy``, or where ``is_pair`` (bool [N]), if
+      there is one, is false.
     noise_key: Random key for the noise of the whole run.
     add_noise: Makes noisy images of clean ones.
     loss: Compares denoised with clean images.
@@ -90,7 +91,7 @@ def train_step(
 
   def loss_of(params, part):
     clean = part['clean'].astype(jnp.float32) / 255
-    noisy = part['noisy'].astype(jnp.float32) / 255 if 'noisy' in part else add_noise(part['keys'], clean)
+    noisy = _noisy(part, clean, add_noise)
     denoised, variables = state.apply_fn({'params': params}, noisy, mutable=['intermediates'])
     return loss(denoised, clean), mean_abs_offsets(variables.get('intermediates', {}))
 
@@ -105,6 +106,15 @@ def train_step(
   metrics |= {f'gradient_norm/scale{scale}': n for scale, n in _norms_by_scale(gradients).items()}
   metrics |= {f'offset/{scale}': mean for scale, mean in offsets.items()}
   return new, metrics
+
+
+def _noisy(part, clean, add_noise):
+  if 'noisy' not in part:
+    return add_noise(part['keys'], clean)
+  noisy = part['noisy'].astype(jnp.float32) / 255
+  if 'is_pair' not in part:
+    return noisy
+  return jnp.where(part['is_pair'][:, None, None, None], noisy, add_noise(part['keys'], clean))
 
 
 def _mean_over_parts(function, batch, parts):
@@ -154,12 +164,16 @@ class OnDeviceSampling:
     key: Random key for the patches of the whole run.
     batch_size: Patches per step over all devices.
     patch_px: Side of a patch in pixels.
+    pairs: A second set, with noisy images, beside a first one without.
+    pairs_share: Probability that a patch comes from the second set.
   """
 
   images: on_device.DeviceImages
   key: jax.Array
   batch_size: int
   patch_px: int
+  pairs: on_device.DeviceImages | None = None
+  pairs_share: float = 0.0
 
 
 def make_parallel_step(
@@ -223,9 +237,9 @@ def make_parallel_step(
 
   share = sampling.batch_size // len(devices)
 
-  def sample_and_step(state, position, images):
-    batch = on_device.sample(
-      images,
+  def sample_and_step(state, position, images, pairs):
+    sample = functools.partial(
+      on_device.sample,
       seed_key=sampling.key,
       step=state.step,
       batch_size=sampling.batch_size,
@@ -233,10 +247,25 @@ def make_parallel_step(
       first=position * share,
       count=share,
     )
+    batch = sample(images)
+    if pairs is not None:
+      numbers = state.step * sampling.batch_size + position * share + jnp.arange(share)
+      batch = _mix(sampling.key, numbers, batch['clean'], sample(pairs), sampling.pairs_share)
     return step(state, batch)
 
-  parallel = pmap(sample_and_step, in_axes=(None, 0, None))
+  parallel = pmap(sample_and_step, in_axes=(None, 0, None, None))
   # pmap needs one argument that differs between the devices.
   positions = np.array([i for i, d in enumerate(devices) if d in local], np.int32)
-  images = jax.device_put(sampling.images, replicated)
-  return lambda state, _: parallel(replicate(state), positions, images)
+  images, pairs = jax.device_put((sampling.images, sampling.pairs), replicated)
+  return lambda state, _: parallel(replicate(state), positions, images, pairs)
+
+
+def _mix(key, numbers, clean, pairs, share):
+  """Takes each patch from ``pairs`` with a probability of ``share``, else from ``clean``."""
+  keys = jax.vmap(lambda number: jax.random.fold_in(jax.random.fold_in(key, 2), number))(numbers)
+  is_pair = jax.vmap(lambda key: jax.random.bernoulli(key, share))(keys)
+  return {
+    'clean': jnp.where(is_pair[:, None, None, None], pairs['clean'], clean),
+    'noisy': pairs['noisy'],
+    'is_pair': is_pair,
+  }

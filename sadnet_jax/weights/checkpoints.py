@@ -46,6 +46,14 @@ _FREE_ON_RESUME = (
   # Makes no difference before the first non-finite step.
   'on_nonfinite',
 )
+# Fields that later versions added, as JSON: with these values nothing changes.
+_NEUTRAL_FIELDS = {
+  'data.pairs_share': '0.0',
+  'noise.camera': '""',
+  'noise.camera_share': '0.0',
+  'noise.grain_share': '0.0',
+  'noise.clean_share': '0.0',
+}
 # Fields of a network that do not change what trained weights mean.
 _FREE_WITH_SAME_WEIGHTS = ('model.dtype', 'model.offset_init')
 
@@ -265,6 +273,8 @@ def check_same(saved: Mapping[str, Any], wanted: Mapping[str, Any], ignored: Set
     ignored: Fields (``model.dtype``) or groups of fields (``validation``) that may differ.
   """
   saved, wanted = _flatten(saved), _flatten(wanted)
+  # Runs that began before a field existed trained with the value that changes nothing.
+  saved = {name: value for name, value in _NEUTRAL_FIELDS.items() if name in wanted} | saved
   differing = [
     f'{name}: checkpoint {saved.get(name)}, config {wanted.get(name)}'
     for name in sorted({*saved, *wanted})

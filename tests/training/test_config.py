@@ -332,7 +332,7 @@ def _config(**changes):
           f'data.train.{clean}': 'here',
           **TILES,
         },
-        rf'config\.data\.train names {", ".join(sorted([clean, paired]))}; train on clean images or on pairs',
+        rf'names clean images \({clean}\) and pairs \({paired}\), and config\.data\.pairs_share is 0\.0; set',
       )
       for clean, paired in (('clean', 'sidd'), ('div2k', 'renoir'), ('clean', 'polyu'), ('div2k', 'pairs'))
     ),

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from sadnet_jax.training.state import make_optimizer, make_schedule
+from sadnet_jax.training.state import kernels_as_matrices, make_optimizer, make_schedule
 
 
 def _schedule(**changes):
@@ -121,3 +121,31 @@ def test_muon_takes_a_transposed_kernel_as_the_matrix_it_multiplies_by():
   res = np.asarray(updates['res1']['conv']['kernel']).reshape(48, 5)
   spread = np.linalg.svd(res, compute_uv=False)
   assert spread.min() / spread.max() > 0.6
+
+
+def test_muon_is_optax_muon_but_for_rounding_and_has_its_state():
+  params = {
+    'up1': {'kernel': jnp.ones((2, 2, 12, 6))},
+    'res1': {'conv': {'kernel': jnp.ones((3, 3, 4, 8)), 'bias': jnp.ones(8)}},
+    'res2': {'conv': {'kernel': jnp.ones((3, 3, 4, 8))}},
+    'first': {'kernel': jnp.ones((1, 1, 3, 20))},
+  }
+  schedule = optax.linear_schedule(0.0, 1e-2, 3)
+  ours = make_optimizer(schedule, name='muon', b1=0.9, b2=0.999, eps=1e-8, bias_rate=0.4, clip_norm=0.0)
+  theirs = optax.contrib.muon(
+    schedule,
+    adam_b1=0.9,
+    adam_b2=0.999,
+    adam_learning_rate=lambda step: 0.4 * schedule(step),
+    consistent_rms=0.2,
+    muon_weight_dimension_numbers=kernels_as_matrices,
+  )
+  state, expected_state = ours.init(params), theirs.init(params)
+  for step in range(3):
+    keys = iter(jax.random.split(jax.random.key(step), 8))
+    gradients = jax.tree.map(lambda p, keys=keys: jax.random.normal(next(keys), p.shape), params)
+    updates, state = ours.update(gradients, state, params)
+    expected, expected_state = theirs.update(gradients, expected_state, params)
+    # The first rate is zero.
+    chex.assert_trees_all_close(updates, expected, atol=2e-4 * float(schedule(step)), rtol=1e-3)
+  chex.assert_trees_all_equal(state, expected_state)

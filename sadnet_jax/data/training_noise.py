@@ -1,0 +1,110 @@
+"""The noise that training adds to clean patches: Gaussian, a camera's, or none, drawn for each patch."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sadnet_jax.data.camera_noise import PRESETS, add_camera_noise, blur_noise
+from sadnet_jax.data.noise import add_gaussian_noise
+
+# The grain of Gaussian noise: standard deviation of its blur in pixels, log-uniform.
+_GRAIN_PX = (0.25, 1.6)
+# BT.601: a grey patch gets the luma of a colour camera's noise.
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingNoise:
+  """Which noise a run adds to its clean patches. What no other share takes is Gaussian.
+
+  Attributes:
+    sigma_255_range: Lowest and highest standard deviation of Gaussian noise, on the scale of 8-bit images.
+    clip: Probability that a patch with Gaussian noise is clipped to [0, 1] and rounded to 8 bits.
+    camera: A name of `camera_noise.PRESETS`, or '' for none.
+    camera_share: Share of the patches with this camera noise.
+    grain_share: Of the patches with Gaussian noise, the share whose noise is blurred, with its energy
+      kept, and correlated between the channels.
+    clean_share: Share of the patches without noise.
+
+  Raises:
+    ValueError: An unknown camera, or shares that are not between 0 and 1, also in sum.
+  """
+
+  sigma_255_range: tuple[float, float]
+  clip: float = 0.0
+  camera: str = ''
+  camera_share: float = 0.0
+  grain_share: float = 0.0
+  clean_share: float = 0.0
+
+  def __post_init__(self) -> None:
+    """Rejects what cannot be drawn from."""
+    for name in ('camera_share', 'grain_share', 'clean_share'):
+      # Written this way round to reject NaN too.
+      if not 0 <= getattr(self, name) <= 1:
+        raise ValueError(f'noise.{name} is {getattr(self, name)}, but must be a share from 0 to 1')
+    if self.camera_share + self.clean_share > 1:
+      raise ValueError(
+        f'noise.camera_share is {self.camera_share} and noise.clean_share {self.clean_share}, '
+        'but together they must be at most 1'
+      )
+    if self.camera and self.camera not in PRESETS:
+      raise ValueError(f'noise.camera is {self.camera!r}, but must be one of {sorted(PRESETS)}, or empty')
+    if bool(self.camera) != bool(self.camera_share):
+      raise ValueError(
+        f'noise.camera is {self.camera!r} and noise.camera_share {self.camera_share}: '
+        'set both for camera noise, or neither'
+      )
+
+
+def make_add_noise(noise: TrainingNoise) -> Callable[[jax.Array, jax.Array], jax.Array]:
+  """Builds the function that makes noisy patches of clean ones.
+
+  Args:
+    noise: What to draw from.
+
+  Returns:
+    (one random key per patch [N], clean [N, H, W, C] in [0, 1]) -> noisy [N, H, W, C]. A patch's noise
+    depends on its own key alone.
+  """
+  return functools.partial(_add_noise, noise)
+
+
+def _add_noise(noise, keys, clean):
+  gaussian = functools.partial(add_gaussian_noise, sigma_255_range=noise.sigma_255_range, clip=noise.clip)
+  if noise.grain_share:
+    gaussian = functools.partial(gaussian, texture=functools.partial(_grain, noise.grain_share))
+  noisy = gaussian(keys, clean)
+  if not noise.camera and not noise.clean_share:
+    return noisy
+  kind = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 2)))(keys)[:, None, None, None]
+  if noise.camera:
+    camera_keys = jax.vmap(lambda key: jax.random.fold_in(key, 3))(keys)
+    from_camera = jax.vmap(functools.partial(_add_camera_noise, noise.camera))(camera_keys, clean)
+    noisy = jnp.where(kind < noise.clean_share + noise.camera_share, from_camera, noisy)
+  return jnp.where(kind < noise.clean_share, clean, noisy)
+
+
+def _add_camera_noise(camera, key, clean):
+  if clean.shape[-1] == 3:
+    return add_camera_noise(key, clean, PRESETS[camera])
+  noisy = add_camera_noise(key, jnp.repeat(clean, 3, axis=-1), PRESETS[camera])
+  return jnp.round((noisy @ _LUMA)[..., None] * 255) / 255
+
+
+def _grain(share, key, white):
+  """White noise [H, W, C] of variance 1; for a share of the patches with grain instead."""
+  keys = jax.random.split(key, 3)
+  low, high = _GRAIN_PX
+  sigma_px = jnp.exp(jax.random.uniform(keys[0], minval=math.log(low), maxval=math.log(high)))
+  # What all channels have in common, from nothing to nearly everything.
+  common = jax.random.uniform(keys[1], maxval=0.95)
+  mean = white.mean(axis=-1, keepdims=True) * math.sqrt(white.shape[-1])
+  correlated = jnp.sqrt(1 - common) * white + jnp.sqrt(common) * mean
+  correlated *= jnp.sqrt(jnp.mean(white**2) / jnp.mean(correlated**2))
+  return jnp.where(jax.random.bernoulli(keys[2], share), blur_noise(correlated, sigma_px), white)

@@ -1,0 +1,100 @@
+"""One run that draws from clean images and from pairs, by shares."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from PIL import Image
+import pytest
+
+from configs import default
+from sadnet_jax.data.on_device import DeviceImages
+from sadnet_jax.training.config import check_config
+from sadnet_jax.training.loop import train
+from sadnet_jax.training.state import TrainState
+from sadnet_jax.training.step import OnDeviceSampling, make_parallel_step
+from tests.support.small_networks import SMALL
+
+SHARE = 0.3
+
+
+def _stack(values):
+  return np.concatenate([np.full((8, 8 * 3), value, np.uint8) for value in values])
+
+
+def test_each_patch_is_a_pair_with_the_probability_of_the_share():
+  """With an identity network, the loss says how many patches came from where."""
+  table = np.array([[0, 8, 8], [8, 8, 8]], np.int32)
+  clean = DeviceImages(_stack([100, 100]), None, table, channels=3, shortest_px=8)
+  # The noisy images of the pairs are equal to the clean ones.
+  pairs = DeviceImages(_stack([50, 50]), _stack([50, 50]), table, channels=3, shortest_px=8)
+  step = make_parallel_step(
+    jax.devices()[:1],
+    noise_key=jax.random.key(0),
+    add_noise=lambda keys, clean: clean + 1,
+    loss=lambda denoised, clean: jnp.mean(denoised - clean),
+    sampling=OnDeviceSampling(
+      clean, jax.random.key(1), batch_size=50, patch_px=8, pairs=pairs, pairs_share=SHARE
+    ),
+  )
+  state = TrainState.create(
+    apply_fn=lambda variables, noisy, mutable: (noisy + 0 * variables['params']['out'], {}),
+    params={'out': jnp.zeros(())},
+    tx=optax.sgd(0.0),
+    ema=None,
+    skipped=jnp.int32(0),
+  )
+  losses = []
+  for _ in range(20):
+    state, metrics = step(state, None)
+    losses.append(float(metrics['loss']))
+  # Noise of 1 on clean patches, 0 on pairs. Three standard errors of a share of 1,000 draws.
+  assert 1 - np.mean(losses) == pytest.approx(SHARE, abs=3 * np.sqrt(SHARE * (1 - SHARE) / 1000))
+  assert len(set(losses)) > 3
+
+
+@pytest.fixture
+def config(tmp_path):
+  rng = np.random.default_rng(0)
+  for folder, names in (('clean', ['a', 'b']), ('pairs', ['c_noisy', 'c_gt', 'd_noisy', 'd_gt'])):
+    (tmp_path / folder).mkdir()
+    for name in names:
+      pixels = rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)
+      Image.fromarray(pixels).save(tmp_path / folder / f'{name}.png')
+  config = default.get_config()
+  config.model.update(**SMALL, dilations=(1, 2))
+  config.data.train.clean, config.data.train.pairs = str(tmp_path / 'clean'), str(tmp_path / 'pairs')
+  config.data.update(reader='memory', patch_px=16, pairs_share=0.5)
+  config.noise.update(sigma_255_range=(0.0, 50.0), clean_share=0.3)
+  config.update(batch_size=4, steps=4, checkpoint_every=2, log_every=2)
+  config.validation.every = 0
+  return config
+
+
+def test_a_mixed_run_continues_bit_for_bit(config, tmp_path):
+  whole = train(config, tmp_path / 'whole', jax.devices()[:1])
+  config.steps = 2
+  train(config, tmp_path / 'parts', jax.devices()[:1])
+  config.steps = 4
+  parts = train(config, tmp_path / 'parts', jax.devices()[:1])
+  for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(parts.params), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (
+      {'data.pairs_share': 0.0},
+      'and pairs .*, and config.data.pairs_share is 0.0; set',
+    ),
+    ({'data.train.pairs': ''}, 'config.data.pairs_share is 0.5, but config.data.train names only clean'),
+    ({'data.reader': 'files'}, "reader is 'files', but clean images and pairs together .* 'memory'"),
+    ({'noise.camera': 'leica'}, "config.noise.camera is 'leica', but must be one of"),
+    ({'noise.sigma_255_range': (), 'noise.sigma_255': 0.0}, 'training on clean images needs noise'),
+  ],
+)
+def test_refuses(config, changes, message):
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(ValueError, match=message):
+    check_config(config, 1)
