@@ -227,7 +227,7 @@ def test_exported_weights_are_those_of_the_checkpoint(params, tmp_path):
   _assert_equal(loaded, params)
   assert metadata['about'] == 'For a test.'
   _, errors = finish(start(*export), succeeds=False)
-  assert 'b.safetensors, which is there, want another, or pass --overwrite' in errors
+  assert 'b.safetensors exists; choose another name or pass --overwrite' in errors
 
 
 def test_a_run_is_exported_as_of_its_own_noise_alone(params, tmp_path):
@@ -274,13 +274,13 @@ def test_several_runs_are_exported_as_their_average(params, tmp_path):
 @pytest.mark.parametrize(
   ('checkpoints', 'shares', 'message'),
   [
-    ('', [], "--checkpoint: got '', want a run or a file of weights, or several between commas"),
-    ('a,', [], "--checkpoint: got 'a,', want a run"),
-    ('a,b', ['1'], '--shares: got [1.0] for 2 checkpoint(s), want a number above 0 for each'),
-    ('a', ['1', '2'], '--shares: got [1.0, 2.0] for 1 checkpoint(s), want a number above 0'),
-    ('a,b', ['1', '0'], '--shares: got [1.0, 0.0] for 2 checkpoint(s)'),
-    ('a,b', ['1', 'inf'], '--shares: got [1.0, inf] for 2 checkpoint(s)'),
-    ('a,b', ['1', 'nan'], '--shares: got [1.0, nan] for 2 checkpoint(s)'),
+    ('', [], "--checkpoint: '' has an empty name"),
+    ('a,', [], "--checkpoint: 'a,' has an empty name"),
+    ('a,b', ['1'], '--shares: 2 checkpoint(s) need as many numbers above 0, not [1.0]'),
+    ('a', ['1', '2'], '--shares: 1 checkpoint(s) need as many numbers above 0, not [1.0, 2.0]'),
+    ('a,b', ['1', '0'], 'not [1.0, 0.0]'),
+    ('a,b', ['1', 'inf'], 'not [1.0, inf]'),
+    ('a,b', ['1', 'nan'], 'not [1.0, nan]'),
     ('a,b', ['1', 'x'], '--shares=1,x is not a list of numbers'),
   ],
 )
