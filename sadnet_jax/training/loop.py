@@ -194,16 +194,7 @@ def step_from_config(
     images: The data set, if the devices sample from it themselves.
     pairs: Noisy and clean images that ``config.data.pairs_share`` of the patches come from, likewise.
   """
-  sampling = None
-  if images is not None:
-    sampling = OnDeviceSampling(
-      images,
-      run_key(config, 'data'),
-      batch_size=config.batch_size,
-      patch_px=config.data.patch_px,
-      pairs=pairs,
-      pairs_share=config.data.pairs_share,
-    )
+  sampling = None if images is None else sampling_from_config(config, images, pairs)
   return make_parallel_step(
     devices,
     noise_key=run_key(config, 'noise'),
@@ -212,6 +203,22 @@ def step_from_config(
     ema_decay=config.ema_decay,
     accumulate=config.accumulate,
     sampling=sampling,
+  )
+
+
+def sampling_from_config(
+  config: ml_collections.ConfigDict,
+  images: on_device.DeviceImages,
+  pairs: on_device.DeviceImages | None = None,
+) -> OnDeviceSampling:
+  """Says how the devices sample patches from images in their memory; see `step_from_config`."""
+  return OnDeviceSampling(
+    images,
+    run_key(config, 'data'),
+    batch_size=config.batch_size,
+    patch_px=config.data.patch_px,
+    pairs=pairs,
+    pairs_share=config.data.pairs_share,
   )
 
 

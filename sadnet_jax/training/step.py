@@ -86,12 +86,11 @@ def train_step(
   """
   share = batch['clean'].shape[0]
   first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * share
-  step_key = jax.random.fold_in(noise_key, state.step)
-  keys = jax.vmap(lambda i: jax.random.fold_in(step_key, i))(first + jnp.arange(share))
+  keys = patch_keys(noise_key, state.step, first, share)
 
   def loss_of(params, part):
     clean = part['clean'].astype(jnp.float32) / 255
-    noisy = _noisy(part, clean, add_noise)
+    noisy = noisy_images(part, add_noise)
     denoised, variables = state.apply_fn({'params': params}, noisy, mutable=['intermediates'])
     return loss(denoised, clean), mean_abs_offsets(variables.get('intermediates', {}))
 
@@ -108,13 +107,26 @@ def train_step(
   return new, metrics
 
 
-def _noisy(part, clean, add_noise):
-  if 'noisy' not in part:
-    return add_noise(part['keys'], clean)
-  noisy = part['noisy'].astype(jnp.float32) / 255
-  if 'is_pair' not in part:
+def patch_keys(noise_key: jax.Array, step: jax.Array | int, first: jax.Array | int, count: int) -> jax.Array:
+  """Returns the random keys of patches ``first`` to ``first + count`` of a step's batch, [count]."""
+  step_key = jax.random.fold_in(noise_key, step)
+  return jax.vmap(lambda i: jax.random.fold_in(step_key, i))(first + jnp.arange(count))
+
+
+def noisy_images(batch: Batch, add_noise: AddNoise) -> jax.Array:
+  """Returns what the network gets of a batch, float [N, P, P, C].
+
+  Args:
+    batch: As in `train_step`, and ``keys``, one random key per patch.
+    add_noise: As in `train_step`.
+  """
+  clean = batch['clean'].astype(jnp.float32) / 255
+  if 'noisy' not in batch:
+    return add_noise(batch['keys'], clean)
+  noisy = batch['noisy'].astype(jnp.float32) / 255
+  if 'is_pair' not in batch:
     return noisy
-  return jnp.where(part['is_pair'][:, None, None, None], noisy, add_noise(part['keys'], clean))
+  return jnp.where(batch['is_pair'][:, None, None, None], noisy, add_noise(batch['keys'], clean))
 
 
 def _mean_over_parts(function, batch, parts):
@@ -174,6 +186,36 @@ class OnDeviceSampling:
   patch_px: int
   pairs: on_device.DeviceImages | None = None
   pairs_share: float = 0.0
+
+
+def sample_batch(
+  sampling: OnDeviceSampling, step: jax.Array | int, *, first: jax.Array | int, count: int
+) -> Batch:
+  """Cuts patches ``first`` to ``first + count`` of a step's batch; can be compiled, and is pure.
+
+  Returns:
+    A batch as `train_step` takes it.
+  """
+  sample = functools.partial(
+    on_device.sample,
+    seed_key=sampling.key,
+    step=step,
+    batch_size=sampling.batch_size,
+    patch_px=sampling.patch_px,
+    first=first,
+    count=count,
+  )
+  batch = sample(sampling.images)
+  if sampling.pairs is None:
+    return batch
+  pairs = sample(sampling.pairs)
+  choice_key = jax.random.fold_in(sampling.key, 2)
+  keys = jax.vmap(lambda i: jax.random.fold_in(choice_key, i))(
+    step * sampling.batch_size + first + jnp.arange(count)
+  )
+  is_pair = jax.vmap(lambda key: jax.random.bernoulli(key, sampling.pairs_share))(keys)
+  clean = jnp.where(is_pair[:, None, None, None], pairs['clean'], batch['clean'])
+  return {'clean': clean, 'noisy': pairs['noisy'], 'is_pair': is_pair}
 
 
 def make_parallel_step(
@@ -238,34 +280,11 @@ def make_parallel_step(
   share = sampling.batch_size // len(devices)
 
   def sample_and_step(state, position, images, pairs):
-    sample = functools.partial(
-      on_device.sample,
-      seed_key=sampling.key,
-      step=state.step,
-      batch_size=sampling.batch_size,
-      patch_px=sampling.patch_px,
-      first=position * share,
-      count=share,
-    )
-    batch = sample(images)
-    if pairs is not None:
-      numbers = state.step * sampling.batch_size + position * share + jnp.arange(share)
-      batch = _mix(sampling.key, numbers, batch['clean'], sample(pairs), sampling.pairs_share)
-    return step(state, batch)
+    placed = dataclasses.replace(sampling, images=images, pairs=pairs)
+    return step(state, sample_batch(placed, state.step, first=position * share, count=share))
 
   parallel = pmap(sample_and_step, in_axes=(None, 0, None, None))
   # pmap needs one argument that differs between the devices.
   positions = np.array([i for i, d in enumerate(devices) if d in local], np.int32)
   images, pairs = jax.device_put((sampling.images, sampling.pairs), replicated)
   return lambda state, _: parallel(replicate(state), positions, images, pairs)
-
-
-def _mix(key, numbers, clean, pairs, share):
-  """Takes each patch from ``pairs`` with a probability of ``share``, else from ``clean``."""
-  keys = jax.vmap(lambda number: jax.random.fold_in(jax.random.fold_in(key, 2), number))(numbers)
-  is_pair = jax.vmap(lambda key: jax.random.bernoulli(key, share))(keys)
-  return {
-    'clean': jnp.where(is_pair[:, None, None, None], pairs['clean'], clean),
-    'noisy': pairs['noisy'],
-    'is_pair': is_pair,
-  }

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import ablation, color, color_fast, default, demo, gray, nam, pairs, sidd, v1
+from configs import ablation, blind, color, color_fast, default, demo, gray, nam, pairs, photo, sidd, v1
 from sadnet_jax.data.test_sets import POLYU_HELD_OUT
 from sadnet_jax.training.config import check_config, training_sets
 from sadnet_jax.training.state import model_from_config
@@ -16,6 +16,10 @@ NOISES = ('30', '50', '70', 'blind')
 # Config file, arguments, channels.
 CONFIGS = [
   *((get, (noise,), 3) for get in (color, color_fast) for noise in NOISES),
+  (blind, ('color',), 3),
+  (blind, ('gray',), 1),
+  (photo, (), 3),
+  (photo, ('fast',), 3),
   *((gray, (noise,), 1) for noise in NOISES),
   *((ablation, (row,), 3) for row in ('none', 'rsab', 'context', 'rsab_context', 'rsab_offset', 'full')),
   *(

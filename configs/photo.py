@@ -1,0 +1,55 @@
+"""Photographs as people have them: the recipe of the published weights `photo` and `photo_fast`.
+
+  python train.py --config=configs/photo.py --config.data.train.clean=FOLDER --config.init_from=color
+  python train.py --config=configs/photo.py:fast --config.data.train.clean=FOLDER
+
+Of the patches, three in ten are real pairs; of the others, half get the noise of a camera (see
+sadnet_jax/data/camera_noise.py), 42% clipped Gaussian noise, some of it with grain, and 8% none. Real pairs
+are PolyU's original scenes without those that its held-out crops were cut from, and RENOIR's pairs of one
+phone without six. ``fast`` is a network of half the width, a quarter of the parameters.
+
+Ours: not measured yet.
+"""
+
+import ml_collections
+
+from configs import color_fast
+
+# The scenes of POLYU_HELD_OUT as the files of ``OriginalImages`` name them (it has none of Canon600D_book),
+# and every fourth pair of RENOIR's Mi3.
+HELD_OUT = (
+  'Canon5D2_fruit',
+  'Canon80D_ball',
+  'Nikon800_stair',
+  'SonyA7II_door',
+  *(f'noisy/{number}' for number in ('08', '13', '19', '24', '32', '38')),
+)
+
+
+def get_config(size: str = 'full') -> ml_collections.ConfigDict:
+  """Returns the recipe for the network of 'full' width, or the 'fast' one of half the width."""
+  if size not in ('full', 'fast'):
+    raise ValueError(f"the argument of configs/photo.py is {size!r}, but must be 'full' or 'fast'")
+  config = color_fast.get_config('blind')
+  if size == 'fast':
+    config.model.width = config.model.offset_width = 16
+  config.data.train.clean = 'train/DIV2K_train_HR'
+  config.data.train.polyu = 'real/PolyU/OriginalImages'
+  config.data.train.pairs = 'real/RENOIR_Mi3'
+  config.data.pairs_share = 0.3
+  config.data.held_out = HELD_OUT
+  config.data.reader = 'memory'
+  config.data.patch_px = 128
+  config.batch_size = 4
+  config.steps = 8_000
+  config.noise.clip = 1.0
+  config.noise.camera = 'photo'
+  config.noise.camera_share = 0.5
+  config.noise.grain_share = 0.3
+  config.noise.clean_share = 0.08
+  config.optimizer.learning_rate = 6e-4
+  config.optimizer.clip_norm = 0.1
+  config.ema_decay = 0.998
+  config.checkpoint_every = 250
+  config.validation.every = 1_000
+  return config
