@@ -84,10 +84,11 @@ def _cached_name(url):
   return f'{hashlib.sha256(url.encode()).hexdigest()[:16]}-{re.sub(r"[^A-Za-z0-9_.-]", "_", name)[-80:]}'
 
 
-class _Redirects(urllib.request.HTTPRedirectHandler):
+class Redirects(urllib.request.HTTPRedirectHandler):
   """Follows redirects to http and https, from https only to https."""
 
   def redirect_request(self, request, file, code, message, headers, url):
+    """Raises URLError for a redirect that is not allowed."""
     allowed = ('https',) if request.type == 'https' else ('http', 'https')
     if urllib.parse.urlsplit(url).scheme not in allowed:
       file.close()
@@ -118,7 +119,7 @@ def _transfer(
 
 def _open(url, timeout_seconds):
   request = urllib.request.Request(url, headers={'User-Agent': 'sadnet-jax'})
-  return urllib.request.build_opener(_Redirects).open(request, timeout=timeout_seconds)
+  return urllib.request.build_opener(Redirects).open(request, timeout=timeout_seconds)
 
 
 def _from_server(url: str, function: Callable[[], Any]) -> Any:

@@ -406,7 +406,7 @@ def test_from_https_no_redirect_leads_to_http():
   request = download.urllib.request.Request('https://host/a.pth')
   response = io.BytesIO()
   with pytest.raises(OSError, match=r'redirected to http://host/b\.pth, but only https is allowed'):
-    download._Redirects().redirect_request(request, response, 302, 'Found', {}, 'http://host/b.pth')
+    download.Redirects().redirect_request(request, response, 302, 'Found', {}, 'http://host/b.pth')
   assert response.closed
 
 
