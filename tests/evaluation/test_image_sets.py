@@ -300,7 +300,7 @@ def test_an_empty_name_is_not_the_working_folder(tmp_path, monkeypatch, name):
 
 
 def test_ignored_files_are_noted(tmp_path):
-  _flat(tmp_path, ['1.png', '2.webp', '.DS_Store', 'Thumbs.db', '._1.png'], 7, 11)
+  _flat(tmp_path, ['1.png', '2.gif', '.DS_Store', 'Thumbs.db', '._1.png'], 7, 11)
   (tmp_path / 'more').mkdir()
   (tmp_path / 'more' / 'notes.txt').touch()
   (tmp_path / 'linked').symlink_to(tmp_path / 'more', target_is_directory=True)
@@ -309,14 +309,14 @@ def test_ignored_files_are_noted(tmp_path):
   # Hidden files, as macOS creates them, are not even noted.
   assert _names(image_set) == ['1']
   assert image_set.notes == [
-    f'{tmp_path.name}: ignored files of other types: 2.webp, Thumbs.db, more/notes.txt',
+    f'{tmp_path.name}: ignored files of other types: 2.gif, Thumbs.db, more/notes.txt',
     f'{tmp_path.name}: ignored links to folders or missing files: gone.png, linked',
   ]
   _flat(tmp_path / 'more', [f'{i}.heic' for i in range(4)], 7, 11)
   assert (
     open_set(str(tmp_path), None)
     .notes[0]
-    .endswith(': 2.webp, Thumbs.db, more/0.heic, more/1.heic, more/2.heic, 2 more')
+    .endswith(': 2.gif, Thumbs.db, more/0.heic, more/1.heic, more/2.heic, 2 more')
   )
 
 

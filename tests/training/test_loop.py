@@ -71,7 +71,7 @@ def compiled_once():
   """Runs whose compiled programs are equal share their step and their first weights."""
   steps, first = {}, {}
 
-  def step_of(config, devices, images=None):
+  def step_of(config, devices, images=None, pairs=None):
     fields = json.loads(config.to_json_best_effort())
     for name in (
       'log_every',
@@ -88,7 +88,7 @@ def compiled_once():
       fields['data'] = config.data.patch_px
     key = (json.dumps(fields, sort_keys=True), tuple(d.id for d in devices))
     if key not in steps:
-      steps[key] = step_from_config(config, devices, images)
+      steps[key] = step_from_config(config, devices, images, pairs)
     return steps[key]
 
   def first_state(config):
@@ -104,7 +104,7 @@ def compiled_once():
     yield
 
 
-def _idle_step(config, devices, images=None):
+def _idle_step(config, devices, images=None, pairs=None):
   """`step_from_config`, but the step leaves the weights as they are."""
 
   def step(state, batch):
@@ -314,8 +314,8 @@ def test_validation_keeps_the_best_checkpoint_and_shows_pictures(photographs, tm
 def _with_rate(make_step, rates):
   """`step_from_config`, but each step adds noise of the next of these sizes to the weights."""
 
-  def make(config, devices, images=None):
-    step = make_step(config, devices, images)
+  def make(config, devices, images=None, pairs=None):
+    step = make_step(config, devices, images, pairs)
 
     def disturbed(state, batch):
       state, metrics = step(state, batch)
@@ -413,8 +413,8 @@ def test_too_many_skipped_steps_in_a_row_end_the_run(photographs, tmp_path, monk
 def _with_poison(make_step, steps):
   """`step_from_config`, but the weights of some steps are not finite while the gradient is computed."""
 
-  def make(config, devices, images=None):
-    step = make_step(config, devices, images)
+  def make(config, devices, images=None, pairs=None):
+    step = make_step(config, devices, images, pairs)
 
     def poisoned(state, batch):
       if int(state.step) + 1 not in steps:
