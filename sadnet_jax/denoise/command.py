@@ -123,7 +123,7 @@ def choose_device(wanted: str | None) -> 'jax.Device':
   platform, _, number = (wanted or '').partition(':')
   if platform == 'cpu':
     jax.config.update('jax_platforms', 'cpu')
-  elif platform and jax.config.jax_platforms == 'cpu':  # type: ignore[attr-defined]
+  elif platform and getattr(jax.config, 'jax_platforms', None) == 'cpu':
     # The option overrides JAX_PLATFORMS.
     jax.config.update('jax_platforms', None)
   try:

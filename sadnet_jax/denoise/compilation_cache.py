@@ -29,7 +29,7 @@ def enable(folder: str | Path | None = None, *, max_bytes: int = MAX_BYTES) -> P
   """
   import jax
 
-  if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+  if getattr(jax.config, 'jax_compilation_cache_dir', None):
     return None
   # CPU programs use the instructions of one processor, but JAX's keys do not name it: machines that share
   # a home folder must not share programs.

@@ -133,8 +133,8 @@ class DeformConv(nn.Module):
   groups: int = 1
   deformable_groups: int = 1
   use_bias: bool = True
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: Dtype = None
+  param_dtype: Dtype = jnp.float32
   # variance_scaling(1/3, fan_in, uniform) is uniform(+-sqrt(3 * (1/3) / fan_in)).
   kernel_init: nn.initializers.Initializer = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
   bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()

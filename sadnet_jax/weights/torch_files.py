@@ -21,7 +21,7 @@ import numpy as np
 
 from sadnet_jax.files import one_line, replacing
 
-_DTYPES = {'Double': 'f8', 'Float': 'f4', 'Half': 'f2', 'BFloat16': jnp.bfloat16, 'Bool': '?'}
+_DTYPES: dict[str, Any] = {'Double': 'f8', 'Float': 'f4', 'Half': 'f2', 'BFloat16': jnp.bfloat16, 'Bool': '?'}
 _DTYPES |= {'Long': 'i8', 'Int': 'i4', 'Short': 'i2', 'Char': 'i1', 'Byte': 'u1'}
 # The type of a storage as a pickle names it -> dtype.
 _STORAGES = {f'torch.{name}Storage': np.dtype(dtype) for name, dtype in _DTYPES.items()}
