@@ -1,12 +1,15 @@
 """The package as users install it: built, installed elsewhere, and run without the clone."""
 
 import importlib.metadata
+import os
 from pathlib import Path
 import shutil
+import subprocess
 import tomllib
 import zipfile
 
 import numpy as np
+from packaging.requirements import Requirement
 import pytest
 
 from tests.support.command import ROOT, finish, start
@@ -49,19 +52,60 @@ def test_a_wheel_has_the_package_with_its_data_and_nothing_else(wheel):
   assert sum(name.endswith('.html') for name in wanted) >= 1
 
 
-def test_the_installed_command_denoises_a_picture(wheel, tmp_path):
-  installed = tmp_path / 'installed'
-  install = ['--no-deps', '--no-index', '--no-compile', '--quiet', '--disable-pip-version-check']
-  finish(start('-m', 'pip', 'install', wheel, '--target', installed, *install))
-  command = installed / 'bin' / 'sadnet-denoise'
-  pixels = picture(tmp_path / 'noisy.png', size=(32, 40))
-  variables = {'cwd': tmp_path, 'PYTHONPATH': str(installed)}
+def _dependencies(name, found=None):
+  """The distributions that an installed one needs, directly and indirectly, without extras."""
+  found = {} if found is None else found
+  for text in importlib.metadata.requires(name) or ():
+    requirement = Requirement(text)
+    is_needed = requirement.marker is None or requirement.marker.evaluate({'extra': ''})
+    if is_needed and requirement.name not in found:
+      found[requirement.name] = importlib.metadata.distribution(requirement.name)
+      _dependencies(requirement.name, found)
+  return found
 
-  location, _ = finish(start('-c', 'import sadnet_jax; print(sadnet_jax.__file__)', **variables))
-  assert Path(location.strip()).parent == installed / 'sadnet_jax'
-  version, _ = finish(start(command, '--version', **variables))
+
+@pytest.fixture(scope='module')
+def environment(wheel, tmp_path_factory):
+  """A virtual environment with the wheel and what it declares, linked from the environment of the tests."""
+  folder = tmp_path_factory.mktemp('environment')
+  finish(start('-m', 'venv', '--without-pip', folder))
+  (packages,) = folder.glob('lib/python*/site-packages')
+  for distribution in _dependencies('sadnet-jax').values():
+    for top in {path.parts[0] for path in distribution.files if path.parts[0] not in ('..', '__pycache__')}:
+      if not (packages / top).exists():
+        (packages / top).symlink_to(distribution.locate_file(top))
+  install = [
+    '--ignore-installed',
+    '--no-deps',
+    '--no-index',
+    '--no-compile',
+    '--quiet',
+    '--disable-pip-version-check',
+  ]
+  finish(start('-m', 'pip', '--python', folder / 'bin' / 'python', 'install', wheel, *install))
+  return folder
+
+
+def test_the_installed_command_denoises_a_picture(environment, tmp_path):
+  """Without the clone, and without packages that the wheel does not declare."""
+  pixels = picture(tmp_path / 'noisy.png', size=(32, 40))
+
+  def run(name, *arguments):
+    # An environment's own Python knows its packages alone.
+    command = [environment / 'bin' / name, *arguments]
+    variables = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
+    variables.pop('PYTHONPATH', None)
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+  location, _ = run('python', '-c', 'import sadnet_jax; print(sadnet_jax.__file__)')
+  assert Path(location).is_relative_to(environment)
+  with pytest.raises(AssertionError, match=r"No module named 'pytest'"):
+    run('python', '-c', 'import pytest')
+  version, _ = run('sadnet-denoise', '--version')
   assert version == f'sadnet-denoise {PROJECT["project"]["version"]}\n'
-  _, errors = finish(start(command, 'noisy.png', '-o', 'denoised.png', **variables))
+  _, errors = run('sadnet-denoise', 'noisy.png', '-o', 'denoised.png')
   assert errors.startswith('noisy.png -> denoised.png  40x32, ')
   denoised = pixels_of(tmp_path / 'denoised.png')
   assert denoised.shape == pixels.shape
