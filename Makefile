@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Material announces here which generator comes after MkDocs.
+# Silences Material's notice about MkDocs 2.
 export NO_MKDOCS_2_WARNING := 1
 
 .PHONY: demo test lint site clean
@@ -37,6 +37,6 @@ $(VENV)/.demo $(VENV)/.test: $(VENV)/.made pyproject.toml constraints.txt
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit( \
-	  "got Python %d.%d, want 3.11 to 3.13: make PYTHON=python3.12 ..." % v)'
+	  "Python %d.%d is not supported; use 3.11 to 3.13: make PYTHON=python3.12 ..." % v)'
 	$(PYTHON) -m venv --clear $(VENV)
 	touch $@

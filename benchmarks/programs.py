@@ -16,7 +16,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 from benchmarks.common import DEFORMABLE_GROUPS, TAPS, paper_deform_conv
 from configs import color
 from sadnet_jax.nn.sadnet import SADNet, param_shapes
-from sadnet_jax.training.loop import noise_from_config
+from sadnet_jax.training.config import noise_from_config
 from sadnet_jax.training.state import model_from_config, run_key, state_from_params
 from sadnet_jax.training.step import LOSSES, train_step
 

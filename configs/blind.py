@@ -1,4 +1,4 @@
-"""Blind Gaussian denoising for both protocols: the recipe of the published weights `color` and `gray`.
+"""Blind Gaussian denoising for both protocols, in colour or grey.
 
   python train.py --config=configs/blind.py --config.data.train.clean=FOLDER --config.init_from=color_blind
   python train.py --config=configs/blind.py:gray --config.data.train.clean=FOLDER --config.init_from=RUN

@@ -1,4 +1,4 @@
-"""Colour images, additive white Gaussian noise: a recipe for short trainings.
+"""Colour images, additive white Gaussian noise: a recipe for short runs.
 
   python train.py --config=configs/color_fast.py:50 --config.data.train.clean=FOLDER
 

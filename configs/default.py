@@ -77,12 +77,12 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.skip_bad = False
 
   config.noise = ml_collections.ConfigDict()
-  # Standard deviation of the added noise on the scale of 8-bit images, in training and validation; 0 with
-  # pairs, which are noisy already.
+  # Standard deviation of the added noise on the scale of 8-bit images, in training and validation. With
+  # sigma_255_range, used in validation only. 0 with pairs, which are noisy already.
   config.noise.sigma_255 = 50.0
   # Blind training: lowest and highest standard deviation; each patch draws its own. () to train at sigma_255.
   config.noise.sigma_255_range = ()
-  # Probability that a noisy patch is clipped to [0, 1] and rounded to 8 bits. The authors
+  # Probability that a patch with Gaussian noise is clipped to [0, 1] and rounded to 8 bits. The authors
   # clip every patch; 0.5 trains one network for the protocols unclipped and clipped8.
   config.noise.clip = 1.0
   # Share of the clean patches that get the noise of a camera instead of Gaussian noise, and which: a name of

@@ -1,12 +1,12 @@
-"""Photographs as people have them: the recipe of the published weights `photo` and `photo_fast`.
+"""Everyday photographs: camera noise, clipped Gaussian noise and real pairs in one run.
 
-  python train.py --config=configs/photo.py --config.data.train.clean=FOLDER --config.init_from=color
+  python train.py --config=configs/photo.py --config.data.train.clean=FOLDER --config.init_from=color_blind
   python train.py --config=configs/photo.py:fast --config.data.train.clean=FOLDER
 
-Of the patches, three in ten are real pairs; of the others, half get the noise of a camera (see
-sadnet_jax/data/camera_noise.py), 42% clipped Gaussian noise, some of it with grain, and 8% none. Real pairs
-are PolyU's original scenes without those that its held-out crops were cut from, and RENOIR's pairs of one
-phone without six. ``fast`` is a network of half the width, a quarter of the parameters.
+30% of the patches are real pairs. Of the rest, 50% get camera noise (see sadnet_jax/data/camera_noise.py),
+42% clipped Gaussian noise (some with grain) and 8% none. Real pairs (docs/data.md lists their folders) are
+PolyU's original scenes without those that its held-out crops were cut from, and RENOIR's pairs of one phone
+without six. ``fast`` is a network of half the width, a quarter of the parameters.
 
 Ours: not measured yet.
 """

@@ -29,7 +29,7 @@ TEST = ('chelsea.png', 'coffee.png')
 REQUIRED_GAIN_DB = 10.0
 
 
-def place_photographs() -> None:
+def copy_photographs() -> None:
   """Copies scikit-image's photographs to demo_output/train and demo_output/test."""
   source = Path(skimage.__file__).parent / 'data'
   for folder, names in (('train', TRAIN), ('test', TEST)):
@@ -49,7 +49,7 @@ def run(script: str, *arguments: str) -> None:
 
 def main() -> None:
   """Trains from scratch, evaluates, and checks the gain."""
-  place_photographs()
+  copy_photographs()
   shutil.rmtree(OUTPUT / 'run', ignore_errors=True)
   run('train.py', '--config=configs/demo.py', '--workdir=demo_output/run')
   run(

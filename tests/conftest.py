@@ -10,7 +10,7 @@ import jax
 import pytest
 
 # Many tests compile the same programs, some in processes of their own: compile each once. Each
-# worker that tests run in has its own cache: JAX's is not made to be written to by several at once.
+# worker that tests run in has its own cache, because JAX's cache does not support concurrent writers.
 _CACHE = tempfile.TemporaryDirectory(prefix='sadnet-jax-tests-')
 os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE.name
 jax.config.update('jax_compilation_cache_dir', _CACHE.name)
@@ -18,13 +18,13 @@ jax.config.update('jax_compilation_cache_dir', _CACHE.name)
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
 
-# A shell that starts the tests in the background has them ignore it, and with them all that they start.
+# Tests started in the background inherit an ignored SIGINT; restore it, also for the processes they start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
   signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # What takes minutes starts first, so that no process is left alone with it at the end.
-_LONG = ('test_interruptions.py', 'test_training.py', 'test_distributed.py', 'test_sampling_plot.py')
+_LONG = ('test_interruptions.py', 'test_loop.py', 'test_distributed.py', 'test_plot_sampling.py')
 
 
 def pytest_collection_modifyitems(items):
@@ -38,8 +38,8 @@ def golden() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def few_programs():
-  """Lets compiled programs go before they take more mappings than Linux gives a process (65,530)."""
+def clear_caches_when_many_programs():
+  """Clears compiled programs before the process reaches Linux's limit of 65,530 memory mappings."""
   yield
   maps = Path('/proc/self/maps')
   if maps.exists() and maps.read_bytes().count(b'\n') > 30_000:

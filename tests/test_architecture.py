@@ -106,6 +106,15 @@ def test_ops_need_jax_and_numpy_alone():
     assert not outside, _module(path)
 
 
+def test_configs_stop_in_training():
+  users = {
+    _module(p) for p in _files('sadnet_jax') if any(m.startswith('ml_collections') for m, _ in _imports(p))
+  }
+  outside = {m for m in users if not m.startswith('sadnet_jax.training.') and m != 'sadnet_jax.command_line'}
+  assert not outside
+  assert 'sadnet_jax.training.step' not in users
+
+
 def _private_uses(path):
   """Names with a leading underscore that a file takes from another one."""
   tree = ast.parse(path.read_text())
@@ -122,7 +131,10 @@ def _private_uses(path):
     if isinstance(node, ast.Attribute):
       owner, name = node.value, node.attr
     elif (
-      isinstance(node, ast.Call) and ast.unparse(node.func) == 'monkeypatch.setattr' and len(node.args) > 2
+      isinstance(node, ast.Call)
+      and isinstance(node.func, ast.Attribute)
+      and node.func.attr in ('setattr', 'object')
+      and len(node.args) > 1
     ):
       owner, name = node.args[0], getattr(node.args[1], 'value', None)
     if isinstance(owner, ast.Name) and owner.id in aliases and _is_private(name):

@@ -1,4 +1,4 @@
-"""Writes what a training sees as one picture: noisy patches, and below each what it should become.
+"""Writes the patches a run trains on as one picture: noisy patches, and below each what it should become.
 
   python -m tools.show_patches --config=configs/photo.py --config.data.train.clean=FOLDER --output=patches.png
 
@@ -15,9 +15,9 @@ import numpy as np
 
 from sadnet_jax import command_line
 from sadnet_jax.images.arrays import to_uint8, write_png
-from sadnet_jax.training.config import check_config
+from sadnet_jax.training.config import check_config, noise_from_config
 from sadnet_jax.training.inputs import open_training_data
-from sadnet_jax.training.loop import noise_from_config, sampling_from_config
+from sadnet_jax.training.loop import sampling_from_config
 from sadnet_jax.training.state import run_key
 from sadnet_jax.training.step import noisy_images, patch_keys, sample_batch
 

@@ -98,7 +98,7 @@ PROTOCOLS = {p.name: p for p in (UNCLIPPED, CLIPPED8, AUTHORS)}
 
 
 def protocol_for_training(clip: float) -> Protocol:
-  """Returns the protocol whose noise resembles the training's most.
+  """Returns the protocol closest to the training noise.
 
   Args:
     clip: Probability that the noise of a training patch was clipped: ``config.noise.clip``.

@@ -1,12 +1,12 @@
-"""Rejects configs that cannot work, before anything is compiled."""
+"""Reads fields of a config, and rejects configs that cannot work, before anything is compiled."""
 
 import math
 
 import ml_collections
 
-from sadnet_jax.data.training_noise import TrainingNoise
+from sadnet_jax.data.training_noise import TrainingNoise, make_add_noise
 from sadnet_jax.training.state import model_from_config, optimizer_from_config
-from sadnet_jax.training.step import LOSSES
+from sadnet_jax.training.step import LOSSES, AddNoise
 
 CLEAN_SETS = ('clean', 'div2k')
 PAIRED_SETS = ('sidd', 'renoir', 'polyu', 'pairs')
@@ -50,6 +50,11 @@ def training_noise(fields: ml_collections.ConfigDict) -> TrainingNoise:
     grain_share=fields.grain_share,
     clean_share=fields.clean_share,
   )
+
+
+def noise_from_config(fields: ml_collections.ConfigDict) -> AddNoise:
+  """Builds the function that adds noise to clean patches, from ``config.noise``."""
+  return make_add_noise(training_noise(fields))
 
 
 def check_config(config: ml_collections.ConfigDict, device_count: int) -> None:

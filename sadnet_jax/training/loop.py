@@ -12,10 +12,10 @@ After each step these happen, in this order, each only if it is due:
    up: **nothing is ever written that follows a step which should have ended the run.**
 2. **Log** a line of metrics, every ``log_every`` steps.
 3. **Validate**, every ``validation.every`` steps and at the last.
-4. **Save** a checkpoint, every ``checkpoint_every`` steps, after each validation (whose PSNR is stored with
-   it) and at the last step. Writing goes on in the background; the checkpoint appears under its name once it
-   is complete. A failed write is an error at the next save or at the end of the run, and older checkpoints
-   stay.
+4. **Save** a checkpoint, every ``checkpoint_every`` and every ``validation.every`` steps (with the PSNR, if a
+   validation set exists) and at the last step. Writing goes on in the background; the checkpoint appears
+   under its name once it is complete. A failed write is an error at the next save or at the end of the run,
+   and older checkpoints stay.
 5. **Stop**, if SIGTERM or Ctrl-C was received: the step is logged and saved without validation, and the run
    ends when the checkpoint is on disk.
 
@@ -45,13 +45,12 @@ import ml_collections
 import numpy as np
 
 from sadnet_jax.data import on_device
-from sadnet_jax.data.training_noise import make_add_noise
 from sadnet_jax.training import distributed, inputs, validation
 from sadnet_jax.training.config import (
   CLEAN_SETS,
   PAIRED_SETS,
   check_config,
-  training_noise,
+  noise_from_config,
   training_sets,
 )
 from sadnet_jax.training.run_folder import RunLog, open_run_folder
@@ -65,7 +64,6 @@ from sadnet_jax.training.state import (
 )
 from sadnet_jax.training.step import (
   LOSSES,
-  AddNoise,
   Batch,
   Metrics,
   OnDeviceSampling,
@@ -220,11 +218,6 @@ def sampling_from_config(
     pairs=pairs,
     pairs_share=config.data.pairs_share,
   )
-
-
-def noise_from_config(fields: ml_collections.ConfigDict) -> AddNoise:
-  """Builds the function that adds noise to clean patches, from ``config.noise``."""
-  return make_add_noise(training_noise(fields))
 
 
 class _Run:

@@ -192,7 +192,7 @@ def make_optimizer(
 
 
 def kernels_as_matrices(params: Any) -> Any:
-  """Tells Muon which matrix each kernel [Kh, Kw, C, O] stands for; None for parameters left to Adam.
+  """Maps each kernel [Kh, Kw, C, O] to the matrix that Muon orthogonalises; None for parameters left to Adam.
 
   A convolution maps (Kh, Kw, C) to O. A transposed convolution whose taps do not overlap (`UpConv`, modules
   'up1' to 'up3') maps C to (Kh, Kw, O).
@@ -209,7 +209,7 @@ def kernels_as_matrices(params: Any) -> Any:
 
 
 def _orthogonalised(muon: optax.GradientTransformation) -> optax.GradientTransformation:
-  """Adds the Newton-Schulz iterations to a Muon that runs none of its own, with half of the work.
+  """Adds the Newton-Schulz iterations to a Muon without its own, at half the work.
 
   With X [m, n], m <= n, an iteration multiplies X by a polynomial of G = X X^T [m, m]. All iterations are
   done on G alone, and X is multiplied once, by the product of the polynomials. The result is the same but for

@@ -80,7 +80,7 @@ def test_blind_sigmas_are_uniform_between_the_two():
   clean = jnp.zeros((count, 2, 1, 1))
   blind = np.asarray(add_gaussian_noise(_keys(count), clean, sigma_255_range=BLIND, clip=0))
   standard = np.asarray(add_gaussian_noise(_keys(count), clean, sigma_255_range=(255.0, 255.0), clip=0))
-  # The least of a batch's noise may be zero but for rounding: the larger of two pixels tells the sigma.
+  # The least of a batch's noise may be zero but for rounding: the larger of two pixels gives the sigma.
   largest = np.abs(standard).argmax(axis=1, keepdims=True)
   sigmas_255 = (
     255 * (np.take_along_axis(blind, largest, 1) / np.take_along_axis(standard, largest, 1)).ravel()

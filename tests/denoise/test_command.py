@@ -403,7 +403,7 @@ def test_what_is_brighter_than_white_passes_by_the_network(
     status, lines = run(name, '-o', f'b{name}', '--model', weights, capsys=capsys)
     assert (status, len(lines)) == (0, 1)
     np.testing.assert_allclose(read_photograph(f'b{name}').pixels, wanted, rtol=1e-4, atol=1e-4)
-  # Told so, TIFF is taken for linear light, and written as that.
+  # With --linear, TIFF is read as linear light and written as linear light.
   run('a.tif', '-o', 'c.tif', '--model', weights, '--linear', capsys=capsys)
   displayed = srgb_from_linear(pixels)
   known = np.minimum(displayed, 1)

@@ -475,7 +475,7 @@ def operations_by_computation(program):
 
 
 @pytest.mark.parametrize('pass_name', ['forward', 'backward'])
-def test_fusion_barriers_are_needed_and_keep_locating_and_gathering_apart(pass_name, monkeypatch):
+def test_fusion_barriers_are_needed_and_separate_locating_from_gathering(pass_name, monkeypatch):
   inputs = simple_inputs(16, batch=1)
 
   def compile_with(barriers):

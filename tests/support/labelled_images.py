@@ -1,4 +1,4 @@
-"""Image files whose every pixel tells which image it is of, and where in it."""
+"""Image files whose every pixel encodes its image and position."""
 
 from collections.abc import Sequence
 from pathlib import Path

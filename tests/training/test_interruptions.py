@@ -1,4 +1,4 @@
-"""Runs that are killed, told to stop, or find no room to write, and what is left of them."""
+"""Runs that are killed, signalled to stop, or find no room to write, and what is left of them."""
 
 import json
 import random

@@ -14,7 +14,8 @@ from configs import default
 from sadnet_jax import OffsetBlock, ResBlock, RSABlock
 from sadnet_jax.data.noise import add_gaussian_noise
 from sadnet_jax.nn.layers import Conv
-from sadnet_jax.training.loop import noise_from_config, step_from_config
+from sadnet_jax.training.config import noise_from_config
+from sadnet_jax.training.loop import step_from_config
 from sadnet_jax.training.state import model_from_config, run_key, state_from_params
 from sadnet_jax.training.step import LOSSES, train_step
 from tests.support.fast_jit import fast_jit

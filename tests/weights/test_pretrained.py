@@ -105,13 +105,13 @@ ABSOLUTE = re.compile(r'(?<![\w.)\]~-])/(?!tmp/)[\w.-]+/[\w.-]+')
   [
     ('/data/real/PolyU: no images', True),
     ('python evaluate.py --data=/data-of/mine', True),
-    ('got /data/a b/c.png, want', True),
+    ('the file /data/a b/c.png, not b', True),
     ('real/PolyU: no images', False),
     ('--json /tmp/a/b.json', False),
     ('images/s, 3 / 4, dB', False),
   ],
 )
-def test_absolute_paths_are_told_apart(text, absolute):
+def test_absolute_paths_are_recognised(text, absolute):
   assert bool(ABSOLUTE.search(text)) == absolute
 
 
