@@ -55,8 +55,8 @@ _SIGMAS = flags.DEFINE_list(
 _PROTOCOLS = flags.DEFINE_list(
   'protocols',
   None,
-  f'Protocols for clean images, any of {", ".join(PROTOCOLS)}; defaults to the one that matches '
-  'the training noise, or unclipped without a config.',
+  f'Protocols for clean images, any of {", ".join(PROTOCOLS)}; defaults to the one that matches the '
+  'training noise, or unclipped without a config.',
 )
 _OUTPUT = flags.DEFINE_string(
   'output', None, "Output folder; defaults to a new one in the run's folder or below evaluation/."

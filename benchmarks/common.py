@@ -34,12 +34,12 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from configs import color_fast
 from sadnet_jax.machine import environment
-from sadnet_jax.nn.sadnet import SCALES, STRIDE, SADNet, param_shapes, scale_of
+from sadnet_jax.nn.sadnet import SCALES, STRIDE, SADNet, param_shapes, round_up, scale_of
 from sadnet_jax.ops.deform_conv import deform_conv2d
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Of the paper's network.
+# The deformable convolutions of the paper's network.
 DEFORMABLE_GROUPS = 8
 TAPS = 9
 
@@ -191,8 +191,8 @@ class Limits:
   """The rates that a machine reaches.
 
   Attributes:
-    flops_per_second: In the product of two large matrices.
-    bytes_per_second: Read plus written, in an elementwise operation on a large array.
+    flops_per_second: Operations per second in the product of two large matrices.
+    bytes_per_second: Bytes read plus bytes written per second in an elementwise operation on a large array.
   """
 
   flops_per_second: float
@@ -223,7 +223,7 @@ def matrix_rate(precision: Precision = 'float32', sides: Sequence[int] | None = 
   """FLOP/s of the product of two square matrices under jit on JAX's default device.
 
   Args:
-    precision: Of the product.
+    precision: Arithmetic of the product.
     sides: Sides of the matrices, by default `MATRIX_SIDES`. The best of their median rates counts.
   """
   dtype = jnp.bfloat16 if precision == 'bfloat16' else jnp.float32
@@ -300,9 +300,9 @@ def deform_conv_cost(shape: Sequence[int], backward: bool = False, value_bytes: 
   forward's, with the gradient of y for y, and the gradients of x, offset, mask, kernel and bias once.
 
   Args:
-    shape: Of x, [N, H, W, C].
+    shape: Shape of x, [N, H, W, C].
     backward: Count the backward pass instead of the forward pass.
-    value_bytes: Of one value: 4, or 2 in bfloat16.
+    value_bytes: Size of one value: 4, or 2 in bfloat16.
   """
   n, h, w, c = shape
   pixels = n * h * w
@@ -326,13 +326,13 @@ def network_cost(shape: Sequence[int], training: bool = False, value_bytes: int 
   gradients of input, kernel and bias once.
 
   Args:
-    shape: Of the images, [N, H, W, channels]; height and width are rounded up to a multiple of 8, as the
-      network pads them.
+    shape: Shape of the images, [N, H, W, channels]; height and width are rounded up to a multiple of 8,
+      as the network pads them.
     training: Count a training step instead of the forward pass.
-    value_bytes: Of one value: 4, or 2 in bfloat16.
+    value_bytes: Size of one value: 4, or 2 in bfloat16.
   """
   n, h, w, channels = shape
-  h, w = (-(-side // STRIDE) * STRIDE for side in (h, w))
+  h, w = (round_up(side, STRIDE) for side in (h, w))
   costs = []
   for path, kernel in _kernel_shapes(SADNet(channels=channels)):
     scale = scale_of(path[0])
@@ -381,7 +381,7 @@ def short_run_config(noise: str, images: str | Path, steps: int) -> ml_collectio
   Args:
     noise: The argument of color_fast.py.
     images: Folder of clean images.
-    steps: Of the run; warm-up takes at most half of them.
+    steps: Length of the run; warm-up takes at most half of them.
   """
   config = color_fast.get_config(noise)
   config.data.train.clean = str(images)

@@ -87,7 +87,7 @@ def run_once(stage: str, cache: str | None) -> dict[str, float]:
     from sadnet_jax.denoise import compilation_cache
 
     if compilation_cache.enable(cache) is None:
-      raise SystemExit(f'{cache}: no compilation cache can be written there; give a writable folder')
+      raise SystemExit(f'{cache}: cannot write a compilation cache to this folder; give a writable one')
   clock.skip()
   if stage == 'first_image':
     _denoise_first_image(clock)

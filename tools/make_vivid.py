@@ -15,6 +15,7 @@ import shutil
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance
 
+from sadnet_jax.files import one_line
 from sadnet_jax.images.arrays import find_images
 
 # Factors of Pillow's enhancement; 1 leaves the image unchanged.
@@ -104,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   try:
     count = make_vivid(given.folder, given.output, shapes=given.shapes, seed=given.seed)
   except (ValueError, OSError) as error:
-    raise SystemExit(f'make_vivid: {error}') from error
+    raise SystemExit(f'make_vivid: {one_line(error)}') from error
   print(f'{given.output}: {count} images')
 
 

@@ -84,9 +84,8 @@ def check_results(source: str | Path, content: Mapping[str, Any], params_sha256:
     params_sha256: Hash of the weights that must have been evaluated.
 
   Raises:
-    ValueError: There are no such results, they are of other weights or incomplete, or were measured on
-    uncommitted
-      code.
+    ValueError: There are no such results; they are of other weights or incomplete; or they were measured on
+      uncommitted code.
   """
   try:
     results = [result for result in content['results'] if result['method']['name'] == 'sadnet']

@@ -48,8 +48,7 @@ class Sampling(NamedTuple):
 
   Attributes:
     positions: (row, column) in pixels of the image, float32 [P, G, 9, 2]. Samples outside the image, padded
-    to
-      multiples of 8, are zero in the convolution.
+      to multiples of 8, are zero in the convolution.
     masks: Modulation of every sample, 0 to 1, float32 [P, G, 9].
   """
 
@@ -285,7 +284,7 @@ def main() -> None:
   sigma_255 = flags.DEFINE_float(
     'sigma_255',
     None,
-    "Standard deviation of the noise to add, of 255; by default the config's.",
+    "Standard deviation of the noise to add, on the scale of 8-bit images; by default the config's.",
     lower_bound=0,
   )
   output = flags.DEFINE_string('output', None, 'File to write, .png.', required=True)

@@ -148,7 +148,7 @@ def curve_of_runs(
         'one training in order'
       )
   logged_every = np.median(np.concatenate([np.diff(log.logged[:, 0], prepend=0) for log in logs]))
-  interval = round_up(max(sum(log.steps for log in logs) / _MAX_INTERVALS, logged_every))
+  interval = next_round_number(max(sum(log.steps for log in logs) / _MAX_INTERVALS, logged_every))
   return Curve(name, dict(about), interval, [_stage(log, interval) for log in logs]), logs[-1].params
 
 
@@ -219,7 +219,7 @@ def _short(value):
   return int(short) if short.is_integer() else short
 
 
-def round_up(steps: float) -> int:
+def next_round_number(steps: float) -> int:
   """The smallest of 1, 2, 5, 10, 20, 50, ... that is at least as large."""
   return next(n * 10**power for power in itertools.count() for n in (1, 2, 5) if n * 10**power >= steps)
 
@@ -386,7 +386,7 @@ def _draw_loss(axes, curve, starts):
   steps = [np.asarray(stage.training['step']) for stage in curve.stages]
   losses = [stage.training['loss'] for stage in curve.stages]
   total = starts[-1] + curve.stages[-1].steps
-  window = round_up(total * max(_WINDOW, _MIN_POINTS_IN_WINDOW / sum(map(len, losses))))
+  window = next_round_number(total * max(_WINDOW, _MIN_POINTS_IN_WINDOW / sum(map(len, losses))))
   labels = [
     f'logged steps, mean of every {curve.interval_steps:,} '
     f'(from {losses[0][0]:.3g} at step {steps[0][0]:,.0f})',

@@ -30,10 +30,13 @@ import re
 import shutil
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from sadnet_jax.data.layouts import find_examples
 from sadnet_jax.evaluation.protocols import ROUNDED, protocol_for_training
 from sadnet_jax.files import replacing, write_text
 from sadnet_jax.nn.sadnet import SADNet, model_from_fields
+from sadnet_jax.training.config import training_noise
 from sadnet_jax.weights import checkpoints, safetensors
 from sadnet_jax.weights.checkpoints import check_same
 from sadnet_jax.weights.index import FOLDER, Entry, Noise, file_sha256, read_index, write_index
@@ -105,9 +108,9 @@ def publish(request: Request) -> Entry:
   """Writes file, card and index. All checks come before anything is written.
 
   Raises:
-    ValueError: The name is invalid or taken, the weights are of another config, the results or the training
-    curve
-      are of other weights, or the facts are incomplete or repeat what the weights' file says.
+    ValueError: The name is invalid or taken; the weights are of another config; the results or the training
+      curve are of other weights; the config mixes noise that the index cannot describe; or the facts are
+      incomplete or repeat what the weights' file says.
   """
   entries = read_index(request.folder)
   _check_request(request, entries)
@@ -148,6 +151,7 @@ def publish(request: Request) -> Entry:
 
 
 def _check_request(request, entries):
+  _noise(request.config)
   if not re.fullmatch('[a-z0-9_]+', request.name):
     raise ValueError(f'--name: only lower-case letters, digits and _ are allowed, not {request.name!r}')
   if request.name in entries and not request.overwrite:
@@ -277,9 +281,21 @@ def _entry(request, entries, path, source, facts, content):
 
 
 def _noise(config):
-  fields = config['noise']
-  sigmas = tuple(fields['sigma_255_range']) or (fields['sigma_255'],) * 2
-  return Noise('gaussian', sigmas, fields['clip']) if any(sigmas) else Noise('real')
+  """The noise that the index states; ValueError for a mixture, which it cannot describe."""
+  noise = training_noise(ConfigDict(config['noise']))
+  shares = {
+    'noise.camera_share': noise.camera_share,
+    'noise.grain_share': noise.grain_share,
+    'noise.clean_share': noise.clean_share,
+    'data.pairs_share': config['data']['pairs_share'],
+  }
+  if mixed := [name for name, share in shares.items() if share]:
+    raise ValueError(
+      f'--config: mixes kinds of noise ({", ".join(mixed)}), but the index can only describe Gaussian or '
+      'real noise alone; add a kind for mixtures to sadnet_jax/weights/index.py first'
+    )
+  sigmas = noise.sigma_255_range
+  return Noise('gaussian', sigmas, noise.clip) if any(sigmas) else Noise('real')
 
 
 def main() -> None:
@@ -303,7 +319,8 @@ def main() -> None:
   sigmas = flags.DEFINE_list(
     'sigmas',
     None,
-    "Standard deviations of the noise to measure float16 with, of 255; by default the config's.",
+    'Standard deviations of the noise to measure float16 with, on the scale of 8-bit images; by default '
+    "the config's.",
   )
   curve = flags.DEFINE_list('curve', [], 'Runs to draw the training curve of: RUN, or FIRST,SECOND.')
   default_for = flags.DEFINE_list(

@@ -1,4 +1,4 @@
-"""Writes the patches a run trains on as one picture: noisy patches, and below each what it should become.
+"""Writes the patches a run trains on as one picture: noisy patches, and below each its target.
 
   python -m tools.show_patches --config=configs/photo.py --config.data.train.clean=FOLDER --output=patches.png
 

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from sadnet_jax.files import one_line
-from sadnet_jax.nn.sadnet import STRIDE, SADNet, pad_to_multiple
+from sadnet_jax.nn.sadnet import STRIDE, SADNet, pad_to_multiple, round_up
 
 # A set with more padded sizes than this is padded to multiples of COARSE_PX, to compile fewer programs.
 MAX_SIZES = 8
@@ -136,7 +136,7 @@ class BM3D(_SingleImageMethod):
   def _denoise_one(self, image, sigma_01):
     if min(image.shape[:2]) < BM3D_MIN_PX:
       raise ValueError(
-        f'bm3d needs sides of at least {BM3D_MIN_PX} pixels, got an image of '
+        f'bm3d needs sides of at least {BM3D_MIN_PX} pixels, not an image of '
         f'{image.shape[1]}x{image.shape[0]}'
       )
     if image.shape[2] == 3:
@@ -179,9 +179,9 @@ class SADNetMethod:
       ValueError: ``pad_to_px`` is not a positive multiple of 8, or ``batch_size`` is not positive.
     """
     if pad_to_px is not None and (pad_to_px < STRIDE or pad_to_px % STRIDE):
-      raise ValueError(f'--pad_to_px must be a positive multiple of {STRIDE}, got {pad_to_px}')
+      raise ValueError(f'--pad_to_px must be a positive multiple of {STRIDE}, not {pad_to_px}')
     if batch_size < 1:
-      raise ValueError(f'--batch_size must be at least 1 image per device, got {batch_size}')
+      raise ValueError(f'--batch_size must be at least 1 image per device, not {batch_size}')
     self.batch = batch_size * len(devices)
     self._labels, self._devices, self._channels = labels, devices, model.channels
     self._chosen_px, self._pad_to_px = pad_to_px, pad_to_px or STRIDE
@@ -238,7 +238,7 @@ class SADNetMethod:
 
 
 def _padded_size(size, multiple):
-  return tuple(-(-side // multiple) * multiple for side in size)
+  return tuple(round_up(side, multiple) for side in size)
 
 
 @contextlib.contextmanager

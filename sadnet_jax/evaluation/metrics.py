@@ -39,7 +39,7 @@ def psnr(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
   """
   image, reference = np.asarray(image, np.float64), np.asarray(reference, np.float64)
   if image.shape != reference.shape:
-    raise ValueError(f'image and reference must have the same shape, got {image.shape} and {reference.shape}')
+    raise ValueError(f'image and reference must have the same shape, not {image.shape} and {reference.shape}')
   mean_square = np.mean((image - reference) ** 2, axis=(-3, -2, -1))
   with np.errstate(divide='ignore'):
     return -10 * np.log10(mean_square)
@@ -75,7 +75,7 @@ def ssim_wang(image: np.ndarray | jax.Array, reference: np.ndarray | jax.Array) 
   if min(height, width) < SSIM_WINDOW_PX:
     raise ValueError(
       f'ssim_wang needs images of at least {SSIM_WINDOW_PX}x{SSIM_WINDOW_PX} pixels, the size of its window; '
-      f'got {width}x{height} (ssim_matlab accepts any size)'
+      f'not {width}x{height} (ssim_matlab accepts any size)'
     )
   return _mean_ssim(image, reference, volume=False)
 
@@ -115,12 +115,12 @@ _COMPILED_PX = 32
 def _check_ssim_pair(image, reference):
   if image.shape != reference.shape or image.ndim < 3:
     raise ValueError(
-      f'image and reference must have the same shape [..., H, W, C], got {image.shape} and {reference.shape}'
+      f'image and reference must have the same shape [..., H, W, C], not {image.shape} and {reference.shape}'
     )
   # On the scale of 8-bit images the constants would vanish: the result would look plausible and be wrong.
   if not all(jnp.issubdtype(x.dtype, jnp.floating) for x in (image, reference)):
     raise ValueError(
-      f'image and reference must be floating point in [0, 1], got {image.dtype} and {reference.dtype} '
+      f'image and reference must be floating point in [0, 1], not {image.dtype} and {reference.dtype} '
       '(divide 8-bit images by 255)'
     )
 

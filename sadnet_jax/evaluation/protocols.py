@@ -73,7 +73,7 @@ class Protocol:
     if not height or not width:
       raise ValueError(
         f'protocol {self.name} crops sides to multiples of {self.multiple} and needs at least '
-        f'{self.multiple} pixels; got an image of {clean.shape[1]}x{clean.shape[0]}'
+        f'{self.multiple} pixels, not an image of {clean.shape[1]}x{clean.shape[0]}'
       )
     return prepared[:height, :width], clean[:height, :width]
 
@@ -98,7 +98,7 @@ PROTOCOLS = {p.name: p for p in (UNCLIPPED, CLIPPED8, AUTHORS)}
 
 
 def protocol_for_training(clip: float) -> Protocol:
-  """Returns the protocol closest to the training noise.
+  """Returns the protocol whose noise is closest to the training noise.
 
   Args:
     clip: Probability that the noise of a training patch was clipped: ``config.noise.clip``.

@@ -10,7 +10,6 @@ import dataclasses
 import io
 import json
 import math
-import os
 from pathlib import Path
 import re
 from typing import Any
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from sadnet_jax.data.folders import data_root
 from sadnet_jax.data.test_sets import count_of
 from sadnet_jax.evaluation.image_sets import ImageSet
 from sadnet_jax.evaluation.literature import PAPER, Published, published
@@ -174,7 +174,7 @@ def shareable(value: Any, root: str | Path | None = None) -> Any:
   if not isinstance(value, str):
     return value
   clone = Path(__file__).parents[2]
-  for folder in (root or os.environ.get('SADNET_DATA') or '', Path.cwd(), clone):
+  for folder in (root or data_root() or '', Path.cwd(), clone):
     if len(Path(folder).parts) > 1 and Path(folder).is_absolute():
       value = re.sub(rf'{_BEFORE_PATH}{re.escape(str(Path(folder)))}/', '', value)
   return _LOCATION.sub(_shareable_location, value)

@@ -136,7 +136,7 @@ def _check_options(methods, options):
         raise ValueError(f'--{flag}: unknown name {name!r}; choose from {", ".join(known)}')
   for sigma_255 in options.sigmas_255:
     if not 0 <= sigma_255 <= 255:
-      raise ValueError(f'--sigmas must be from 0 to 255, got {sigma_255:g}')
+      raise ValueError(f'--sigmas must be from 0 to 255, not {sigma_255:g}')
   output = options.output
   if output.exists() and not output.is_dir():
     raise ValueError(f'--output: {output} is a file; give a folder')

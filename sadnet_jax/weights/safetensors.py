@@ -63,7 +63,7 @@ def save_weights(
   if reserved := {'sadnet_jax', 'model', 'step'} & set(about):
     raise ValueError(f'about: {", ".join(sorted(reserved))} is reserved; use another name')
   if not all(isinstance(value, str) for value in about.values()):
-    raise ValueError(f'about: values must be text, got {dict(about)}')
+    raise ValueError(f'about: values must be text, not {dict(about)}')
   # The file gets the buffers as they are in memory, whatever their strides.
   arrays = {name: np.asarray(leaf).astype(dtype, order='C') for name, leaf in _flatten(params).items()}
   for name, array in arrays.items():

@@ -109,9 +109,9 @@ def test_boxes_of_several_sizes_have_windows_of_one(tmp_path):
 def test_only_whole_windows_are_cut(tmp_path):
   matlab_files.dnd(tmp_path, SIZES, BOXES)
   patch = next(dnd.read_dnd(tmp_path).patches(3))
-  with pytest.raises(ValueError, match=r'0001_01: .* must have the shape \(14, 14, 3\) .* got \(8, 8, 3\)'):
+  with pytest.raises(ValueError, match=r'0001_01: .* must have the shape \(14, 14, 3\) .* not \(8, 8, 3\)'):
     patch.cut(patch.noisy[:8, :8])
-  with pytest.raises(ValueError, match=r'margin_px must not be negative, got -1'):
+  with pytest.raises(ValueError, match=r'margin_px must be at least 0, not -1'):
     next(dnd.read_dnd(tmp_path).patches(-1))
 
 
@@ -137,10 +137,10 @@ def test_missing_photographs_are_named(tmp_path):
     ([[(9, 1, 8, 8)]], r'boundingboxes must be whole'),
     ([[(1, 1, 8.5, 8)]], r'boundingboxes must be whole'),
     ([[(1, 1, 8, np.nan)]], r'boundingboxes must be whole'),
-    ([[(1, 1, 8)]], r'boundingboxes must be tables .* got shapes \[\(1, 3\)\]'),
+    ([[(1, 1, 8)]], r'boundingboxes must be tables .* not shapes \[\(1, 3\)\]'),
     (
       [[(1, 1, 8, 8)], [(1, 1, 8, 8)] * 2],
-      r'boundingboxes must be tables .* got shapes \[\(1, 4\), \(2, 4\)\]',
+      r'boundingboxes must be tables .* not shapes \[\(1, 4\), \(2, 4\)\]',
     ),
   ],
 )
@@ -166,11 +166,11 @@ def test_another_info_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
   ('image', 'found'),
   [
-    (np.zeros((31, 47, 4), np.float32), r'InoisySRGB must be single \[.* got float32 \(31, 47, 4\)'),
-    (np.zeros((31, 47), np.float32), r'InoisySRGB must be single \[.* got float32 \(31, 47\)'),
-    (np.zeros((31, 47, 3), np.uint8), r'InoisySRGB must be single \[.* got uint8 \(31, 47, 3\)'),
-    (np.full((31, 47, 3), 255.0), r'values must be in \[0, 1\], got 255 to 255; is it the sRGB image\?'),
-    (np.full((31, 47, 3), np.nan), r'values must be in \[0, 1\], got nan to nan'),
+    (np.zeros((31, 47, 4), np.float32), r'InoisySRGB must be single \[.* not float32 \(31, 47, 4\)'),
+    (np.zeros((31, 47), np.float32), r'InoisySRGB must be single \[.* not float32 \(31, 47\)'),
+    (np.zeros((31, 47, 3), np.uint8), r'InoisySRGB must be single \[.* not uint8 \(31, 47, 3\)'),
+    (np.full((31, 47, 3), 255.0), r'values must be in \[0, 1\], not 255 to 255; is it the sRGB image\?'),
+    (np.full((31, 47, 3), np.nan), r'values must be in \[0, 1\], not nan to nan'),
     (
       np.zeros((30, 47, 3), np.float32),
       r'the image has 47x30 pixels, but info.mat has a box at rows 24 to 31, columns 40 to 47',
@@ -252,9 +252,9 @@ def test_patches_from_the_photographs_to_the_bundles(tmp_path):
 @pytest.mark.parametrize(
   ('patch', 'found'),
   [
-    (np.zeros((8, 8), np.float32), r'must be float \[height, width, 3\], got float32 \(8, 8\)'),
-    (np.zeros((8, 8, 1), np.float32), r'must be float .* got float32 \(8, 8, 1\)'),
-    (np.zeros((8, 8, 3), np.uint8), r'must be float .* got uint8 \(8, 8, 3\)'),
+    (np.zeros((8, 8), np.float32), r'must be float \[height, width, 3\], not float32 \(8, 8\)'),
+    (np.zeros((8, 8, 1), np.float32), r'must be float .* not float32 \(8, 8, 1\)'),
+    (np.zeros((8, 8, 3), np.uint8), r'must be float .* not uint8 \(8, 8, 3\)'),
     (np.full((8, 8, 3), np.inf), r'the denoised image contains NaN or infinity; check the weights'),
   ],
 )
@@ -311,16 +311,16 @@ def _crop(value, dtype=np.float32, shape=(8, 8, 3)):
     (_write('0001_02.mat', crop=_crop(0.5)), r'0001_02.mat: no variable Idenoised_crop; the file has crop'),
     (
       _write('0001_03.mat', Idenoised_crop=_crop(0.5, np.float64)),
-      r'0001_03.mat: must be single .* got float64',
+      r'0001_03.mat: must be single .* not float64',
     ),
     (
       _write('0001_04.mat', Idenoised_crop=_crop(0.5, shape=(8, 7, 3))),
-      r'0001_04.mat: must be single .* got float32 \(8, 7, 3',
+      r'0001_04.mat: must be single .* not float32 \(8, 7, 3',
     ),
     (_write('0002_01.mat', Idenoised_crop=_crop(np.nan)), r'0002_01.mat: contains NaN or infinity'),
     (
       _write('0002_02.mat', Idenoised_crop=_crop(200)),
-      r'0002_02.mat: values must be in \[0, 1\], got 200 to 200',
+      r'0002_02.mat: values must be in \[0, 1\], not 200 to 200',
     ),
     (
       _write('0003_01.mat', Idenoised_crop=_crop(0.5)),
@@ -338,16 +338,16 @@ def test_problems_of_a_patch_are_reported(tmp_path, damage, problem):
 @pytest.mark.parametrize(
   ('changes', 'problem'),
   [
-    ({'eval_version': '2.0'}, r"bundled/0002.mat: eval_version must be 1.0, got \['2.0'\]"),
-    ({'israw': True}, r'bundled/0002.mat: israw must be false, got \[\[1\]\]'),
+    ({'eval_version': '2.0'}, r"bundled/0002.mat: eval_version must be 1.0, not \['2.0'\]"),
+    ({'israw': True}, r'bundled/0002.mat: israw must be false, not \[\[1\]\]'),
     ({'israw': None}, r'bundled/0002.mat: no variable israw; the file has Idenoised'),
     (
       {'Idenoised': np.zeros((4, 8, 8, 3), np.float32)},
-      r'bundled/0002.mat: must have a cell \(1, 4\), got float32',
+      r'bundled/0002.mat: must have a cell \(1, 4\), not float32',
     ),
-    ({'count': 3}, r'bundled/0002.mat: must have a cell \(1, 4\), got object \(1, 3\)'),
-    ({3: _crop(0.5, np.float64)}, r'bundled/0002.mat, patch 4: must be single .* got float64 \(8, 8, 3\)'),
-    ({0: _crop(-1)}, r'bundled/0002.mat, patch 1: values must be in \[0, 1\], got -1 to -1'),
+    ({'count': 3}, r'bundled/0002.mat: must have a cell \(1, 4\), not object \(1, 3\)'),
+    ({3: _crop(0.5, np.float64)}, r'bundled/0002.mat, patch 4: must be single .* not float64 \(8, 8, 3\)'),
+    ({0: _crop(-1)}, r'bundled/0002.mat, patch 1: values must be in \[0, 1\], not -1 to -1'),
     (
       {1: _crop(0.5)},
       r'bundled/0002.mat, patch 2: differs from the file of the patch; bundle again',
@@ -399,5 +399,7 @@ def test_the_command_checks_a_folder(tmp_path, monkeypatch, capsys):
   check.main()
   assert capsys.readouterr().out == f'{tmp_path}: 8 patches of 8x8, 2 bundles of them, no problem\n'
   (tmp_path / '0001_01.mat').unlink()
-  with pytest.raises(SystemExit, match=r'^sadnet_jax.evaluation.submissions.check: .*0001_01.mat: no such'):
+  with pytest.raises(
+    SystemExit, match=r'^python -m sadnet_jax.evaluation.submissions.check: .*0001_01.mat: no such'
+  ):
     check.main()

@@ -217,9 +217,9 @@ def test_coarser_padding_changes_the_result_only_near_its_border(variables):
 
 def test_arguments_are_checked():
   for pad_to_px in (0, 4, 12, -8):
-    with pytest.raises(ValueError, match=rf'--pad_to_px must be a positive multiple of 8, got {pad_to_px}'):
+    with pytest.raises(ValueError, match=rf'--pad_to_px must be a positive multiple of 8, not {pad_to_px}'):
       _shift_method(pad_to_px=pad_to_px)
-  with pytest.raises(ValueError, match='--batch_size must be at least 1 image per device, got 0'):
+  with pytest.raises(ValueError, match='--batch_size must be at least 1 image per device, not 0'):
     _shift_method(batch_size=0)
   method, _ = _shift_method()
   method.check(3, real=True)

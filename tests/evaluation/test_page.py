@@ -48,7 +48,7 @@ def _decode(file):
 
 
 def _names(made):
-  return [(place, card.name) for place, card in made.cards]
+  return [(group, card.name) for group, card in made.cards]
 
 
 def test_the_worst_and_the_best_are_kept_whatever_the_order():
@@ -71,7 +71,7 @@ def test_the_worst_and_the_best_are_kept_whatever_the_order():
 def test_no_image_is_shown_twice(worst, best, count, want):
   made = showcase([(f'{i}.png', float(i)) for i in range(count)], worst, best)
   names = [card.name for _, card in made.cards]
-  assert [place for place, _ in made.cards] == want
+  assert [group for group, _ in made.cards] == want
   assert names == sorted(set(names))
 
 
@@ -118,15 +118,15 @@ def test_of_a_large_image_the_middle_is_shown():
 @pytest.mark.parametrize(
   ('images', 'message'),
   [
-    ({'noisy': np.zeros((4, 5, 3))}, r'a.png, noisy: must be uint8 .* got float64 \(4, 5, 3\)'),
+    ({'noisy': np.zeros((4, 5, 3))}, r'a.png, noisy: must be uint8 .* not float64 \(4, 5, 3\)'),
     (
       {'denoised': np.zeros((4, 5), np.uint8)},
-      r'a.png, denoised: must be uint8 \[H, W, C\] .* got uint8 \(4, 5\)',
+      r'a.png, denoised: must be uint8 \[H, W, C\] .* not uint8 \(4, 5\)',
     ),
-    ({'noisy': np.zeros((4, 5, 4), np.uint8)}, r'C = 1 or 3, got uint8 \(4, 5, 4\)'),
+    ({'noisy': np.zeros((4, 5, 4), np.uint8)}, r'C = 1 or 3, not uint8 \(4, 5, 4\)'),
     (
       {'clean': np.zeros((4, 6, 3), np.uint8)},
-      r'a.png, clean: must have the shape \(4, 5, 3\) of noisy, got \(4, 6, 3\)',
+      r'a.png, clean: must have the shape \(4, 5, 3\) of noisy, not \(4, 6, 3\)',
     ),
   ],
 )
@@ -143,7 +143,7 @@ def test_images_are_all_with_a_psnr_or_all_without():
 
 
 def test_negative_numbers_of_images_are_refused():
-  with pytest.raises(ValueError, match='worst and best must not be negative, got -1 and 2'):
+  with pytest.raises(ValueError, match='worst and best must be at least 0, not -1 and 2'):
     Showcase(-1, 2)
 
 
@@ -157,7 +157,7 @@ def test_the_page_contains_the_results_and_the_pictures(tmp_path):
   assert {key: read[key] for key in given} == given
   (shown,) = read['showcases']
   assert shown['images'] == 2
-  assert [(card['place'], card['name']) for card in shown['cards']] == _names(made)
+  assert [(card['group'], card['name']) for card in shown['cards']] == _names(made)
   start, _, first = read['pictures'][shown['cards'][0]['denoised']].partition(',')
   assert start == 'data:image/webp;base64'
   np.testing.assert_array_equal(_decode(base64.b64decode(first)), pixels(1))
@@ -276,7 +276,7 @@ def test_over_budget_all_showcases_lose_images_from_the_middle(tmp_path):
 
 def test_an_invalid_budget_is_refused(tmp_path):
   for bad in (-1, math.nan):
-    with pytest.raises(ValueError, match=f'budget_mb must not be negative, got {bad}'):
+    with pytest.raises(ValueError, match=f'budget_mb must be at least 0, not {bad}'):
       write_page(tmp_path / 'page.html', content(), [], budget_mb=bad)
   assert not list(tmp_path.iterdir())
 
@@ -301,11 +301,11 @@ def test_an_unwritable_path_is_reported(tmp_path):
 
 def test_the_number_of_showcases_is_checked(tmp_path):
   path, case = tmp_path / 'page.html', showcase([])
-  with pytest.raises(ValueError, match=r'one per result \(1\), .*; got 2'):
+  with pytest.raises(ValueError, match=r'one per result \(1\), .*, not 2'):
     write_page(path, content(result()), [case, case])
   given = content(result(), submissions=[{'title': 'DND', 'method': {'name': 'noisy'}, 'files': 0}] * 2)
   with pytest.raises(
-    ValueError, match=r'one per result \(1\), or one per result and submission \(3\); got 2'
+    ValueError, match=r'one per result \(1\), or one per result and submission \(3\), not 2'
   ):
     write_page(path, given, [case, case])
   write_page(path, given, [case] * 3)

@@ -241,7 +241,7 @@ def test_text_is_readable_in_light_and_dark(open_page, driver, scheme):
   page = _color(driver, driver.find_element(By.TAG_NAME, 'body'), 'backgroundColor')
   sheet = _color(driver, driver.find_element(By.CSS_SELECTOR, '.sheet'), 'backgroundColor')
   assert (_luminance(page) < 0.1) == (_luminance(sheet) < 0.1) == (scheme == 'dark')
-  for selector in ('h1', '.muted', '.small', '.bad', 'dt', '.summary a', '.place', '.numbers', 'thead th'):
+  for selector in ('h1', '.muted', '.small', '.bad', 'dt', '.summary a', '.extreme', '.numbers', 'thead th'):
     text = _luminance(_color(driver, driver.find_element(By.CSS_SELECTOR, selector), 'color'))
     for background in map(_luminance, (page, sheet)):
       dark, light = sorted((text, background))

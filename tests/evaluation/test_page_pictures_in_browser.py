@@ -99,8 +99,8 @@ def _images(card):
 
 def test_cards_go_from_the_worst_to_the_best_and_start_half_noisy_half_denoised(cards):
   assert [card.name for card in cards] == ['worst.png', 'c9.png', BAD_NAME, 'best.png']
-  places = [card.element.find_element(By.CSS_SELECTOR, '.place').text for card in cards]
-  assert places == ['Lowest PSNR'] * 2 + ['Highest PSNR'] * 2
+  groups = [card.element.find_element(By.CSS_SELECTOR, '.extreme').text for card in cards]
+  assert groups == ['Lowest PSNR'] * 2 + ['Highest PSNR'] * 2
   noisy, denoised, _ = _images(cards[0])
   cards[0].assert_shows(noisy, denoised, 15 * SCALE)
   assert cards[0].now() == 50

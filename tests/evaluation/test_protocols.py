@@ -137,7 +137,7 @@ def test_the_authors_protocol_adds_noise_to_the_whole_image_and_keeps_the_top_le
 
 @pytest.mark.parametrize('size', [(7, 20), (20, 7), (1, 1)])
 def test_an_image_smaller_than_the_crop_is_refused(size):
-  message = rf'protocol authors crops .* at least 8 pixels; got an image of {size[1]}x{size[0]}'
+  message = rf'protocol authors crops .* at least 8 pixels, not an image of {size[1]}x{size[0]}'
   with pytest.raises(ValueError, match=message):
     AUTHORS.prepare(None, _image(*size, 3), 50)
   assert UNCLIPPED.prepare(None, _image(*size, 3), 50)[0].shape == (*size, 3)

@@ -345,7 +345,7 @@ def test_invalid_options_are_refused(photographs, tmp_path):
       {'protocols': ['clipped']},
       "--protocols: unknown name 'clipped'; choose from unclipped, clipped8, auth",
     ),
-    ({'sigmas_255': [300.0]}, '--sigmas must be from 0 to 255, got 300'),
+    ({'sigmas_255': [300.0]}, '--sigmas must be from 0 to 255, not 300'),
     ({'sigmas_255': []}, 'clean images need noise to be added; pass --sigmas'),
     ({'datasets': []}, '--datasets is empty; give at least one'),
     ({'protocols': ['authors', 'authors']}, '--protocols=authors,authors repeats a name'),

@@ -177,7 +177,7 @@ def test_blocks_of_another_kind_are_refused_before_anything_is_written(tmp_path,
 
 @pytest.mark.parametrize('seconds', [-1.0, float('nan'), float('inf')])
 def test_an_invalid_time_is_refused(tmp_path, seconds):
-  with pytest.raises(ValueError, match=r'seconds_per_megapixel must be finite and not negative, got'):
+  with pytest.raises(ValueError, match=r'seconds_per_megapixel must be finite and at least 0, not'):
     sidd.write_cell_submission(tmp_path, _floats(), seconds_per_megapixel=seconds, method_name='SADNet')
 
 
@@ -193,7 +193,7 @@ def test_a_file_too_large_for_the_server_is_reported_and_kept(tmp_path, write, m
 
 
 def test_other_files_are_refused(tmp_path):
-  with pytest.raises(ValueError, match=r"part must be one of validation, benchmark, got 'test'"):
+  with pytest.raises(ValueError, match=r"part must be one of validation, benchmark, not 'test'"):
     sidd.read_sidd(tmp_path, 'test')
   with pytest.raises(ValueError, match=r'BenchmarkNoisyBlocksSrgb.mat: no such file'):
     sidd.read_sidd(tmp_path, 'benchmark')
@@ -216,7 +216,7 @@ def test_other_files_are_refused(tmp_path):
 )
 def test_files_with_another_type_or_shape_are_refused(tmp_path, blocks):
   scipy.io.savemat(tmp_path / f'{BENCHMARK}.mat', {BENCHMARK: blocks})
-  found = rf'{BENCHMARK} must be uint8 \[.* got {blocks.dtype} \({", ".join(map(str, blocks.shape))}\)'
+  found = rf'{BENCHMARK} must be uint8 \[.* not {blocks.dtype} \({", ".join(map(str, blocks.shape))}\)'
   with pytest.raises(ValueError, match=found):
     sidd.read_sidd(tmp_path, 'benchmark')
 
@@ -269,27 +269,27 @@ def _block(value, dtype=np.float32, shape=(7, 7, 3)):
   [
     (
       {'blocks': {(1, 0): _block(0.5, np.float64)}},
-      r'block 0002_01: must be single \(7, 7, 3\), got float64 \(7, 7, 3\)',
+      r'block 0002_01: must be single \(7, 7, 3\), not float64 \(7, 7, 3\)',
     ),
     (
       {'blocks': {(0, 2): _block(0.5, shape=(7, 6, 3))}},
-      r'block 0001_03: must be single .*got float32 \(7, 6, 3\)',
+      r'block 0001_03: must be single .*not float32 \(7, 6, 3\)',
     ),
     ({'blocks': {(0, 0): _block(np.nan)}}, r'block 0001_01: contains NaN or infinity'),
-    ({'blocks': {(0, 0): _block(128)}}, r'block 0001_01: values must be in \[0, 1\], got 128 to 128'),
-    ({'blocks': {(1, 1): _block(-0.01)}}, r'block 0002_02: values must be in \[0, 1\], got -0.01 to -0.01'),
+    ({'blocks': {(0, 0): _block(128)}}, r'block 0001_01: values must be in \[0, 1\], not 128 to 128'),
+    ({'blocks': {(1, 1): _block(-0.01)}}, r'block 0002_02: values must be in \[0, 1\], not -0.01 to -0.01'),
     ({'TimeMPSrgb': None}, r'TimeMPSrgb must be a number'),
     ({'TimeMPSrgb': 'fast'}, r'TimeMPSrgb must be a number'),
-    ({'TimeMPSrgb': -2.0}, r'TimeMPSrgb must be finite and not negative, got -2.0'),
+    ({'TimeMPSrgb': -2.0}, r'TimeMPSrgb must be finite and at least 0, not -2.0'),
     ({'OptionalData': None}, r'OptionalData is missing'),
     ({'OptionalData': {'Authors': 'A. One'}}, r'OptionalData has no MethodName'),
     (
       {'DenoisedBlocksSrgb': _floats()},
-      r'DenoisedBlocksSrgb must be uint8 \(2, 3, 7, 7, 3\), .* got float32 \(2, 3, 7, 7, 3\)',
+      r'DenoisedBlocksSrgb must be uint8 \(2, 3, 7, 7, 3\), .* not float32 \(2, 3, 7, 7, 3\)',
     ),
     (
       {'DenoisedBlocksSrgb': np.zeros((3, 2, 7, 7, 3), np.uint8)},
-      r'DenoisedBlocksSrgb must be uint8 .* got uint8 \(3, 2, 7, 7, 3\)',
+      r'DenoisedBlocksSrgb must be uint8 .* not uint8 \(3, 2, 7, 7, 3\)',
     ),
   ],
 )
@@ -301,11 +301,11 @@ def test_problems_of_a_mat_file_are_reported(tmp_path, changes, problem):
 
 def test_a_cell_of_another_shape_or_with_empty_blocks_is_refused(tmp_path):
   path = _cell(tmp_path, _floats((3, 2, 7, 7, 3)))
-  with pytest.raises(ValueError, match=r'DenoisedBlocksSrgb must be a cell \(2, 3\), got \(3, 2\)$'):
+  with pytest.raises(ValueError, match=r'DenoisedBlocksSrgb must be a cell \(2, 3\), not \(3, 2\)$'):
     check_sidd_submission(path, **SIZE)
   path = _damage_cell(tmp_path, blocks=dict.fromkeys(np.ndindex(2, 3), np.zeros((0, 0))))
   with pytest.raises(
-    ValueError, match=r'6 problems: .*block 0002_02: must be .* got float64 \(0, 0\); and 1 more$'
+    ValueError, match=r'6 problems: .*block 0002_02: must be .* not float64 \(0, 0\); and 1 more$'
   ):
     check_sidd_submission(path, **SIZE)
 
@@ -344,28 +344,28 @@ def _swap(lines):
   [
     (
       _edit('ID,BLOCK', 'id,block'),
-      r"1 problem: row 1 must be ID,BLOCK, got 'id,block'$",
+      r"1 problem: row 1 must be ID,BLOCK, not 'id,block'$",
     ),
     (
       lambda lines: lines[1:],
-      r"row 1 must be .* got '0,\S+\.\.\.'; row 2: the ID must be 0, got '1'; .*; and 2 more$",
+      r"row 1 must be .* not '0,\S+\.\.\.'; row 2: the ID must be 0, not '1'; .*; and 2 more$",
     ),
-    (lambda lines: lines[:-1], r'1 problem: there must be 6 rows below the header, got 5$'),
+    (lambda lines: lines[:-1], r'1 problem: there must be 6 rows below the header, not 5$'),
     (
       lambda lines: [*lines, lines[-1]],
-      r"row 8: the ID must be 6, got '5'; there must be 6 rows below the header, got 7",
+      r"row 8: the ID must be 6, not '5'; there must be 6 rows below the header, not 7",
     ),
     (
       lambda lines: [*lines, ''],
-      r"row 8: the ID must be 6, got ''; there must be 6 rows below the header, got 7",
+      r"row 8: the ID must be 6, not ''; there must be 6 rows below the header, not 7",
     ),
-    (_swap, r"2 problems: row 4: the ID must be 2, got '3'; row 5: the ID must be 3, got '2'$"),
-    (_edit('2,', '02,'), r"1 problem: row 4: the ID must be 2, got '02'$"),
-    (_edit('3,', '3;'), r"row 5: the ID must be 3, got '3;\S+\.\.\.'"),
+    (_swap, r"2 problems: row 4: the ID must be 2, not '3'; row 5: the ID must be 3, not '2'$"),
+    (_edit('2,', '02,'), r"1 problem: row 4: the ID must be 2, not '02'$"),
+    (_edit('3,', '3;'), r"row 5: the ID must be 3, not '3;\S+\.\.\.'"),
     (_edit('3,', '3,*'), r'row 5: the BLOCK is not valid base64 \(.+\)$'),
-    (lambda lines: [*lines[:-1], lines[-1][:-8]], r'row 7: the BLOCK must have 147 bytes, got 141$'),
-    (lambda lines: [*lines[:-1], '5,'], r'row 7: the BLOCK must have 147 bytes, got 0$'),
-    (lambda lines: [*lines[:-1], 'ä'], r'row 7: the ID must be 5, got '),
+    (lambda lines: [*lines[:-1], lines[-1][:-8]], r'row 7: the BLOCK must have 147 bytes, not 141$'),
+    (lambda lines: [*lines[:-1], '5,'], r'row 7: the BLOCK must have 147 bytes, not 0$'),
+    (lambda lines: [*lines[:-1], 'ä'], r'row 7: the ID must be 5, not '),
   ],
 )
 def test_problems_of_a_csv_file_are_reported(tmp_path, edit, problem):

@@ -394,6 +394,17 @@ def test_real_noise_has_no_sigma_and_is_measured_on_pairs(request_, monkeypatch)
       'model.use_context: ch',
     ),
     (
+      {
+        'config': small_config()
+        | {'noise': small_config()['noise'] | {'clean_share': 0.1, 'grain_share': 0.2}}
+      },
+      r'--config: mixes kinds of noise \(noise.grain_share, noise.clean_share\)',
+    ),
+    (
+      {'config': small_config() | {'data': small_config()['data'] | {'pairs_share': 0.3}}},
+      r'--config: mixes kinds of noise \(data.pairs_share\)',
+    ),
+    (
       {'dtype': 'float32'},
       r'results\.json: has results of the weights \w{64}, not of \w{64}; evaluate',
     ),

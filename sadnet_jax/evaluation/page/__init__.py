@@ -64,7 +64,7 @@ class Showcase:
       ValueError: A number is negative.
     """
     if worst < 0 or best < 0:
-      raise ValueError(f'worst and best must not be negative, got {worst} and {best}')
+      raise ValueError(f'worst and best must be at least 0, not {worst} and {best}')
     self._worst, self._best = worst, best
     self._cards: list[Card] = []
     self._rated: bool | None = None
@@ -130,10 +130,10 @@ def _check_images(name, noisy, denoised, clean):
   for role, image in images.items():
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
       raise ValueError(
-        f'{name}, {role}: must be uint8 [H, W, C] with C = 1 or 3, got {image.dtype} {image.shape}'
+        f'{name}, {role}: must be uint8 [H, W, C] with C = 1 or 3, not {image.dtype} {image.shape}'
       )
     if image.shape != noisy.shape:
-      raise ValueError(f'{name}, {role}: must have the shape {noisy.shape} of noisy, got {image.shape}')
+      raise ValueError(f'{name}, {role}: must have the shape {noisy.shape} of noisy, not {image.shape}')
 
 
 def _make_card(name, psnr, noisy, denoised, clean):
@@ -180,10 +180,10 @@ def write_page(
   if len(showcases) not in (0, results, results + submissions):
     raise ValueError(
       f'there must be no showcase, one per result ({results}), or one per result and submission '
-      f'({results + submissions}); got {len(showcases)}'
+      f'({results + submissions}), not {len(showcases)}'
     )
   if not budget_mb >= 0:
-    raise ValueError(f'budget_mb must not be negative, got {budget_mb}')
+    raise ValueError(f'budget_mb must be at least 0, not {budget_mb}')
   blob, pictures = _within_budget(content, showcases, budget_mb)
   blob['pictures'] = [f'{_WEBP_URL}{base64.b64encode(picture).decode()}' for picture in pictures]
   page = _render(blob)
@@ -210,7 +210,7 @@ def _within_budget(content, showcases, budget_mb):
     blob = {
       **content,
       'showcases': [
-        {'images': showcase.count, 'cards': [_describe(place, card, pictures) for place, card in cards]}
+        {'images': showcase.count, 'cards': [_describe(group, card, pictures) for group, card in cards]}
         for showcase, cards in zip(showcases, shown, strict=True)
       ],
       'cut_to_mb': None if shown == all_cards else budget_mb,
@@ -239,14 +239,14 @@ def _most_extreme(cards, limit):
   return worst + best
 
 
-def _describe(place, card, pictures):
+def _describe(group, card, pictures):
   """Returns a card as JSON, with the numbers of its pictures; equal pictures of several results share one."""
   numbers = {
     role: None if picture is None else pictures.setdefault(picture, len(pictures))
     for role, picture in (('noisy', card.noisy), ('denoised', card.denoised), ('clean', card.clean))
   }
   return {
-    'place': place,
+    'group': group,
     'name': card.name,
     'height': card.height,
     'width': card.width,

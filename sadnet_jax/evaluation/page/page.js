@@ -4,7 +4,7 @@
 
 // ---- pictures
 
-const PLACES = { worst: 'Lowest PSNR', best: 'Highest PSNR' };
+const GROUPS = { worst: 'Lowest PSNR', best: 'Highest PSNR' };
 
 function figure(card, id, image) {
   const viewer = new Viewer(card, content.pictures);
@@ -13,20 +13,20 @@ function figure(card, id, image) {
     ['SSIM (Wang)', change(image.ssim_wang_noisy, image.ssim_wang, 4)],
     ['SSIM (MATLAB)', change(image.ssim_matlab_noisy, image.ssim_matlab, 4)],
   ].map(([label, ...values]) => element('span', {}, `${label} `, values));
-  const place = PLACES[card.place];
+  const group = GROUPS[card.group];
   return element('figure', { class: 'sheet', id },
     element('div', { class: 'stage' }, viewer.view),
     viewer.tools,
     element('figcaption', {},
       element('span', { class: 'name' }, card.name),
-      place ? element('span', { class: `place ${card.place}` }, place) : null,
+      group ? element('span', { class: `extreme ${card.group}` }, group) : null,
       numbers ? element('span', { class: 'numbers' }, numbers) : null));
 }
 
 function gallery({ images, cards }, id, figures) {
   if (!cards.length) return null;
   const byName = new Map(figures.map((image) => [image.name, image]));
-  const order = cards[0].place in PLACES ? ', from the lowest PSNR to the highest' : '';
+  const order = cards[0].group in GROUPS ? ', from the lowest PSNR to the highest' : '';
   const shown = cards.length < images ? `: ${cards.length} of ${images}` : '';
   return [
     element('h3', {}, `Pictures${order}${shown}`),
@@ -72,19 +72,19 @@ function strip(result, index) {
   const known = result.images.filter((image) => Number.isFinite(image.psnr));
   if (known.length < 3) return null;
   const values = known.map((image) => image.psnr), low = Math.min(...values), high = Math.max(...values);
-  const place = (value) => `left: ${high > low ? ((value - low) / (high - low)) * 100 : 50}%`;
+  const position = (value) => `left: ${high > low ? ((value - low) / (high - low)) * 100 : 50}%`;
   const marks = known.map((image) => {
     const i = cards.findIndex((card) => card.name === image.name);
     const text = `${image.name}: ${fixed(image.psnr, 2)} dB`;
-    const mark = { style: place(image.psnr), title: text };
+    const mark = { style: position(image.psnr), title: text };
     if (i < 0) return element('i', mark);
-    const link = { 'aria-label': text, href: `#card-${index}-${i}`, class: cards[i].place };
+    const link = { 'aria-label': text, href: `#card-${index}-${i}`, class: cards[i].group };
     return element('a', { ...mark, ...link });
   });
   const center = mean(result).psnr;
   if (Number.isFinite(center)) {
-    marks.push(element('i', { class: 'mean', style: place(center) }));
-    marks.push(element('span', { style: place(center) }, `mean ${fixed(center, 2)}`));
+    marks.push(element('i', { class: 'mean', style: position(center) }));
+    marks.push(element('span', { style: position(center) }, `mean ${fixed(center, 2)}`));
   }
   const ends = [`${fixed(low, 2)} dB`, `${fixed(high, 2)} dB`];
   const label = `PSNR of ${known.length} images, from ${fixed(low, 2)} to ${fixed(high, 2)} dB`;

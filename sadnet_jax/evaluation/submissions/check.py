@@ -17,6 +17,7 @@ import numpy as np
 
 from sadnet_jax.evaluation.submissions import dnd, sidd
 from sadnet_jax.evaluation.submissions.mat_files import read_variables
+from sadnet_jax.files import one_line
 
 _SHOWN = 5  # Number of problems in a message; the rest are counted.
 
@@ -111,12 +112,12 @@ def _raise_problems(path, problems):
 def _image_problem(image, shape):
   """Returns what is wrong with an image of singles in [0, 1], or None."""
   if not isinstance(image, np.ndarray) or image.dtype != np.float32 or image.shape != shape:
-    got = f'{image.dtype} {image.shape}' if isinstance(image, np.ndarray) else type(image).__name__
-    return f'must be single {shape}, got {got}'
+    actual = f'{image.dtype} {image.shape}' if isinstance(image, np.ndarray) else type(image).__name__
+    return f'must be single {shape}, not {actual}'
   if not np.isfinite(image).all():
     return 'contains NaN or infinity'
   if image.min() < 0 or image.max() > 1:
-    return f'values must be in [0, 1], got {image.min():g} to {image.max():g}'
+    return f'values must be in [0, 1], not {image.min():g} to {image.max():g}'
   return None
 
 
@@ -126,13 +127,13 @@ def _image_problem(image, shape):
 def _uint8_problems(variables, shape):
   array = variables[sidd.VARIABLE]
   if array.dtype != np.uint8 or array.shape != shape:
-    yield f'{sidd.VARIABLE} must be uint8 {shape}, or a cell of singles, got {array.dtype} {array.shape}'
+    yield f'{sidd.VARIABLE} must be uint8 {shape}, or a cell of singles, not {array.dtype} {array.shape}'
 
 
 def _cell_problems(variables, shape):
   cells = variables[sidd.VARIABLE]
   if cells.shape != shape[:2]:
-    yield f'{sidd.VARIABLE} must be a cell {shape[:2]}, got {cells.shape}'
+    yield f'{sidd.VARIABLE} must be a cell {shape[:2]}, not {cells.shape}'
   for index, block in np.ndenumerate(cells):
     if problem := _image_problem(block, shape[2:]):
       yield f'block {sidd.block_name(*index[:2])}: {problem}'
@@ -140,7 +141,7 @@ def _cell_problems(variables, shape):
   if seconds is None or seconds.size != 1 or seconds.dtype.kind not in 'iuf':
     yield 'TimeMPSrgb must be a number, the seconds per megapixel'
   elif not 0 <= seconds.item() < float('inf'):
-    yield f'TimeMPSrgb must be finite and not negative, got {seconds.item()}'
+    yield f'TimeMPSrgb must be finite and at least 0, not {seconds.item()}'
   if 'OptionalData' not in variables:
     yield 'OptionalData is missing, a struct with the name of the method'
   elif 'MethodName' not in (variables['OptionalData'].dtype.names or ()):
@@ -156,24 +157,24 @@ def _csv_problems(path, shape):
   with open(path, encoding='ascii', errors='replace', newline='') as file:
     header = file.readline().rstrip('\r\n')
     if header != sidd.CSV_HEADER:
-      yield f'row 1 must be {sidd.CSV_HEADER}, got {_shorten(header)}'
+      yield f'row 1 must be {sidd.CSV_HEADER}, not {_shorten(header)}'
     number = -1
     for number, row in enumerate(file):
       if problem := _row_problem(row.rstrip('\r\n'), number, size):
         yield f'row {number + 2}: {problem}'
   if number + 1 != count:
-    yield f'there must be {count} rows below the header, got {number + 1}'
+    yield f'there must be {count} rows below the header, not {number + 1}'
 
 
 def _row_problem(row, number, size):
   identifier, comma, text = row.partition(',')
   if identifier != str(number) or not comma:
-    return f'the ID must be {number}, got {_shorten(identifier)}'
+    return f'the ID must be {number}, not {_shorten(identifier)}'
   try:
     block = base64.b64decode(text, validate=True)
   except (binascii.Error, ValueError) as error:
     return f'the BLOCK is not valid base64 ({error})'
-  return None if len(block) == size else f'the BLOCK must have {size} bytes, got {len(block)}'
+  return None if len(block) == size else f'the BLOCK must have {size} bytes, not {len(block)}'
 
 
 def _shorten(text):
@@ -219,12 +220,12 @@ def _bundle_problems(path, crops, shape):
   problems = []
   if variables['eval_version'].tolist() != [dnd.EVAL_VERSION]:
     version = variables['eval_version'].tolist()
-    problems.append(f'{name}: eval_version must be {dnd.EVAL_VERSION}, got {version}')
+    problems.append(f'{name}: eval_version must be {dnd.EVAL_VERSION}, not {version}')
   if variables['israw'].tolist() != [[0]]:
-    problems.append(f'{name}: israw must be false, got {variables["israw"].tolist()}')
+    problems.append(f'{name}: israw must be false, not {variables["israw"].tolist()}')
   cells = variables[dnd.BUNDLE_VARIABLE]
   if cells.dtype != object or cells.shape != (1, len(crops)):
-    return [*problems, f'{name}: must have a cell (1, {len(crops)}), got {cells.dtype} {cells.shape}']
+    return [*problems, f'{name}: must have a cell (1, {len(crops)}), not {cells.dtype} {cells.shape}']
   for box, (cell, crop) in enumerate(zip(cells[0], crops, strict=True), 1):
     problem = _image_problem(cell, shape)
     if not problem and crop is not None and not np.array_equal(cell, crop):
@@ -237,7 +238,7 @@ def _bundle_problems(path, crops, shape):
 def main() -> None:
   """Checks the submission given on the command line; exits with status 1 if it is not valid."""
   parser = argparse.ArgumentParser(
-    prog='sadnet_jax.evaluation.submissions.check',
+    prog='python -m sadnet_jax.evaluation.submissions.check',
     description='Checks a submission to SIDD or DND and reports what is wrong with it.',
   )
   parser.add_argument(
@@ -247,7 +248,7 @@ def main() -> None:
   try:
     print(check_dnd_submission(path) if path.is_dir() else check_sidd_submission(path))
   except ValueError as error:
-    raise SystemExit(f'{parser.prog}: {error}') from error
+    raise SystemExit(f'{parser.prog}: {one_line(error)}') from error
 
 
 if __name__ == '__main__':

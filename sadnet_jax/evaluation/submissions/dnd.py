@@ -62,7 +62,7 @@ class DndPatch:
     """
     if denoised.shape != self.noisy.shape:
       raise ValueError(
-        f'{self.name}: the denoised image must have the shape {self.noisy.shape} of the noisy one, got '
+        f'{self.name}: the denoised image must have the shape {self.noisy.shape} of the noisy one, not '
         f'{denoised.shape}'
       )
     return denoised[self.row : self.row + self.height, self.column : self.column + self.width]
@@ -113,7 +113,7 @@ class Dnd:
         its boxes need.
     """
     if margin_px < 0:
-      raise ValueError(f'margin_px must not be negative, got {margin_px}')
+      raise ValueError(f'margin_px must be at least 0, not {margin_px}')
     window_px = (self.boxes[..., 2:] - self.boxes[..., :2]).max(axis=(0, 1)) + 2 * margin_px
     for i, boxes in enumerate(self.boxes):
       path = image_path(self.folder, i + 1)
@@ -155,13 +155,13 @@ def _read_image(path):
   image = read_variables(path, NOISY_VARIABLE)[NOISY_VARIABLE]
   if image.ndim != 3 or image.shape[2] != 3 or image.dtype.kind != 'f' or not image.size:
     raise ValueError(
-      f'{path}: {NOISY_VARIABLE} must be single [height, width, 3], got {image.dtype} {image.shape}'
+      f'{path}: {NOISY_VARIABLE} must be single [height, width, 3], not {image.dtype} {image.shape}'
     )
   lowest, highest = image.min(), image.max()
   # Slightly outside of [0, 1] is rounding; another scale, or NaN, means another file.
   if not (lowest >= -1e-3 and highest <= 1 + 1e-3):
     raise ValueError(
-      f'{path}: values must be in [0, 1], got {lowest:g} to {highest:g}; is it the sRGB image?'
+      f'{path}: values must be in [0, 1], not {lowest:g} to {highest:g}; is it the sRGB image?'
     )
   return image.astype(np.float32, copy=False)
 
@@ -206,7 +206,7 @@ def _read_boxes(path):
   if len(shapes) != 1 or not all(len(shape) == 2 and shape[0] and shape[1] == 4 for shape in shapes):
     raise ValueError(
       f'{path}: boundingboxes must be tables [boxes, 4] of first row, first column, last row, last column, '
-      f'all with equally many boxes; got shapes {sorted(shapes)}'
+      f'all with equally many boxes, not shapes {sorted(shapes)}'
     )
   corners = np.stack(tables)
   whole = (corners == np.round(corners)).all()  # False for NaN, too.
@@ -232,7 +232,7 @@ def write_patch(folder: str | Path, name: str, denoised: np.ndarray, *, overwrit
     ValueError: The file exists, or the patch has another shape or is not finite.
   """
   if denoised.ndim != 3 or denoised.shape[2] != 3 or denoised.dtype.kind != 'f':
-    raise ValueError(f'{name}: must be float [height, width, 3], got {denoised.dtype} {denoised.shape}')
+    raise ValueError(f'{name}: must be float [height, width, 3], not {denoised.dtype} {denoised.shape}')
   if not np.isfinite(denoised).all():
     raise ValueError(f'{name}: the denoised image contains NaN or infinity; check the weights')
   path = Path(folder) / f'{name}.mat'

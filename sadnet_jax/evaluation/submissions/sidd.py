@@ -98,7 +98,7 @@ def read_sidd(folder: str | Path, part: str) -> SiddBlocks:
       blocks differ in shape.
   """
   if part not in SIDD_FILES:
-    raise ValueError(f'part must be one of {", ".join(SIDD_FILES)}, got {part!r}')
+    raise ValueError(f'part must be one of {", ".join(SIDD_FILES)}, not {part!r}')
   path, *clean_paths = (Path(folder) / name for name in SIDD_FILES[part])
   if not clean_paths:
     return SiddBlocks(part, _read_blocks(path), None)
@@ -117,7 +117,7 @@ def _read_blocks(path):
   if blocks.dtype != np.uint8 or blocks.ndim != 5 or blocks.shape[-1] != 3 or not blocks.size:
     raise ValueError(
       f'{path}: {path.stem} must be uint8 [images, blocks, height, width, 3], such as '
-      f'{(IMAGES, BLOCKS, BLOCK_PX, BLOCK_PX, 3)}, got {blocks.dtype} {blocks.shape}; is it the sRGB file?'
+      f'{(IMAGES, BLOCKS, BLOCK_PX, BLOCK_PX, 3)}, not {blocks.dtype} {blocks.shape}; is it the sRGB file?'
     )
   return blocks
 
@@ -170,7 +170,7 @@ def write_cell_submission(
   """
   _check_blocks(blocks)
   if not 0 <= seconds_per_megapixel < float('inf'):
-    raise ValueError(f'seconds_per_megapixel must be finite and not negative, got {seconds_per_megapixel}')
+    raise ValueError(f'seconds_per_megapixel must be finite and at least 0, not {seconds_per_megapixel}')
   cells = np.empty(blocks.shape[:2], object)
   for index in np.ndindex(cells.shape):
     cells[index] = _Single(blocks[index])
@@ -230,7 +230,7 @@ def write_csv_submission(folder: str | Path, blocks: np.ndarray, *, overwrite: b
 def _check_blocks(blocks):
   if blocks.ndim != 5 or blocks.shape[-1] != 3 or blocks.dtype not in (np.uint8, np.float32, np.float64):
     raise ValueError(
-      f'blocks must be float32 or uint8 [images, blocks, height, width, 3], got {blocks.dtype} {blocks.shape}'
+      f'blocks must be float32 or uint8 [images, blocks, height, width, 3], not {blocks.dtype} {blocks.shape}'
     )
   if blocks.dtype == np.uint8:
     return
