@@ -52,15 +52,13 @@ def test_a_wheel_has_the_package_with_its_data_and_nothing_else(wheel):
   assert sum(name.endswith('.html') for name in wanted) >= 1
 
 
-def _dependencies(name, found=None):
-  """The distributions that an installed one needs, directly and indirectly, without extras."""
-  found = {} if found is None else found
-  for text in importlib.metadata.requires(name) or ():
-    requirement = Requirement(text)
+def _dependencies(requires, found):
+  """Adds the installed distributions that requirements ask for, directly and indirectly, without extras."""
+  for requirement in map(Requirement, requires or ()):
     is_needed = requirement.marker is None or requirement.marker.evaluate({'extra': ''})
     if is_needed and requirement.name not in found:
       found[requirement.name] = importlib.metadata.distribution(requirement.name)
-      _dependencies(requirement.name, found)
+      _dependencies(found[requirement.name].requires, found)
   return found
 
 
@@ -70,7 +68,9 @@ def environment(wheel, tmp_path_factory):
   folder = tmp_path_factory.mktemp('environment')
   finish(start('-m', 'venv', '--without-pip', folder))
   (packages,) = folder.glob('lib/python*/site-packages')
-  for distribution in _dependencies('sadnet-jax').values():
+  (info,) = (path for path in zipfile.Path(wheel).iterdir() if path.name.endswith('.dist-info'))
+  declared = importlib.metadata.PathDistribution(info).requires
+  for distribution in _dependencies(declared, {}).values():
     for top in {path.parts[0] for path in distribution.files if path.parts[0] not in ('..', '__pycache__')}:
       if not (packages / top).exists():
         (packages / top).symlink_to(distribution.locate_file(top))
