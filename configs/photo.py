@@ -13,7 +13,7 @@ Ours: not measured yet.
 
 import ml_collections
 
-from configs import color_fast
+from configs import blind
 
 # The scenes of POLYU_HELD_OUT as the files of ``OriginalImages`` name them (it has none of Canon600D_book),
 # and every fourth pair of RENOIR's Mi3.
@@ -30,7 +30,7 @@ def get_config(size: str = 'full') -> ml_collections.ConfigDict:
   """Returns the recipe for the network of 'full' width, or the 'fast' one of half the width."""
   if size not in ('full', 'fast'):
     raise ValueError(f"the argument of configs/photo.py is {size!r}, but must be 'full' or 'fast'")
-  config = color_fast.get_config('blind')
+  config = blind.get_config('color')
   if size == 'fast':
     config.model.width = config.model.offset_width = 16
   config.data.train.clean = 'train/DIV2K_train_HR'
@@ -38,18 +38,11 @@ def get_config(size: str = 'full') -> ml_collections.ConfigDict:
   config.data.train.pairs = 'real/RENOIR_Mi3'
   config.data.pairs_share = 0.3
   config.data.held_out = HELD_OUT
-  config.data.reader = 'memory'
-  config.data.patch_px = 128
-  config.batch_size = 4
   config.steps = 8_000
   config.noise.clip = 1.0
   config.noise.camera = 'photo'
   config.noise.camera_share = 0.5
   config.noise.grain_share = 0.3
   config.noise.clean_share = 0.08
-  config.optimizer.learning_rate = 6e-4
-  config.optimizer.clip_norm = 0.1
-  config.ema_decay = 0.998
-  config.checkpoint_every = 250
-  config.validation.every = 1_000
+  config.validation.clean = ('test/CBSD68', 'test/Kodak24')
   return config

@@ -14,7 +14,8 @@ from ml_collections import config_flags
 import numpy as np
 
 from sadnet_jax import command_line
-from sadnet_jax.images.arrays import to_uint8, write_png
+from sadnet_jax.images.arrays import write_png
+from sadnet_jax.images.photograph import to_8_bits
 from sadnet_jax.training.config import check_config, noise_from_config
 from sadnet_jax.training.inputs import open_training_data
 from sadnet_jax.training.loop import sampling_from_config
@@ -58,7 +59,7 @@ def first_patches(config, steps: int) -> tuple[np.ndarray, np.ndarray]:
       batch = sample_batch(sampling, step, first=0, count=config.batch_size)
     else:
       batch = {name: a.reshape(-1, *a.shape[2:]) for name, a in batch.items()}
-    shown.append((to_uint8(np.asarray(make(batch, step))), np.asarray(batch['clean'])))
+    shown.append((to_8_bits(np.asarray(make(batch, step))), np.asarray(batch['clean'])))
   noisy, clean = (np.stack(images) for images in zip(*shown, strict=True))
   return noisy, clean
 

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sadnet_jax.data.jpeg import jpeg_loss
+from sadnet_jax.images.photograph import BT601_LUMA
 
 # XYZ -> camera for four cameras (Brooks et al.), and linear sRGB -> XYZ (IEC 61966-2-1).
 _XYZ_TO_CAMERA = np.array(
@@ -40,8 +41,6 @@ _RGB_TO_XYZ = np.array(
   np.float32,
 )
 _GAMMA = 2.2
-# BT.601, for grain that differs between luma and chroma.
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 # JPEG's grid starts at a random place of up to so many pixels; its chroma blocks are 16 pixels wide.
 _JPEG_GRID_PX = 16
 
@@ -208,7 +207,7 @@ def draw_levels(key: jax.Array, noise: CameraNoise) -> NoiseLevels:
   constant = jax.random.uniform(keys[3], minval=noise.constant[0], maxval=noise.constant[1])
   if noise.shot[1] == 0:
     return NoiseLevels(jnp.float32(0), jnp.float32(0), relative, constant)
-  shot = _log_uniform(keys[0], noise.shot)
+  shot = log_uniform(keys[0], noise.shot)
   slope, intercept, deviation = noise.read_line
   log_read = slope * jnp.log(shot) + intercept + deviation * jax.random.normal(keys[1])
   return NoiseLevels(shot, jnp.exp(log_read), relative, constant)
@@ -255,18 +254,19 @@ def _with_grain(key, residual, noise):
   if noise.grain == 0:
     return residual
   keys = jax.random.split(key, 5)
-  sigma_px = _log_uniform(keys[0], noise.grain_px)
+  sigma_px = log_uniform(keys[0], noise.grain_px)
   low, high = noise.grain_chroma_px
   chroma_sigma_px = sigma_px * jax.random.uniform(keys[1], minval=low, maxval=high)
-  luma = (residual @ _LUMA)[..., None]
-  chroma = _log_uniform(keys[2], noise.grain_chroma) * blur_noise(residual - luma, chroma_sigma_px)
+  luma = (residual @ BT601_LUMA)[..., None]
+  chroma = log_uniform(keys[2], noise.grain_chroma) * blur_noise(residual - luma, chroma_sigma_px)
   grainy = blur_noise(luma, sigma_px) + chroma
   energy, new_energy = jnp.mean(residual**2), jnp.mean(grainy**2)
-  gain = _log_uniform(keys[3], noise.grain_gain) * jnp.sqrt(energy / jnp.maximum(new_energy, 1e-20))
+  gain = log_uniform(keys[3], noise.grain_gain) * jnp.sqrt(energy / jnp.maximum(new_energy, 1e-20))
   return jnp.where(jax.random.bernoulli(keys[4], noise.grain), gain * grainy, residual)
 
 
-def _log_uniform(key, limits):
+def log_uniform(key: jax.Array, limits: tuple[float, float]) -> jax.Array:
+  """Draws a scalar between two limits above 0, its logarithm uniformly."""
   low, high = limits
   return jnp.exp(jax.random.uniform(key, minval=math.log(low), maxval=math.log(high)))
 

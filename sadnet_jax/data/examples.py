@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sadnet_jax.images.arrays import image_shape, read_image
+from sadnet_jax.images.arrays import read_image
+from sadnet_jax.images.reading import read_shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,7 @@ def example_shape(example: Example) -> tuple[int, int, int]:
   Raises:
     ValueError: A file is missing or not an image, or the sizes differ.
   """
-  shapes = [image_shape(path) for path in example.files]
+  shapes = [read_shape(path) for path in example.files]
   _same_size(example, [shape[:2] for shape in shapes])
   return *shapes[0][:2], max(channels for *_, channels in shapes)
 

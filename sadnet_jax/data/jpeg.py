@@ -2,7 +2,7 @@
 
 Everything that changes pixel values is here: conversion to luma and chroma, subsampling of
 the chroma, the 8x8 discrete cosine transform, quantisation, and the way back. Entropy coding
-loses nothing and is left out. Rounding follows libjpeg (the "islow" transform, triangle-shaped
+loses nothing and is not modelled. Rounding follows libjpeg (the "islow" transform, triangle-shaped
 chroma upsampling), so that results agree with files written by Pillow to a fraction of a level.
 
 Source: ITU-T T.81 (JPEG) with its example quantisation tables, Annex K; JFIF 1.02 for the colours.

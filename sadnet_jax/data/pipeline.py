@@ -22,12 +22,12 @@ import numpy as np
 import tensorflow as tf
 
 from sadnet_jax.data.examples import Example
-from sadnet_jax.images.arrays import LUMA
+from sadnet_jax.images.arrays import MATLAB_LUMA
 
 if TYPE_CHECKING:
   from sadnet_jax.data.tiles import TileSet
 
-# Formats that TensorFlow decodes. The other readers use Pillow, which knows more.
+# Formats that TensorFlow decodes. The other readers use images.arrays.read_image, which reads more formats.
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp')
 Images = dict[str, Any]
 
@@ -156,7 +156,7 @@ def decode(content: Any, channels: int) -> Any:
   """
   image = tf.cond(
     tf.io.is_jpeg(content),
-    # Pillow's method; TensorFlow's default differs from it by up to 4 levels.
+    # libjpeg's accurate method, as in read_image; TensorFlow's default differs from it by up to 4 levels.
     lambda: tf.io.decode_jpeg(content, channels=3, dct_method='INTEGER_ACCURATE'),
     lambda: tf.io.decode_image(content, channels=3, expand_animations=False),
   )
@@ -166,7 +166,7 @@ def decode(content: Any, channels: int) -> Any:
 
 def _rgb_to_gray(rgb):
   # In float64 like `images.arrays.rgb_to_gray`: in float32 some colours are rounded the other way.
-  luma = tf.tensordot(tf.cast(rgb, tf.float64), tf.constant(LUMA[:, None]), 1)
+  luma = tf.tensordot(tf.cast(rgb, tf.float64), tf.constant(MATLAB_LUMA[:, None]), 1)
   return tf.cast(tf.floor(luma + 0.5), tf.uint8)
 
 

@@ -7,20 +7,18 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from sadnet_jax.data.camera_noise import PRESETS, add_camera_noise, blur_noise
+from sadnet_jax.data.camera_noise import PRESETS, add_camera_noise, blur_noise, log_uniform
 from sadnet_jax.data.noise import add_gaussian_noise
+from sadnet_jax.images.photograph import BT601_LUMA
 
 # The grain of Gaussian noise: standard deviation of its blur in pixels, log-uniform.
 _GRAIN_PX = (0.25, 1.6)
-# BT.601: a grey patch gets the luma of a colour camera's noise.
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingNoise:
-  """Which noise a run adds to its clean patches. What no other share takes is Gaussian.
+  """Which noise a run adds to its clean patches. The remaining patches get Gaussian noise.
 
   Attributes:
     sigma_255_range: Lowest and highest standard deviation of Gaussian noise, on the scale of 8-bit images.
@@ -43,7 +41,7 @@ class TrainingNoise:
   clean_share: float = 0.0
 
   def __post_init__(self) -> None:
-    """Rejects what cannot be drawn from."""
+    """Raises ValueError for impossible shares."""
     for name in ('camera_share', 'grain_share', 'clean_share'):
       # Written this way round to reject NaN too.
       if not 0 <= getattr(self, name) <= 1:
@@ -93,15 +91,15 @@ def _add_noise(noise, keys, clean):
 def _add_camera_noise(camera, key, clean):
   if clean.shape[-1] == 3:
     return add_camera_noise(key, clean, PRESETS[camera])
+  # A grey patch gets the luma of a colour camera's noise.
   noisy = add_camera_noise(key, jnp.repeat(clean, 3, axis=-1), PRESETS[camera])
-  return jnp.round((noisy @ _LUMA)[..., None] * 255) / 255
+  return jnp.round((noisy @ BT601_LUMA)[..., None] * 255) / 255
 
 
 def _grain(share, key, white):
   """White noise [H, W, C] of variance 1; for a share of the patches with grain instead."""
   keys = jax.random.split(key, 3)
-  low, high = _GRAIN_PX
-  sigma_px = jnp.exp(jax.random.uniform(keys[0], minval=math.log(low), maxval=math.log(high)))
+  sigma_px = log_uniform(keys[0], _GRAIN_PX)
   # What all channels have in common, from nothing to nearly everything.
   common = jax.random.uniform(keys[1], maxval=0.95)
   mean = white.mean(axis=-1, keepdims=True) * math.sqrt(white.shape[-1])

@@ -6,7 +6,8 @@
 Exit status: 0 if all pictures were denoised, 1 if some were not (one line on stderr for each), 2 if nothing
 was started because of wrong arguments, 130 after Ctrl-C.
 
-JAX, NumPy and Pillow are imported where they are needed, so that --help and mistakes in names answer at once.
+JAX, NumPy and the image libraries are imported only where needed, so that --help and misspelled names answer
+at once.
 """
 
 import argparse

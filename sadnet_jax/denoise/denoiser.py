@@ -25,7 +25,8 @@ from sadnet_jax.denoise.tiling import (
   plan_tiles_by_area,
 )
 from sadnet_jax.files import one_line
-from sadnet_jax.nn.sadnet import STRIDE, SADNet, pad_to_multiple, round_up
+from sadnet_jax.images.photograph import BT601_LUMA
+from sadnet_jax.nn.sadnet import STRIDE, SADNet, pad_to_multiple, reflected_indices, round_up
 from sadnet_jax.ops.platform import target_platform
 from sadnet_jax.weights import loading
 
@@ -38,8 +39,6 @@ _CPU_HEIGHT_COST = 1 / 5000
 _LARGEST_EXCESS = 4.0
 # Flips and rotations of the self-ensemble.
 TRANSFORMS = 8
-# Of R, G and B: the luma of ITU-R BT.601.
-LUMA_WEIGHTS = (0.299, 0.587, 0.114)
 
 Image = TypeVar('Image', np.ndarray, jax.Array)
 Tile = int | Literal['auto', 'whole']
@@ -205,7 +204,7 @@ class Denoiser:
     return image.reshape(shape)
 
   def _keeps_everything(self, channels):
-    has_chroma = channels == len(LUMA_WEIGHTS)
+    has_chroma = channels == len(BT601_LUMA)
     return self._strength == 0 and (self._chroma_strength == 0 or not has_chroma)
 
   def _denoise_batch(self, batch, denoised, progress):
@@ -256,7 +255,7 @@ class Denoiser:
     _, height, width, _ = batch.shape
     # Indices that extend the image to multiples of 8 by reflection, as the network does.
     rows, columns = (
-      np.pad(np.arange(length), (0, axis.length_px - length), mode='reflect')
+      reflected_indices(length, axis.length_px)
       for length, axis in ((height, plan.rows), (width, plan.columns))
     )
     for image, out in zip(batch, denoised, strict=True):
@@ -364,13 +363,13 @@ def blend(noisy: np.ndarray, denoised: np.ndarray, strength: float, chroma_stren
   Returns:
     float32 [..., C], not clipped; `denoised` itself where both strengths are 1.
   """
-  has_chroma = noisy.shape[-1] == len(LUMA_WEIGHTS)
+  has_chroma = noisy.shape[-1] == len(BT601_LUMA)
   if strength == 1 and (chroma_strength == 1 or not has_chroma):
     return denoised
   change = denoised - noisy
   if strength == chroma_strength or not has_chroma:
     return noisy + np.float32(strength) * change
-  luma = (change @ np.array(LUMA_WEIGHTS, np.float32))[..., None]
+  luma = (change @ BT601_LUMA)[..., None]
   return noisy + np.float32(strength) * luma + np.float32(chroma_strength) * (change - luma)
 
 

@@ -177,7 +177,7 @@ def _useful_heights(length, overlap_px):
 
 
 def _least_length(count, length, overlap_px):
-  """Of `count` tiles that cover an axis, a multiple of 8."""
+  """The least tile length, a multiple of 8, with which `count` tiles cover an axis."""
   return round_up(-(-(length + (count - 1) * overlap_px) // count), STRIDE)
 
 

@@ -16,7 +16,8 @@ from sadnet_jax.evaluation import image_sets, results, scoring
 from sadnet_jax.evaluation.methods import Method
 from sadnet_jax.evaluation.page import Showcase, write_page
 from sadnet_jax.evaluation.protocols import AUTHORS, PROTOCOLS, Protocol
-from sadnet_jax.images.arrays import side_by_side, to_uint8, write_png
+from sadnet_jax.images.arrays import side_by_side, write_png
+from sadnet_jax.images.photograph import to_8_bits
 from sadnet_jax.machine import environment
 
 # Packages whose versions are recorded with the results, besides JAX.
@@ -205,7 +206,7 @@ def _evaluate_one(method, run, options, folder):
 
     def on_image(scored: scoring.Scored) -> None:
       name = scored.result.name
-      noisy, denoised, clean = (to_uint8(i) for i in (scored.noisy, scored.denoised, scored.clean))
+      noisy, denoised, clean = (to_8_bits(i) for i in (scored.noisy, scored.denoised, scored.clean))
       showcase.add(name, scored.result.psnr, noisy, denoised, clean)
       if options.pictures:
         # Not with_suffix: a name may contain a dot, and has no extension.
@@ -234,7 +235,7 @@ def _submit(method, dataset, data, options):
   with tqdm.tqdm(total=len(data), desc=f'{dataset} {method.name}', unit='image', disable=None) as bar:
 
     def on_image(name: str, noisy: np.ndarray, denoised: np.ndarray) -> None:
-      showcase.add(name, None, to_uint8(noisy), to_uint8(denoised), None)
+      showcase.add(name, None, to_8_bits(noisy), to_8_bits(denoised), None)
       bar.update()
 
     written = submission.submit(

@@ -8,11 +8,11 @@ from PIL import Image
 
 from sadnet_jax.files import replacing
 from sadnet_jax.images.photograph import to_8_bits
-from sadnet_jax.images.reading import read_photograph, read_shape
+from sadnet_jax.images.reading import read_photograph
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
-# ITU-R BT.601 luma, the weights of MATLAB's rgb2gray.
-LUMA = np.array([0.298936021293775, 0.587043074451121, 0.114020904255103])
+# MATLAB's rgb2gray: the luma of ITU-R BT.601 with more digits than `photograph.BT601_LUMA`.
+MATLAB_LUMA = np.array([0.298936021293775, 0.587043074451121, 0.114020904255103])
 
 
 def find_images(folder: str | Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
@@ -68,36 +68,20 @@ def read_image(path: str | Path, channels: int) -> np.ndarray:
   return rgb_to_gray(pixels) if pixels.shape[2] > channels else pixels
 
 
-def image_shape(path: str | Path) -> tuple[int, int, int]:
-  """Height, width and channels (1 or 3) as `read_image` gives them, mostly without decoding the file.
-
-  Raises:
-    ValueError: The file is not a readable image.
-  """
-  return read_shape(path)
-
-
 def rgb_to_gray(rgb: np.ndarray) -> np.ndarray:
   """uint8 [..., 3] -> uint8 [..., 1] like MATLAB's rgb2gray."""
-  return np.floor(rgb @ LUMA[:, None] + 0.5).astype(np.uint8)
+  return np.floor(rgb @ MATLAB_LUMA[:, None] + 0.5).astype(np.uint8)
 
 
 def write_png(path: str | Path, image: np.ndarray) -> None:
   """Writes [H, W, 1 or 3], uint8 or floats in [0, 1], as an 8-bit PNG file; creates folders."""
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  pixels = to_uint8(image)
+  pixels = to_8_bits(image)
   with replacing(path) as temporary:
     Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(temporary, 'PNG')
 
 
-def to_uint8(image: np.ndarray) -> np.ndarray:
-  """Clips floats to [0, 1] and rounds them to 256 levels, uint8; uint8 is returned as it is."""
-  if image.dtype == np.uint8:
-    return image
-  return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
-
-
 def side_by_side(*images: np.ndarray) -> np.ndarray:
   """Images [H, W, C] of one height beside each other, uint8."""
-  return to_uint8(np.concatenate(images, axis=1))
+  return to_8_bits(np.concatenate(images, axis=1))

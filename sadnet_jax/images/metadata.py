@@ -12,7 +12,7 @@ import zlib
 import numpy as np
 
 # Types of TIFF 6.0 and BigTIFF values, and the bytes of one value.
-BYTE, ASCII, SHORT, LONG, RATIONAL, UNDEFINED = 1, 2, 3, 4, 5, 7
+BYTE, SHORT, LONG, RATIONAL, UNDEFINED = 1, 3, 4, 5, 7
 _SIGNED_RATIONAL = 10
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 _BIG_TYPE_BYTES = {16: 8, 17: 8, 18: 8}

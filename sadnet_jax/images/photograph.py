@@ -11,6 +11,8 @@ from sadnet_jax.machine import free_host_bytes
 
 # 500 megapixels: three times the largest sensors, and 3 GB as 16-bit colour.
 MAX_PIXELS = 500_000_000
+# Luma of gamma-encoded R, G and B, ITU-R BT.601.
+BT601_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 # Reading holds the decoder's picture and up to two arrays at once.
 _COPIES = 3
 

@@ -287,7 +287,7 @@ def _write_png(path, photograph):
 
 
 _MOST_TIFF_BYTES = 2**32 - 2**26
-_DATE_TIME, _EXTRA_SAMPLES, _UNASSOCIATED_ALPHA = 306, 338, 2
+_EXTRA_SAMPLES, _UNASSOCIATED_ALPHA = 338, 2
 
 
 def _write_tiff(path, photograph):

@@ -216,10 +216,15 @@ def pad_to_multiple(x: jax.Array | np.ndarray, multiple: int) -> jax.Array | np.
       position = jnp.arange(round_up(size, multiple)) % jnp.maximum(2 * size - 2, 1)  # type: ignore[arg-type]
       x = jnp.take(x, jnp.minimum(position, 2 * size - 2 - position), axis=axis)
     elif extra := -size % multiple:
-      source = np.pad(np.arange(size), (0, extra), mode='reflect')
+      source = reflected_indices(size, size + extra)
       xp = np if isinstance(x, np.ndarray) else jnp
       x = xp.concatenate([x, xp.take(x, source[size:], axis=axis)], axis=axis)
   return x
+
+
+def reflected_indices(size: int, padded: int) -> np.ndarray:
+  """Indices [padded] that extend an axis of ``size`` pixels at its end, as `pad_to_multiple` does."""
+  return np.pad(np.arange(size), (0, padded - size), mode='reflect')
 
 
 def scale_of(module: str) -> int:

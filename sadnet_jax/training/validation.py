@@ -80,7 +80,7 @@ def find_validation_sets(
         missing.append(folder)
       else:
         name = found.resolve().name
-        # Folders with the same name are told apart by their paths.
+        # Folders with the same name are distinguished by their paths.
         name = folder if any(s.name == name for s in sets) else name
         found_images, protocol = _images(layout, found)
         if found_images is None:

@@ -9,7 +9,8 @@ import pytest
 
 from configs import default
 from sadnet_jax.denoise import tile_memory
-from sadnet_jax.denoise.denoiser import LUMA_WEIGHTS, Denoiser, self_ensemble
+from sadnet_jax.denoise.denoiser import Denoiser, self_ensemble
+from sadnet_jax.images.photograph import BT601_LUMA
 from sadnet_jax.nn.sadnet import SADNet
 from sadnet_jax.weights.safetensors import save_weights
 from tests.support.small_networks import SMALL, apply, random_variables
@@ -311,7 +312,7 @@ def test_luma_and_chroma_have_strengths_of_their_own(shape):
   image = 0.3 + 0.4 * picture(*shape)
 
   def luma_and_chroma(pixels):
-    luma = pixels @ LUMA_WEIGHTS
+    luma = pixels @ BT601_LUMA
     return luma, pixels - luma[..., None]
 
   noisy, denoised = luma_and_chroma(image), luma_and_chroma(with_strength(1)(image))

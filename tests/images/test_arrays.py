@@ -6,7 +6,8 @@ import pytest
 
 from sadnet_jax.data.folders import find_data_dir
 from sadnet_jax.images import Photograph, write_photograph
-from sadnet_jax.images.arrays import find_images, image_shape, read_image, rgb_to_gray, write_png
+from sadnet_jax.images.arrays import find_images, read_image, rgb_to_gray, write_png
+from sadnet_jax.images.reading import read_shape
 
 
 def _colour(height, width, seed=0):
@@ -97,12 +98,12 @@ def test_all_that_photographs_come_in_is_read_as_8_bits(tmp_path):
   for path in sorted(tmp_path.iterdir()):
     wanted = np.asarray(palette.convert('RGB')) if path.stem == 'palette' else pixels
     np.testing.assert_array_equal(read_image(path, 3), wanted, err_msg=path.name)
-    assert image_shape(path) == (6, 8, 3)
+    assert read_shape(path) == (6, 8, 3)
   Image.fromarray(pixels[:, :, 0]).convert('1').save(tmp_path / 'bilevel.png')
-  assert read_image(tmp_path / 'bilevel.png', 1).shape == image_shape(tmp_path / 'bilevel.png') == (6, 8, 1)
+  assert read_image(tmp_path / 'bilevel.png', 1).shape == read_shape(tmp_path / 'bilevel.png') == (6, 8, 1)
 
 
 def test_a_damaged_header_has_no_shape(tmp_path):
   (tmp_path / 'a.png').write_bytes(b'\x89PNG\r\n\x1a\n\0')
   with pytest.raises(ValueError, match=r'a\.png: the file is damaged or incomplete'):
-    image_shape(tmp_path / 'a.png')
+    read_shape(tmp_path / 'a.png')

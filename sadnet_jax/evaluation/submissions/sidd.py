@@ -18,7 +18,7 @@ import numpy as np
 
 from sadnet_jax.data.test_sets import SIDD_FILES
 from sadnet_jax.evaluation.submissions.mat_files import new_file, read_variables, write_variables
-from sadnet_jax.images.arrays import to_uint8
+from sadnet_jax.images.photograph import to_8_bits
 
 IMAGES, BLOCKS, BLOCK_PX = 40, 32, 256
 MAT_FILE, CSV_FILE = 'SubmitSrgb.mat', 'SubmitSrgb.csv'
@@ -199,7 +199,7 @@ def write_uint8_submission(folder: str | Path, blocks: np.ndarray, *, overwrite:
   if blocks.dtype != np.uint8:
     levels = np.empty(blocks.shape, np.uint8)
     for index in np.ndindex(blocks.shape[:2]):
-      levels[index] = to_uint8(blocks[index])
+      levels[index] = to_8_bits(blocks[index])
   return _write_mat(Path(folder), {VARIABLE: levels}, overwrite)
 
 
@@ -222,7 +222,7 @@ def write_csv_submission(folder: str | Path, blocks: np.ndarray, *, overwrite: b
   with new_file(path, overwrite=overwrite) as temporary, open(temporary, 'w', newline='\n') as file:
     file.write(f'{CSV_HEADER}\n')
     for number, index in enumerate(np.ndindex(blocks.shape[:2])):
-      block = blocks[index] if blocks.dtype == np.uint8 else to_uint8(blocks[index])
+      block = blocks[index] if blocks.dtype == np.uint8 else to_8_bits(blocks[index])
       file.write(f'{number},{base64.b64encode(block.tobytes(order="C")).decode("ascii")}\n')
   return path
 
