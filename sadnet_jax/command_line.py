@@ -8,6 +8,8 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from sadnet_jax.files import one_line
+
 
 def run(command: Callable[[], None]) -> None:
   """Parses the flags and runs a command; after a ValueError or OSError, exits with a one-line message.
@@ -24,7 +26,7 @@ def run(command: Callable[[], None]) -> None:
     try:
       command()
     except (ValueError, OSError) as error:
-      raise SystemExit(f'{name}: {error}') from error
+      raise SystemExit(f'{name}: {one_line(error)}') from error
 
   # TensorFlow reads these when it is imported, later if at all. It only decodes and crops images here, for
   # which oneDNN adds nothing but messages.
@@ -42,7 +44,7 @@ def _parse(argv: list[str]) -> list[str]:
     if not given:
       raise
     # ml_collections raises this for unknown fields of the config, with a text that is quoted twice.
-    field = ' '.join(str(error).replace('\\n', ' ').split()).strip('"\'')
+    field = one_line(str(error).replace('\\n', ' ')).strip('"\'')
     raise SystemExit(
       f'{name}: unknown field {field} in {given}; configs/default.py lists all fields'
     ) from error

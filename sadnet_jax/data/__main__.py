@@ -11,6 +11,7 @@ import os
 import time
 
 from sadnet_jax.data.folders import find_data_dir, new_data_dir
+from sadnet_jax.files import one_line
 
 
 def main() -> None:
@@ -20,7 +21,9 @@ def main() -> None:
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
   from sadnet_jax.data import tiles
 
-  parser = argparse.ArgumentParser(prog='sadnet_jax.data', description='Cuts a training set into tiles.')
+  parser = argparse.ArgumentParser(
+    prog='python -m sadnet_jax.data', description='Cuts a training set into tiles.'
+  )
   parser.add_argument('name', choices=tiles.NAMES, help="the data set; 'clean' and 'pairs' are any folder")
   parser.add_argument(
     '--folder',
@@ -37,7 +40,7 @@ def main() -> None:
   try:
     _prepare(tiles, arguments)
   except ValueError as error:
-    raise SystemExit(f'{parser.prog}: {error}') from error
+    raise SystemExit(f'{parser.prog}: {one_line(error)}') from error
 
 
 def _prepare(tiles, arguments):

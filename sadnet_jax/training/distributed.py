@@ -16,6 +16,8 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from sadnet_jax.files import one_line
+
 T = TypeVar('T')
 # At the end the other processes wait while process 0 validates and saves.
 _SHUTDOWN_TIMEOUT_SECONDS = 3600
@@ -68,7 +70,7 @@ def exit_all_on_error(command: str) -> Iterator[None]:
   try:
     yield
   except BaseException as error:
-    message = f'{command}: {error}' if isinstance(error, ValueError) else traceback.format_exc()
+    message = f'{command}: {one_line(error)}' if isinstance(error, ValueError) else traceback.format_exc()
     print(message, file=sys.stderr, flush=True)
     os._exit(1)
 

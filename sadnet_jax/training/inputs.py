@@ -189,7 +189,7 @@ def _stream(config, source, find_damage):
       find_damage()
       raise ValueError(
         'an image of config.data could be read at the start of the run, but not any more '
-        f'({one_line(error)[:300]}); the images must stay in place until the run ends'
+        f'({one_line(error, 300)}); the images must stay in place until the run ends'
       ) from error
 
   def patches(first):

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
   from sadnet_jax.training.state import TrainState
 
 # Fields that may change when a run is resumed, because the weights do not depend on them. (Training images
-# are compared by content instead of by path.)
+# are compared by names and sizes instead of by path.)
 _FREE_ON_RESUME = (
   'log_every',
   'checkpoint_every',
@@ -337,4 +337,4 @@ def _write_errors(folder: Any) -> Iterator[None]:
 
 
 def _reason(error):
-  return f'{type(error).__name__}: {one_line(error)[:300]}'
+  return f'{type(error).__name__}: {one_line(error, 300)}'

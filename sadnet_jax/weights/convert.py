@@ -22,8 +22,6 @@ from sadnet_jax.weights.index import file_sha256
 from sadnet_jax.weights.paths import SAFETENSORS_SUFFIX, TORCH_SUFFIXES
 from sadnet_jax.weights.torch_files import write_state_dict
 
-_NAME = 'convert_weights'
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
   """Runs the command; an error is one line on stderr and exit status 1."""
@@ -31,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   try:
     print(_decodable(convert(**vars(options))))
   except (ValueError, OSError) as error:
-    print(f'{_NAME}: {one_line(error)}', file=sys.stderr)
+    print(f'convert: {one_line(error)}', file=sys.stderr)
     raise SystemExit(1) from None
 
 
@@ -128,7 +126,7 @@ def _rates(text):
 
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
-    prog=_NAME,
+    prog='python -m sadnet_jax.weights.convert',
     description="Converts weights of the authors' PyTorch SADNet to .safetensors, and back.",
   )
   parser.add_argument('source', metavar='INPUT', type=Path, help='*.pth, *.pt or *.safetensors')

@@ -128,11 +128,11 @@ def _from_server(url: str, function: Callable[[], Any]) -> Any:
     return function()
   except urllib.error.HTTPError as error:
     error.close()
-    raise ValueError(f'{url}: the server refused ({one_line(error)[:300]}); check the address') from error
+    raise ValueError(f'{url}: the server refused ({one_line(error, 300)}); check the address') from error
   # urllib raises ValueError for invalid URLs.
   except (OSError, http.client.HTTPException, ValueError) as error:
     reason = getattr(error, 'reason', None)
-    text = one_line(reason if isinstance(reason, Exception) else error)[:300]
+    text = one_line(reason if isinstance(reason, Exception) else error, 300)
     raise ValueError(
       f'{url}: the download failed ({text}); check the address and the network, or download the file '
       'yourself and give its path'

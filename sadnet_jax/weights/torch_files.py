@@ -209,7 +209,7 @@ def _unpickle(data: bytes, start: int, *, storage_fields: int = 0) -> tuple[Any,
     raise
   # Damaged pickles make the unpickler raise almost anything.
   except Exception as error:
-    raise ValueError(f'damaged pickle ({one_line(error)[:200]})') from error
+    raise ValueError(f'damaged pickle ({one_line(error, 200)})') from error
 
 
 class _Unpickler(pickle.Unpickler):

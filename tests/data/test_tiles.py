@@ -444,7 +444,7 @@ def test_the_command_prepares_once_and_says_what_it_found(tmp_path):
   root = {'SADNET_DATA': str(tmp_path / 'data')}
   code, output, errors = _run(*arguments, cwd=tmp_path, **root)
   assert (code, output) == (1, '')
-  assert errors.startswith('sadnet_jax.data: ')
+  assert errors.startswith('python -m sadnet_jax.data: ')
   assert '0200_GT_SRGB_010.PNG: the file is damaged or incomplete' in errors
   assert errors.count('\n') == 1
 
@@ -467,7 +467,9 @@ def test_the_command_prepares_once_and_says_what_it_found(tmp_path):
 def test_the_command_refuses_in_one_line(tmp_path):
   code, _, errors = _run('clean', '--folder=nowhere', cwd=tmp_path)
   assert code == 1
-  assert errors.startswith('sadnet_jax.data: --folder: no folder at nowhere; give the path of a folder')
+  assert errors.startswith(
+    'python -m sadnet_jax.data: --folder: no folder at nowhere; give the path of a folder'
+  )
   code, _, errors = _run('imagenet', '--folder=.', cwd=tmp_path)
   assert code == 2
   assert "invalid choice: 'imagenet'" in errors

@@ -39,7 +39,7 @@ def _refused(capsys, *arguments):
   assert end.value.code == 1
   output, errors = capsys.readouterr()
   assert output == ''
-  assert errors.startswith('convert_weights: ')
+  assert errors.startswith('convert: ')
   assert errors.count('\n') == 1
   return errors
 
@@ -115,7 +115,7 @@ def test_existing_files_are_replaced_only_with_overwrite(ours, tmp_path, capsys)
   target = tmp_path / 'a.pth'
   target.write_text('kept')
   assert _refused(capsys, ours, target) == (
-    f'convert_weights: {target}: the file exists; choose another name or pass --overwrite\n'
+    f'convert: {target}: the file exists; choose another name or pass --overwrite\n'
   )
   assert target.read_text() == 'kept'
   main([str(ours), str(target), '--overwrite'])
@@ -186,8 +186,7 @@ def test_networks_that_the_authors_code_lacks_are_not_converted(tmp_path, capsys
   fields = {**FIELDS, 'use_rsab': False}
   save_weights(source, random_variables(model)['params'], model=fields, step=0, about={})
   assert _refused(capsys, source, tmp_path / 'b.pth') == (
-    f"convert_weights: {source}: the authors' code has no such network: use_rsab is False, only "
-    'True is supported\n'
+    f"convert: {source}: the authors' code has no such network: use_rsab is False, only True is supported\n"
   )
   assert not (tmp_path / 'b.pth').exists()
 
@@ -215,7 +214,7 @@ def test_the_command_in_a_process_of_its_own(ours, tmp_path):
   assert errors == ''
   _, errors = finish(start(*module, ours, tmp_path / 'a.pth'), succeeds=False)
   assert errors.splitlines() == [
-    f'convert_weights: {tmp_path}/a.pth: the file exists; choose another name or pass --overwrite'
+    f'convert: {tmp_path}/a.pth: the file exists; choose another name or pass --overwrite'
   ]
 
 
