@@ -81,7 +81,7 @@ def find_examples(name: str, folder: str | Path, *, skip_bad: bool = False) -> F
   found, problems = layout.find(folder)
   if problems and not skip_bad:
     more = f'; {len(problems) - 1} more problems' if len(problems) > 1 else ''
-    raise ValueError(f'{problems[0]} (unpack the download again, or skip such files with skip_bad{more})')
+    raise ValueError(f'{problems[0]} (add the missing partner, or skip such files with skip_bad{more})')
   if not found:
     bad = f', and {len(problems)} files that cannot be used, the first: {problems[0]}' if problems else ''
     raise ValueError(f'{folder}: {layout.lacking} in this folder{bad}; give {layout.wanted}')
@@ -160,7 +160,7 @@ def _find_renoir(folder: Path) -> tuple[list[_Files], list[str]]:
       problems.append(f'{batch}: {scene} exists twice, first as {first}')
     elif lacking := [r for r in ('Noisy', 'Reference', 'full') if not roles[r.lower()]]:
       problems.append(
-        f'{batch}: no file ending in {" or ".join(f"{r}.bmp" for r in lacking)}; a batch needs one '
+        f'{batch}: no file named {" or ".join(f"*{r}.bmp" for r in lacking)}; a batch needs one '
         'Reference, one full, and one or more Noisy'
       )
     elif not _add_incomplete({r: roles[r] for r in ('reference', 'full')}, ('reference', 'full'), problems):

@@ -131,7 +131,7 @@ def find_folder(name: str, root: str | Path | None) -> Path:
     root: The folder to search; None for SADNET_DATA.
 
   Raises:
-    ValueError: It is not there; the message says what to download and where to put it.
+    ValueError: The folder is missing; the message says what to download and where to put it.
   """
   wanted: tuple[str, ...] = ()
   if name in IMAGE_SETS:

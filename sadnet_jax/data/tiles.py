@@ -180,12 +180,12 @@ def load(name: str, folder: str | Path, tiles_dir: str | Path, *, tile_px: int, 
     The tiles.
 
   Raises:
-    ValueError: There are none; the command that cuts them is named.
+    ValueError: The tiles are missing; the message gives the command that cuts them.
   """
   path = _set_folder(name, folder, tiles_dir, tile_px, stride_px)
   if not path.is_dir():
     raise ValueError(
-      f'{path}: no tiles there; cut them with: python -m sadnet_jax.data {name} '
+      f'{path}: no tiles in this folder; cut them with: python -m sadnet_jax.data {name} '
       f'--folder={folder} --tiles_dir={tiles_dir} --tile_px={tile_px} --stride_px={stride_px}'
     )
   return TileSet(path)

@@ -67,12 +67,12 @@ def checked_profile(profile: bytes | None, channels: int) -> tuple[bytes | None,
     or profile[36:40] != b'acsp'
     or int.from_bytes(profile[:4], 'big') > len(profile)
   ):
-    return None, ('its colour profile is damaged and left out',)
+    return None, ('its colour profile is damaged and was ignored',)
   if profile[16:20] != _ICC_SPACES[channels]:
     space = profile[16:20].decode('latin-1').strip()
     name = space if space.isprintable() else 'unknown colours'
     pixels = {1: 'grey', 3: 'RGB'}[channels]
-    return None, (f'its colour profile is for {name}, but the pixels are {pixels}: it is left out',)
+    return None, (f'its colour profile is for {name}, but the pixels are {pixels}: it was ignored',)
   return profile, ()
 
 
@@ -100,7 +100,7 @@ def checked_photoshop(resources: bytes | None) -> tuple[bytes | None, tuple[str,
   else:
     if not resources[at:].strip(b'\0'):
       return b''.join(kept) or None, ()
-  return None, ('its Photoshop data are damaged and left out',)
+  return None, ('its Photoshop data are damaged and were ignored',)
 
 
 def checked_exif(block: bytes | None) -> tuple[bytes | None, tuple[str, ...]]:
@@ -112,7 +112,7 @@ def checked_exif(block: bytes | None) -> tuple[bytes | None, tuple[str, ...]]:
     return None, ()
   block = block.removeprefix(EXIF_PREFIX)
   if read_header(block) is None:
-    return None, ('its EXIF data are damaged and left out',)
+    return None, ('its EXIF data are damaged and were ignored',)
   parsed = parse_exif(block)
   if parsed is None or parsed[1].damaged:
     return _without_thumbnail(block), ('its EXIF data are damaged and kept as they are',)
@@ -271,7 +271,7 @@ def read_header(data) -> Header | None:
 def read_directory(data, header: Header, offset: int, *, depth: int = 2) -> Directory:
   """Reads the directory at an offset of a buffer, and those it points to.
 
-  Tags of unknown types and values outside of the buffer are left out and reported by ``damaged``.
+  Tags of unknown types and values outside of the buffer are skipped and reported by ``damaged``.
 
   Raises:
     ValueError: There is no directory at the offset.
@@ -338,7 +338,7 @@ def build_exif(directory: Directory) -> bytes:
 
 
 def pack_directory(directory: Directory, offset: int) -> bytes:
-  """The bytes of a directory and all it points to, for an offset; types that BigTIFF added are left out."""
+  """The bytes of a directory and all it points to, for an offset; types that BigTIFF added are dropped."""
   order = directory.order
   entries = {tag: entry for tag, entry in directory.entries.items() if entry.type <= _LAST_CLASSIC_TYPE}
   tags = sorted(set(entries) | set(directory.children))

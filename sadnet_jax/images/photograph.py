@@ -49,7 +49,7 @@ class Photograph:
     metadata: What the file holds beside pixels.
     lossless: Whether the file stores pixels exactly, unlike JPEG.
     linear: Whether a floating-point file stores linear light, so that one written from it does too.
-    notes: What was left out or assumed while reading, as sentences for the user.
+    notes: What was ignored or assumed while reading, as sentences for the user.
   """
 
   pixels: np.ndarray
@@ -140,7 +140,7 @@ def lost_fields(metadata: Metadata, names: Iterable[str], format_name: str) -> t
     # With a profile, or sRGB, nothing is lost without them.
     if kinds & {b'gAMA', b'cHRM', b'cICP'} and not metadata.icc_profile and b'sRGB' not in kinds:
       lost.append('PNG colour (gAMA, cHRM)')
-  return tuple(f'{format_name} cannot store its {name}, which is left out' for name in lost)
+  return tuple(f'{format_name} cannot store its {name}, which is dropped' for name in lost)
 
 
 def to_8_bits(array: np.ndarray) -> np.ndarray:

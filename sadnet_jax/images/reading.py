@@ -71,7 +71,7 @@ def read_photograph(path: str | Path, *, linear: bool | None = None) -> Photogra
       values; None for what is usual: OpenEXR does, TIFF and JPEG XL do not.
 
   Returns:
-    The photograph; its notes say what was left out.
+    The photograph; its notes say what was ignored.
 
   Raises:
     ValueError: The file is missing, unreadable, of another format or kind, damaged, incomplete, or too large,
@@ -323,11 +323,11 @@ def _jpeg_metadata(segments, channels, dpi):
   xmp = next(iter(named('APP1', b'http://ns.adobe.com/xap/1.0/\0')), None)
   notes = [*exif_notes, *profile_notes, *photoshop_notes]
   if named('APP1', b'http://ns.adobe.com/xmp/extension/\0'):
-    notes.append('the second part of its XMP data is left out')
+    notes.append('the second part of its XMP data was ignored')
   if xmp and b'hdrgm:' in xmp:
-    notes.append('its gain map for displays of high dynamic range is left out')
+    notes.append('its gain map for displays of high dynamic range was ignored')
   elif named('APP2', b'MPF\0'):
-    notes.append('its further images are left out')
+    notes.append('its further images were ignored')
   comment = b'\n'.join(named('COM', b'')) or None
   if not named('APP0', b'JFIF\0'):
     # Pillow takes it from the EXIF data then, where it stays anyway.
@@ -365,7 +365,7 @@ _STEP_BYTES = 2**20
 def _read_png(path):
   with _contents(path) as data:
     all_chunks = list(blocks.png_chunks(data))
-  notes = [f'its damaged chunk {kind!r} is left out' for kind, _, sound in all_chunks if not sound]
+  notes = [f'its damaged chunk {kind!r} was ignored' for kind, _, sound in all_chunks if not sound]
   chunks = [(kind, content) for kind, content, sound in all_chunks if sound]
   named = dict(reversed(chunks))
   frames = int.from_bytes(named.get(b'acTL', b'')[:4], 'big')
@@ -401,7 +401,7 @@ def _png_metadata(chunks, named, notes):
     elif kind not in _PNG_LENGTHS:
       continue
     if text is None and len(content) != _PNG_LENGTHS.get(kind):
-      notes.append(f'its damaged chunk {kind!r} is left out')
+      notes.append(f'its damaged chunk {kind!r} was ignored')
     elif kind == b'iCCP':
       profile = profile or text
     elif kind == b'iTXt' and content.startswith(_PNG_XMP + b'\0'):
@@ -556,9 +556,9 @@ def _read_tiff(path, linear):
   resources, photoshop_notes = blocks.checked_photoshop(_tiff_content(tags, PHOTOSHOP_TAG))
   notes += [*profile_notes, *photoshop_notes]
   if tags.damaged:
-    notes.append('some of its tags are damaged and left out')
+    notes.append('some of its tags are damaged and were ignored')
   if _PHOTOSHOP_LAYERS in tags.entries:
-    notes.append('its layers are left out; the flattened image is read')
+    notes.append('its layers were ignored; the flattened image is read')
   metadata = Metadata(profile, _tiff_exif(tags), _tiff_content(tags, XMP_TAG), resources, dpi=tags.dpi())
   lossless = tags.number(259, 1) not in _TIFF_JPEG
   return Photograph(pixels, alpha, metadata, lossless, linear, tuple(notes))
@@ -582,14 +582,14 @@ def _check_pages(data, header, tags):
     try:
       page = blocks.read_directory(data, header, offset, depth=0)
     except ValueError:
-      return ['what follows its first page is damaged and left out']
+      return ['what follows its first page is damaged and was ignored']
     # Reduced images and masks of the first page are no pages.
     reduced = page.number(254) & 5 or page.number(255) == 2
     pages, others = pages + (not reduced), others + bool(reduced)
     offset = page.next_offset
   if pages > 1:
     raise ValueError(f'is a TIFF file of {pages} pages; save them as files of one page')
-  return ['its thumbnails or masks are left out'] if others else []
+  return ['its thumbnails or masks were ignored'] if others else []
 
 
 def _check_tiff(tags, file_bytes):
@@ -661,7 +661,7 @@ def _read_exr(path, linear):
   if colours is None or {'RY', 'BY'} & set(names):
     raise ValueError(f'is an OpenEXR file without channels R, G and B or Y, but {", ".join(names[:8])}')
   others = [name for name in names if name not in (*colours, 'A')]
-  notes = [f'its channels {", ".join(others[:8])} are left out'] if others else []
+  notes = [f'its channels {", ".join(others[:8])} were ignored'] if others else []
   pixels = np.ascontiguousarray(array[:, :, [names.index(name) for name in colours]])
   alpha = np.ascontiguousarray(array[:, :, names.index('A')]) if 'A' in names else None
   if alpha is not None:
@@ -674,7 +674,7 @@ def _read_exr(path, linear):
     spec.full_width,
     spec.full_height,
   ):
-    notes.append('its display window is left out; the data window is read')
+    notes.append('its display window was ignored; the data window is read')
   linear = linear is not False
   return Photograph(_from_floats(pixels, alpha, linear), alpha, linear=linear, notes=tuple(notes))
 
@@ -693,7 +693,7 @@ def _read_jxl(path, linear):
   # Four bytes say where the EXIF block begins behind them.
   exif, exif_notes = blocks.checked_exif(boxes.get(b'Exif', b'')[4:])
   if b'brob' in boxes:
-    notes += ('its compressed EXIF or XMP data are left out',)
+    notes += ('its compressed EXIF or XMP data were ignored',)
   # The decoder has rotated the pixels already.
   metadata = Metadata(profile, blocks.exif_made_upright(exif), boxes.get(b'xml ') or None)
   return Photograph(pixels, alpha, metadata, lossless=False, linear=linear, notes=notes + exif_notes)
@@ -730,7 +730,7 @@ def _read_heic(path):
   profile, profile_notes = blocks.checked_profile(image.info.get('icc_profile'), pixels.shape[2])
   notes = (*exif_notes, *profile_notes)
   if len(image) > 1:
-    notes += ('its further images are left out',)
+    notes += ('its further images were ignored',)
   # The decoder has rotated the pixels already.
   metadata = Metadata(profile, blocks.exif_made_upright(exif), image.info.get('xmp') or None)
   return Photograph(pixels, alpha, metadata, lossless=False, notes=notes)

@@ -133,7 +133,7 @@ def _fitted(photograph, form):
   notes: Notes = ()
   if photograph.alpha is not None and not form.alpha:
     photograph = dataclasses.replace(photograph, alpha=None)
-    notes += (f'its transparency is left out, because it is opaque everywhere and {form.name} stores none',)
+    notes += (f'its transparency is dropped, because it is opaque everywhere and {form.name} stores none',)
   bits = 8 * photograph.pixels.dtype.itemsize
   if bits > form.bits:
     convert = to_8_bits if form.bits == 8 else to_16_bits
@@ -207,7 +207,7 @@ def _write_jpeg(path, photograph):
     ('comment', _COM, b'', metadata.comment),
   ):
     if content and len(prefix + content) > _MOST_SEGMENT_BYTES:
-      notes += (f'JPEG stores at most 64 KB of its {name}, which is left out',)
+      notes += (f'JPEG stores at most 64 KB of its {name}, which is dropped',)
     elif content:
       segments += struct.pack('>BBH', 0xFF, marker, len(prefix + content) + 2) + prefix + content
   dpi = tuple(min(max(round(x), 1), 65535) for x in metadata.dpi) if metadata.dpi else (0, 0)
@@ -275,7 +275,7 @@ def _write_png(path, photograph):
     extra.append((b'pHYs', struct.pack('>IIB', x, y, 1)))
   if metadata.xmp:
     extra.append((b'iTXt', b'XML:com.adobe.xmp\0\0\0\0\0' + metadata.xmp))
-  # A profile and its short form must not both be there.
+  # PNG allows only one of iCCP and sRGB.
   extra += [chunk for chunk in metadata.png_chunks if not (profile and chunk[0] == b'sRGB')]
   if metadata.comment:
     extra.append((b'tEXt', b'Comment\0' + metadata.comment.replace(b'\0', b' ')))
@@ -326,7 +326,7 @@ def _add_tiff_metadata(path, photograph):
     tags.set_dpi(metadata.dpi)
   parsed = blocks.parse_exif(metadata.exif) if metadata.exif else None
   if metadata.exif and parsed is None:
-    notes += ('its EXIF data are damaged and left out',)
+    notes += ('its EXIF data are damaged and were ignored',)
   if parsed:
     exif = parsed[1].in_order(header.order)
     # The EXIF data's own resolution comes first.

@@ -72,7 +72,7 @@ def _photo(height=61, width=47):
   ],
 )
 def test_pixels_are_those_that_pillow_reads(tmp_path, kind, options, channels):
-  # By content: the ending of a file can be wrong.
+  # By content: the extension of a file can be wrong.
   path = tmp_path / 'image.png'
   path.write_bytes(_encoded(_photo(), kind, **options))
   loaded = _load(FileImages([Example('image', 'image', (path,), None)], channels), 0)

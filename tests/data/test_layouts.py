@@ -106,14 +106,14 @@ def test_the_mean_rounds_halves_up(tmp_path):
   assert read_example(example, 1)[1].ravel().tolist() == [1, 1, 255, 255, 9]
 
 
-@pytest.mark.parametrize('ending', ['Noisy', 'Reference', 'full'])
-def test_an_incomplete_renoir_batch_is_named_and_skipped(tmp_path, ending):
+@pytest.mark.parametrize('suffix', ['Noisy', 'Reference', 'full'])
+def test_an_incomplete_renoir_batch_is_named_and_skipped(tmp_path, suffix):
   dataset_files.renoir(tmp_path)
   batch = tmp_path / 'Mi3_Aligned' / 'Batch_001'
-  for path in batch.glob(f'*{ending}.bmp'):
+  for path in batch.glob(f'*{suffix}.bmp'):
     path.unlink()
   with pytest.raises(
-    ValueError, match=rf'Batch_001: no file ending in {ending}.bmp; a batch needs one Reference'
+    ValueError, match=rf'Batch_001: no file named \*{suffix}.bmp; a batch needs one Reference'
   ):
     find_examples('renoir', tmp_path)
   found = find_examples('renoir', tmp_path, skip_bad=True)

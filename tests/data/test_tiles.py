@@ -200,7 +200,7 @@ def test_what_is_prepared_is_not_written_again_and_outlives_its_source(tmp_path)
   assert loaded.fingerprint == fingerprint(found.examples)
   with pytest.raises(
     ValueError,
-    match=r'no tiles there; cut them with: python -m sadnet_jax.data sidd --folder=gone '
+    match=r'no tiles in this folder; cut them with: python -m sadnet_jax.data sidd --folder=gone '
     rf'--tiles_dir={tmp_path}/tiles --tile_px=16 --stride_px=16$',
   ):
     tiles.load('sidd', 'gone', tmp_path / 'tiles', tile_px=16, stride_px=16)
@@ -251,7 +251,7 @@ def test_bad_files_stop_the_preparation_or_are_skipped_and_listed(tmp_path, dama
   with pytest.raises(ValueError, match=message):
     tiles.prepare(*arguments, **SMALL)
   assert not _files(tmp_path / 'tiles')
-  with pytest.raises(ValueError, match='no tiles there'):
+  with pytest.raises(ValueError, match='no tiles in this folder'):
     tiles.load(*arguments, **SMALL)
 
   found = tiles.prepare(*arguments, **SMALL, skip_bad=True)
@@ -430,7 +430,7 @@ def test_a_killed_preparation_is_repeated_from_the_start(tmp_path):
   assert process.returncode == -signal.SIGKILL
   assert list(sets.glob('*/incomplete*'))
   small = {'tile_px': 8, 'stride_px': 1}
-  with pytest.raises(ValueError, match='no tiles there'):
+  with pytest.raises(ValueError, match='no tiles in this folder'):
     tiles.load('sidd', 'SIDD', tmp_path / 'tiles', **small)
   found = tiles.prepare('sidd', tmp_path / 'SIDD', tmp_path / 'tiles', **small)
   assert not list(sets.glob('*/incomplete*'))
@@ -483,6 +483,6 @@ def test_the_real_polyu_crops_become_tiles(tmp_path):
   folder = Path(DATA) / 'real/PolyU/CroppedImages'
   (tile,) = _read(found, [4 * 57 + 3])
   assert (tile['row'], tile['column']) == (212, 212)
-  for key, ending in (('noisy', 'real'), ('clean', 'mean')):
-    path = folder / f'{Path(tile["name"]).name.removesuffix("_real")}_{ending}.JPG'
+  for key, suffix in (('noisy', 'real'), ('clean', 'mean')):
+    path = folder / f'{Path(tile["name"]).name.removesuffix("_real")}_{suffix}.JPG'
     np.testing.assert_array_equal(tile[key], np.asarray(Image.open(path))[212:, 212:])

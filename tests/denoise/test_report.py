@@ -1,5 +1,6 @@
 """What the command shows while it works."""
 
+import re
 import sys
 
 import pytest
@@ -47,23 +48,39 @@ def test_a_terminal_shows_a_progress_bar(folder, weights, monkeypatch, capsys):
 
 
 def test_progress_is_by_pixels(folder, monkeypatch):
-  picture(folder / 'a.png', size=(40, 50))
-  picture(folder / 'b.png', size=(20, 100))
+  picture(folder / 'a.png', size=(1000, 1000))
+  picture(folder / 'b.png', size=(500, 2000))
   (folder / 'c.png').write_text('nothing')
-  monkeypatch.setattr(sys, 'stderr', _Terminal())
+  terminal = _Terminal()
+  monkeypatch.setattr(sys, 'stderr', terminal)
   targets = find_targets(['a.png', 'b.png', 'c.png'], 'out')
+
+  def shown():
+    # Naming a picture redraws the bar, which is otherwise redrawn every 0.1 s at most.
+    report.start(targets[1])
+    return re.findall(r'[\d.]+ of [\d.]+ megapixels', terminal.text)[-1]
+
   with Report(targets, quiet=False) as report:
-    bar = report._bar
-    # The third counts as much as the others do in the mean, for nothing is known of it.
-    assert bar.total == pytest.approx(0.006)
-    report.advance(targets[0], 1, 4)
-    assert bar.n == pytest.approx(0.0005)
-    report.finish(targets[0], width=50, height=40, seconds=1)
-    assert bar.n == pytest.approx(0.002)
-    # It is another picture than its header said.
-    report.set_size(targets[1], 200, 20)
-    assert bar.total == pytest.approx(0.008)
+    # The third counts as much as the mean of the others, because its size is unknown.
+    assert shown() == '0.0 of 3.0 megapixels'
+    report.advance(targets[0], 1, 5)
+    assert shown() == '0.2 of 3.0 megapixels'
+    report.finish(targets[0], width=1000, height=1000, seconds=1)
+    assert shown() == '1.0 of 3.0 megapixels'
+    # The picture has another size than its header said.
+    report.set_size(targets[1], 1000, 2000)
+    assert shown() == '1.0 of 4.0 megapixels'
     report.fail(targets[1], 'b.png: got this')
-    assert bar.n == pytest.approx(0.006)
+    assert shown() == '3.0 of 4.0 megapixels'
   assert report.failed == 1
-  assert Report(targets, quiet=True)._bar is None
+
+
+def test_quiet_shows_no_progress_bar(folder, monkeypatch):
+  picture(folder / 'a.png', size=(40, 50))
+  terminal = _Terminal()
+  monkeypatch.setattr(sys, 'stderr', terminal)
+  targets = find_targets(['a.png'], 'out')
+  with Report(targets, quiet=True) as report:
+    report.start(targets[0])
+    report.finish(targets[0], width=50, height=40, seconds=1)
+  assert terminal.text == ''

@@ -76,7 +76,7 @@ def test_openexr_with_more_than_colours(tmp_path):
   read = read_photograph(tmp_path / 'a.exr', linear=False)
   np.testing.assert_array_equal(read.alpha, channels[:, :, 3])
   np.testing.assert_allclose(read.pixels, channels[:, :, :3] / channels[:, :, 3:4], rtol=1e-6)
-  assert read.notes[0] == 'its channels Z are left out'
+  assert read.notes[0] == 'its channels Z were ignored'
   write_photograph(tmp_path / 'b.exr', read)
   again = read_photograph(tmp_path / 'b.exr')
   np.testing.assert_allclose(again.pixels, read.pixels, rtol=1e-4)
@@ -218,6 +218,6 @@ def test_metadata_that_openexr_cannot_store_is_reported(tmp_path):
   metadata = Metadata(icc_profile=RGB_PROFILE, exif=exif_block(orientation=1))
   notes = write_photograph(tmp_path / 'a.exr', smooth_photograph(metadata=metadata))
   assert notes == (
-    'OpenEXR cannot store its colour profile, which is left out',
-    'OpenEXR cannot store its EXIF data, which is left out',
+    'OpenEXR cannot store its colour profile, which is dropped',
+    'OpenEXR cannot store its EXIF data, which is dropped',
   )

@@ -261,4 +261,4 @@ def test_the_longest_sides_can_be_written(tmp_path):
 def test_alpha_that_is_opaque_everywhere_may_be_dropped(tmp_path):
   opaque = dataclasses.replace(random_photograph(), alpha=np.full((17, 31), 255, np.uint8))
   (note,) = write_photograph(tmp_path / 'a.jpg', opaque)
-  assert note == 'its transparency is left out, because it is opaque everywhere and JPEG stores none'
+  assert note == 'its transparency is dropped, because it is opaque everywhere and JPEG stores none'

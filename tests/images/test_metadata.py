@@ -93,7 +93,7 @@ def test_portraits_are_stored_upright_where_viewers_may_ignore_the_orientation(t
   if extension == '.jpg':
     assert notes == (
       'it is rotated upright, because JPEG cannot store its orientation',
-      'JPEG stores at most 64 KB of its EXIF data, which is left out',
+      'JPEG stores at most 64 KB of its EXIF data, which is dropped',
     )
   read = read_photograph(path)
   assert read.orientation == 1
@@ -177,8 +177,8 @@ def test_text_and_colour_of_png_are_kept(tmp_path):
   image = opened(tmp_path / 'b.png')
   assert (image.text, image.info['gamma']) == ({'Title': 'Lake', 'Author': 'Someone', 'Comment': 'Süß'}, 1.0)
   assert write_photograph(tmp_path / 'b.jpg', read) == (
-    'JPEG cannot store its PNG text, which is left out',
-    'JPEG cannot store its PNG colour (gAMA, cHRM), which is left out',
+    'JPEG cannot store its PNG text, which is dropped',
+    'JPEG cannot store its PNG colour (gAMA, cHRM), which is dropped',
   )
 
 
@@ -195,7 +195,7 @@ def test_damaged_chunks_are_left_out(tmp_path, kind, content):
   chunks = png_chunks(_encoded(random_photograph()))
   write_file(tmp_path / 'a.png', png_file([*chunks[:1], (kind, content), *chunks[1:]]))
   read = read_photograph(tmp_path / 'a.png')
-  assert read.notes == (f'its damaged chunk {kind!r} is left out',)
+  assert read.notes == (f'its damaged chunk {kind!r} was ignored',)
   write_photograph(tmp_path / 'b.png', read)
   assert kind not in dict(png_chunks((tmp_path / 'b.png').read_bytes()))
   opened(tmp_path / 'b.png')
@@ -213,7 +213,7 @@ def test_comment_and_captions_of_jpeg_are_kept(tmp_path):
   assert image.info['comment'] == b'by hand'
   assert image.info['photoshop'] == {0x0404: b'hello'}
   assert write_photograph(tmp_path / 'b.png', read) == (
-    'PNG cannot store its Photoshop data (IPTC), which is left out',
+    'PNG cannot store its Photoshop data (IPTC), which is dropped',
   )
   assert opened(tmp_path / 'b.png').text == {'Comment': 'by hand'}
   write_photograph(tmp_path / 'b.tif', read)
@@ -243,7 +243,7 @@ def test_profile_for_other_colours_is_left_out(tmp_path, extension):
   (note,) = write_photograph(
     tmp_path / f'a{extension}', smooth_photograph(metadata=Metadata(icc_profile=GREY_PROFILE))
   )
-  assert note == 'its colour profile is for GRAY, but the pixels are RGB: it is left out'
+  assert note == 'its colour profile is for GRAY, but the pixels are RGB: it was ignored'
   assert 'icc_profile' not in opened(tmp_path / f'a{extension}').info
 
 
@@ -257,7 +257,7 @@ def test_grey_profile_is_kept_with_grey_but_not_in_webp(tmp_path):
   Image.fromarray(random_photograph().pixels).save(tmp_path / 'b.png', icc_profile=GREY_PROFILE)
   read = read_photograph(tmp_path / 'b.png')
   assert read.metadata.icc_profile is None
-  assert read.notes == ('its colour profile is for GRAY, but the pixels are RGB: it is left out',)
+  assert read.notes == ('its colour profile is for GRAY, but the pixels are RGB: it was ignored',)
 
 
 def test_damaged_exif_is_kept_and_reported(tmp_path):
@@ -272,7 +272,7 @@ def test_damaged_exif_is_kept_and_reported(tmp_path):
   buffer = io.BytesIO()
   Image.fromarray(smooth_photograph().pixels).save(buffer, 'JPEG', exif=b'Exif\0\0no tags')
   read = read_photograph(write_file(tmp_path / 'a.jpg', buffer.getvalue()))
-  assert (read.metadata.exif, read.notes) == (None, ('its EXIF data are damaged and left out',))
+  assert (read.metadata.exif, read.notes) == (None, ('its EXIF data are damaged and were ignored',))
 
 
 def test_circular_exif_is_not_followed(sound, tmp_path):
@@ -304,5 +304,5 @@ def test_png_has_a_profile_or_srgb_but_not_both(tmp_path):
 def test_metadata_too_long_for_jpeg_are_left_out_and_reported(tmp_path):
   metadata = Metadata(xmp=bytes(70_000))
   assert write_photograph(tmp_path / 'a.jpg', smooth_photograph(metadata=metadata)) == (
-    'JPEG stores at most 64 KB of its XMP data, which is left out',
+    'JPEG stores at most 64 KB of its XMP data, which is dropped',
   )

@@ -12,7 +12,7 @@ def picture(height, width, seed, channels=3):
 
 
 def write(path, pixels):
-  """Writes an image in the format of the name's ending, and makes its folder."""
+  """Writes an image in the format of the name's suffix, and makes its folder."""
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   kind = {'.png': 'PNG', '.bmp': 'BMP', '.jpg': 'JPEG'}[path.suffix.lower()]
@@ -46,8 +46,8 @@ def sidd(folder, *, small=False):
       seed = int(scene[:4] + index)
       noisy, clean = picture(height, width, seed), picture(height, width, seed + 1)
       # Unpacked copies differ in case.
-      ending = 'png' if scene.startswith('0044') else 'PNG'
-      write(folder / 'Data' / scene / f'{prefix}NOISY_SRGB_{index}.{ending}', noisy)
+      suffix = 'png' if scene.startswith('0044') else 'PNG'
+      write(folder / 'Data' / scene / f'{prefix}NOISY_SRGB_{index}.{suffix}', noisy)
       write(folder / 'Data' / scene / f'{prefix}GT_SRGB_{index}.PNG', clean)
       pairs[f'Data/{scene}/{prefix}NOISY_SRGB_{index}'] = noisy, clean
   (folder / 'Scene_Instances.txt').write_text('\n'.join(SIDD_SCENES))
@@ -99,8 +99,8 @@ def polyu(folder):
     'SonyA7II_3-5_200_1600_plant_3': 'SonyA7II_plant',
   }
   for i, name in enumerate(crops):
-    ending = 'jpg' if i == 1 else 'JPG'
-    write(folder / 'CroppedImages' / f'{name}_real.{ending}', picture(48, 48, 2 * i))
+    suffix = 'jpg' if i == 1 else 'JPG'
+    write(folder / 'CroppedImages' / f'{name}_real.{suffix}', picture(48, 48, 2 * i))
     write(folder / 'CroppedImages' / f'{name}_mean.JPG', picture(48, 48, 2 * i + 1))
   for i, name in enumerate(('Canon5D2_chair', 'Nikon_800_carbi')):
     write(folder / 'OriginalImages' / f'{name}_Real.JPG', picture(56, 80, 100 + i))
