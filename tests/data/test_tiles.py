@@ -236,7 +236,7 @@ def test_bad_files_stop_the_preparation_or_are_skipped_and_listed(tmp_path, dama
       8,
     ),
     'empty': (r'0044_GT_SRGB_010.PNG: the file is empty', 8),
-    'unpaired': (r'0044_NOISY_SRGB_010.png: no gt image belongs to it.* \(unpack', 7),
+    'unpaired': (r'0044_NOISY_SRGB_010.png: no gt image belongs to it.* \(add the missing partner', 7),
     'size': (r'0044_NOISY_SRGB_010: its images must have one size', 8),
   }[damage]
   if damage == 'truncated':
