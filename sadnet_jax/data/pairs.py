@@ -24,6 +24,8 @@ import re
 NOISY_WORDS = frozenset({'noisy', 'noise', 'real', 'input', 'lq'})
 CLEAN_WORDS = frozenset({'clean', 'gt', 'groundtruth', 'mean', 'target', 'reference', 'ref', 'hq'})
 _WORDS = NOISY_WORDS | CLEAN_WORDS
+# Candidates that a message names.
+_NAMED_PARTNERS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +68,10 @@ def find_pairs(paths: Iterable[Path], folder: Path) -> tuple[list[tuple[Path, Pa
   alone = [file for file in left if count[file.rest] == 2 and len(roles[file.path.parent]) == 1]
   more, _ = _match(alone, lambda file: file.rest)
   paired = {path for pair in more for path in pair}
-  problems += [_unpaired(file, files) for file in left if file.path not in paired]
+  same_name = collections.defaultdict(list)
+  for file in left:
+    same_name[file.folder, file.rest].append(file)
+  problems += [_unpaired(file, same_name[file.folder, file.rest]) for file in left if file.path not in paired]
   return sorted(pairs + more), problems
 
 
@@ -109,13 +114,13 @@ def _match(files, key):
   return pairs, sorted(left, key=lambda file: file.path)
 
 
-def _unpaired(file, files):
+def _unpaired(file, same_name):
   """Names the file and others that it could have been paired with."""
   other = 'clean' if file.role == 'noisy' else 'noisy'
-  same = [f for f in files if (f.folder, f.rest) == (file.folder, file.rest) and f is not file]
+  # A few suffice: of many files with one name, each would list all the others.
+  same = [f for f in same_name[: _NAMED_PARTNERS + 1] if f is not file]
   what = f'{file.path}: this {file.role} image (by the word {file.word!r})'
   if not same:
     return f'{what} has no {other} partner, whose name would differ only in that word'
-  return (
-    f'{what} could be paired with {", ".join(str(f.path) for f in same[:3])}; leave one noisy and one clean'
-  )
+  candidates = ', '.join(str(f.path) for f in same[:_NAMED_PARTNERS])
+  return f'{what} could be paired with {candidates}; leave one noisy and one clean'

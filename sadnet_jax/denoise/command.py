@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _denoise(arguments: argparse.Namespace) -> int:
   try:
     # Before importing JAX, which takes a second: most mistakes are in the names.
-    from sadnet_jax.denoise.targets import find_targets
+    from sadnet_jax.denoise.targets import find_targets, group_by_size, sizes_by_header, split_existing
 
     targets = find_targets(
       arguments.inputs,
@@ -75,7 +75,14 @@ def _denoise(arguments: argparse.Namespace) -> int:
       recursive=arguments.recursive,
       compare=arguments.compare,
       overwrite=arguments.overwrite,
+      skip_existing=arguments.skip_existing,
     )
+    skipped = 0
+    if arguments.skip_existing:
+      targets, existing = split_existing(targets)
+      skipped = len(existing)
+    sizes = sizes_by_header(targets)
+    targets = group_by_size(targets, sizes)
     with _quiet_libraries(), _cached_programs(arguments.compilation_cache):
       from sadnet_jax.denoise import job
       from sadnet_jax.denoise.report import Report
@@ -84,15 +91,21 @@ def _denoise(arguments: argparse.Namespace) -> int:
       networks = job.Networks(
         arguments.model, dilations=arguments.dilations, options=_denoiser_options(arguments)
       )
-      with Report(targets, quiet=arguments.quiet) as report:
-        job.denoise_all(targets, networks, report, overwrite=arguments.overwrite, linear=arguments.linear)
+      with Report(targets, sizes, quiet=arguments.quiet, skipped=skipped) as report:
+        job.denoise_all(
+          targets,
+          networks,
+          report,
+          overwrite=arguments.overwrite,
+          skip_existing=arguments.skip_existing,
+          linear=arguments.linear,
+        )
   except (ValueError, ImportError, OSError) as error:
     if isinstance(error, BrokenPipeError):
       raise
     print_error(str(error))
     return 2
-  if report.failed and len(targets) > 1:
-    print_error(f'{report.failed} of {len(targets)} pictures were not denoised')
+  report.summarize()
   return 1 if report.failed else 0
 
 
@@ -201,7 +214,13 @@ def _parser() -> argparse.ArgumentParser:
     action='store_true',
     help='include the pictures in subfolders, and keep the folder structure',
   )
-  files.add_argument('--overwrite', action='store_true', help='replace existing files')
+  existing = files.add_mutually_exclusive_group()
+  existing.add_argument('--overwrite', action='store_true', help='replace existing files')
+  existing.add_argument(
+    '--skip-existing',
+    action='store_true',
+    help='skip pictures whose output exists, for example to go on after an interruption',
+  )
   files.add_argument(
     '--compare',
     action='store_true',

@@ -81,6 +81,7 @@ def denoise_all(
   report: Report,
   *,
   overwrite: bool,
+  skip_existing: bool = False,
   linear: bool | None = None,
 ) -> None:
   """Denoises pictures; reports an error in one and goes on with the others.
@@ -91,11 +92,15 @@ def denoise_all(
     report: Shows progress and errors.
     overwrite: Replace existing files, except those written by this call: on some file systems, names that
       differ only by case are one file.
+    skip_existing: Skip pictures whose output has appeared meanwhile, from another process on the same folder.
     linear: Whether floating-point files hold linear light, as `read_photograph` takes it.
   """
   outputs = Outputs(overwrite=overwrite)
   for target in targets:
     interruption.check()
+    if skip_existing and outputs.exists_already(target.output):
+      report.skip(target)
+      continue
     report.start(target)
     try:
       _denoise(target, networks, report, outputs, linear)
@@ -164,6 +169,10 @@ class Outputs:
     """Replaces existing files if `overwrite`, except those it has written itself."""
     self._overwrite = overwrite
     self._written: set[tuple[int, int] | None] = set()
+
+  def exists_already(self, path: Path) -> bool:
+    """Whether the path exists and was not written by this object."""
+    return os.path.lexists(path) and file_identity(path) not in self._written
 
   def check(self, path: Path) -> None:
     """Raises ValueError if the path is already taken."""

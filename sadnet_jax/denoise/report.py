@@ -3,9 +3,10 @@
 Imports nothing heavy: `sadnet-denoise --help` needs this module too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from sadnet_jax.files import one_line
@@ -23,27 +24,40 @@ def print_error(text: str) -> None:
 
 
 class Report:
-  """Shows finished and failed pictures and, on a terminal, the time left.
+  """Shows finished and failed pictures, the time left for all of them, and at the end a summary.
 
   Attributes:
     failed: Number of pictures that could not be denoised.
   """
 
-  def __init__(self, targets: Sequence['Target'], *, quiet: bool):
+  def __init__(
+    self,
+    targets: Sequence['Target'],
+    sizes: Mapping[Path, tuple[int, int] | None],
+    *,
+    quiet: bool,
+    skipped: int = 0,
+  ):
     """Shows the progress bar, unless quiet or not on a terminal.
 
     Args:
       targets: All pictures.
+      sizes: (height, width) of each picture's source; None where it is not known.
       quiet: Show errors only.
+      skipped: Number of pictures that are already denoised and not among the targets.
     """
     self.failed = 0
     self._quiet = quiet
-    self._finished = 0.0
-    self._megapixels: dict[Path, float] = {}
+    self._pictures, self._done, self._skipped = len(targets), 0, skipped
+    self._start = time.monotonic()
+    known = {source: size[0] * size[1] / _MEGA for source, size in sizes.items() if size is not None}
+    mean = sum(known.values()) / len(known) if known else 1.0
+    self._megapixels = {target.source: known.get(target.source, mean) for target in targets}
+    self._finished, self._total = 0.0, sum(self._megapixels[target.source] for target in targets)
     self._bar: Any = None
     # stderr is None where the caller closed it.
     if not quiet and sys.stderr is not None and sys.stderr.isatty():
-      self._show_bar(targets)
+      self._show_bar()
 
   def __enter__(self):
     """Returns the report itself."""
@@ -61,9 +75,10 @@ class Report:
 
   def set_size(self, target: 'Target', width: int, height: int) -> None:
     """Corrects the total once a picture is read: its header may be missing or wrong."""
+    self._total += width * height / _MEGA - self._megapixels[target.source]
+    self._megapixels[target.source] = width * height / _MEGA
     if self._bar is not None:
-      self._bar.total += width * height / _MEGA - self._megapixels[target.source]
-      self._megapixels[target.source] = width * height / _MEGA
+      self._bar.total = self._total
 
   def advance(self, target: 'Target', done: int, total: int) -> None:
     """Shows that `done` of `total` network runs for a picture are finished."""
@@ -71,17 +86,36 @@ class Report:
       self._bar.update(self._finished + self._megapixels[target.source] * done / total - self._bar.n)
 
   def finish(self, target: 'Target', *, width: int, height: int, seconds: float) -> None:
-    """Shows that a picture is written."""
-    shown = f'{seconds:.0f}' if seconds >= 10 else f'{seconds:.1f}'
-    self._print_unless_quiet(
-      f'{_shown(target.source)} -> {_shown(target.output)}  {width}x{height}, {shown} s'
-    )
+    """Shows that a picture is written and, unless the bar does, how long the others will take."""
     self._count(target)
+    left = '' if self._bar is not None or self._pictures == 1 else f'  ({self._progress()})'
+    self._print_unless_quiet(
+      f'{_shown(target.source)} -> {_shown(target.output)}  {width}x{height}, {_duration(seconds)}{left}'
+    )
+
+  def summarize(self) -> None:
+    """Shows one line about all pictures; if quiet, only if some failed. A single picture has its own line."""
+    given = self._pictures + self._skipped
+    if given < 2 or (self._quiet and not self.failed):
+      return
+    denoised = f'{self._done - self.failed} of {given} pictures denoised'
+    parts = [f'{denoised} in {_duration(time.monotonic() - self._start)}']
+    parts += [f'{self.failed} failed'] * bool(self.failed)
+    parts += [f'{self._skipped} skipped because their output exists'] * bool(self._skipped)
+    self._print(f'{COMMAND}: {", ".join(parts)}')
 
   def note(self, path: Path, notes: Sequence[str]) -> None:
     """Shows what the user should know about a file."""
     for note in notes:
       self._print_unless_quiet(f'{_shown(path)}: {one_line(note)}')
+
+  def skip(self, target: 'Target') -> None:
+    """Counts a picture whose output has appeared since the start."""
+    self._pictures -= 1
+    self._skipped += 1
+    self._total -= self._megapixels[target.source]
+    if self._bar is not None:
+      self._bar.total = self._total
 
   def fail(self, target: 'Target', text: str) -> None:
     """Shows why a picture could not be denoised, even if quiet."""
@@ -100,41 +134,43 @@ class Report:
       self._bar.write(text, file=sys.stderr)
 
   def _count(self, target):
+    self._done += 1
+    self._finished += self._megapixels[target.source]
     if self._bar is not None:
-      self._finished += self._megapixels[target.source]
       self._bar.update(self._finished - self._bar.n)
 
-  def _show_bar(self, targets):
+  def _progress(self):
+    """For example '3 of 1000, 12 min left', from the mean speed so far in pixels."""
+    count = f'{self._done} of {self._pictures}'
+    if self._done == self._pictures or not self._finished:
+      return count
+    elapsed = time.monotonic() - self._start
+    return f'{count}, {_duration(elapsed * (self._total / self._finished - 1))} left'
+
+  def _show_bar(self):
     from tqdm import tqdm
 
-    sizes = {target.source: _megapixels_by_header(target.source) for target in targets}
-    known = [size for size in sizes.values() if size is not None]
-    mean = sum(known) / len(known) if known else 1.0
-    self._megapixels = {source: mean if size is None else size for source, size in sizes.items()}
     self._bar = tqdm(
-      total=sum(self._megapixels[target.source] for target in targets),
+      total=self._total,
       bar_format='{desc} {percentage:3.0f}%|{bar}| {n:.1f} of {total:.1f} megapixels, {remaining} left',
+      # The mean speed since the start: that of single runs swings between compiling and denoising.
+      smoothing=0,
       file=sys.stderr,
       dynamic_ncols=True,
     )
+
+
+def _duration(seconds):
+  """For example '1.2 s', '34 s', '12 min' or '3 h 05 min'."""
+  if seconds < 10:
+    return f'{seconds:.1f} s'
+  if seconds < 100:
+    return f'{seconds:.0f} s'
+  hours, minutes = divmod(round(seconds / 60), 60)
+  return f'{hours} h {minutes:02} min' if hours else f'{minutes} min'
 
 
 def _shown(path):
   from sadnet_jax.images.reading import shown_path
 
   return shown_path(path)
-
-
-def _megapixels_by_header(path):
-  """None if the file's header does not say."""
-  from PIL import Image
-
-  try:
-    # Opening a pipe would block until its other end is opened.
-    if path.is_file():
-      with Image.open(path) as image:
-        return image.width * image.height / _MEGA
-  # Whatever is wrong with the file is reported when it is read.
-  except Exception:
-    return None
-  return None

@@ -1,6 +1,7 @@
 """Which pictures to denoise, and the output file of each, all settled before any work is done."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import collections
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import glob
 import os
@@ -46,6 +47,7 @@ def find_targets(
   recursive: bool = False,
   compare: bool = False,
   overwrite: bool = False,
+  skip_existing: bool = False,
 ) -> list[Target]:
   """Finds the pictures and names their outputs; writes nothing.
 
@@ -59,10 +61,11 @@ def find_targets(
     recursive: Also search the subfolders of folders; links to folders are not followed.
     compare: Also name comparisons.
     overwrite: Allow outputs to replace existing files; inputs are never replaced.
+    skip_existing: Allow outputs to exist; `split_existing` finds them.
 
   Raises:
     ValueError: The output folder is not writable, an input has no pictures, two pictures have the same
-      output, an output is an input, or an output exists and `overwrite` is False.
+      output, an output is an input, or an output exists that may neither be replaced nor skipped.
   """
   if not output:
     raise ValueError('--output is empty; name a file or a folder')
@@ -84,8 +87,53 @@ def find_targets(
   _check_clashes(targets)
   _check_inputs_are_kept(targets)
   if not overwrite:
-    _check_no_output_exists(targets)
+    _check_no_output_exists(split_existing(targets)[0] if skip_existing else targets)
   return targets
+
+
+def split_existing(targets: Sequence[Target]) -> tuple[list[Target], list[Target]]:
+  """The targets whose output does not exist yet, and those whose output does."""
+  missing: list[Target] = []
+  existing: list[Target] = []
+  for target in targets:
+    (existing if os.path.lexists(target.output) else missing).append(target)
+  return missing, existing
+
+
+def sizes_by_header(targets: Iterable[Target]) -> dict[Path, tuple[int, int] | None]:
+  """Reads the sizes of pictures without decoding them.
+
+  Returns:
+    For each source, (height, width) in pixels; None if its header does not say.
+  """
+  return {target.source: _size_by_header(target.source) for target in targets}
+
+
+def group_by_size(targets: Iterable[Target], sizes: Mapping[Path, tuple[int, int] | None]) -> list[Target]:
+  """Puts pictures of equal size one after another; each size stands where its first picture stood.
+
+  Args:
+    targets: The pictures.
+    sizes: From `sizes_by_header`.
+  """
+  groups: dict[tuple[int, int] | None, list[Target]] = {}
+  for target in targets:
+    groups.setdefault(sizes[target.source], []).append(target)
+  return [target for group in groups.values() for target in group]
+
+
+def _size_by_header(path):
+  from PIL import Image
+
+  try:
+    # Opening a pipe would block until its other end is opened.
+    if path.is_file():
+      with Image.open(path) as image:
+        return image.height, image.width
+  # Whatever is wrong with the file is reported when it is read.
+  except Exception:
+    return None
+  return None
 
 
 def _is_folder(output):
@@ -194,9 +242,10 @@ def _unique(found):
 def _with_comparisons(targets):
   """Names comparisons by the output's stem, or by its full name where two outputs share a stem."""
   stems = [target.output.with_suffix('') for target in targets]
+  count = collections.Counter(stems)
   named = []
   for target, stem in zip(targets, stems, strict=True):
-    base = target.output if stems.count(stem) > 1 else stem
+    base = target.output if count[stem] > 1 else stem
     named.append(dataclasses.replace(target, comparison=base.with_name(base.name + COMPARISON_SUFFIX)))
   return named
 
@@ -240,7 +289,9 @@ def _check_no_output_exists(targets):
     more = len(existing) - _NAMED_OUTPUTS
     names += f' and {more} more' if more > 0 else ''
     exist = 'exist' if len(existing) > 1 else 'exists'
-    raise ValueError(f'{names} already {exist}; choose another output or pass --overwrite')
+    raise ValueError(
+      f'{names} already {exist}; choose another output, or pass --overwrite or --skip-existing'
+    )
 
 
 def _files(targets: Iterable[Target]) -> Iterator[Path]:

@@ -280,7 +280,8 @@ class _OutputFolder:
     self._results.append(result)
     self._showcases.append(showcase)
     # A damaged file fails at every sigma; it is listed once.
-    self._failures.extend(f for f in result.failures if f not in self._failures)
+    known = set(self._failures)
+    self._failures.extend(f for f in result.failures if f not in known)
     self._write()
 
   def add_submission(self, submission: Any, showcase: Showcase) -> None:

@@ -9,7 +9,9 @@ import pytest
 
 from sadnet_jax.data.examples import example_shape, fingerprint, hold_out, read_example
 from sadnet_jax.data.layouts import find_examples
+from sadnet_jax.data.pairs import find_pairs
 from tests.support import dataset_files
+from tests.support.work import growth
 
 DATA = os.environ.get('SADNET_DATA')
 
@@ -369,3 +371,12 @@ def test_the_real_nam_patches():
   images = [[image.astype(np.float64) for image in read_example(e, 3)] for e in examples]
   errors = [10 * np.log10(255**2 / np.mean((noisy - clean) ** 2)) for noisy, clean in images]
   assert np.mean(errors) == pytest.approx(37.064, abs=1e-3)
+
+
+@pytest.mark.parametrize('name', ['noisy/{}.png', 'noisy/{}_gt_noisy.png', 'noisy/1.{}'])
+def test_pairing_grows_with_the_number_of_files_without_partner_not_with_its_square(name):
+  def make(count):
+    paths = [Path('folder', name.format(number)) for number in range(count)]
+    return lambda: find_pairs(paths, Path('folder'))
+
+  assert growth(make) < 2.5

@@ -52,7 +52,8 @@ def test_damage_of_every_kind(weights, tmp_path, capsys):
   good, failed = _check(lines[:-1], sources, tmp_path / 'out')
   assert len(good) > 50
   assert len(failed) > 200
-  assert lines[-1] == f'sadnet-denoise: {len(failed)} of {len(sources)} pictures were not denoised'
+  assert lines[-1].startswith(f'sadnet-denoise: {len(good)} of {len(sources)} pictures denoised in ')
+  assert lines[-1].endswith(f', {len(failed)} failed')
   # No input was touched.
   assert len(list((tmp_path / 'in').iterdir())) == len(sources)
 
@@ -90,7 +91,8 @@ def test_unusual_file_names(weights, tmp_path, capsys):
   status, lines = run(folder, '-o', tmp_path / 'out', '--model', weights, capsys=capsys)
   assert status == 0, lines
   assert all(line.isprintable() for line in lines)
-  assert len(lines) == len(fine)
+  # The last one is the summary.
+  assert len(lines) == len(fine) + 1
   assert all_files(tmp_path / 'out') == sorted(fine)
 
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from sadnet_jax.denoise.report import Report
-from sadnet_jax.denoise.targets import find_targets
+from sadnet_jax.denoise.targets import find_targets, sizes_by_header
 from tests.support.denoise_command import picture, run
 
 pytestmark = pytest.mark.usefixtures('stand_in_network')
@@ -60,7 +60,8 @@ def test_progress_is_by_pixels(folder, monkeypatch):
     report.start(targets[1])
     return re.findall(r'[\d.]+ of [\d.]+ megapixels', terminal.text)[-1]
 
-  with Report(targets, quiet=False) as report:
+  sizes = sizes_by_header(targets)
+  with Report(targets, sizes, quiet=False) as report:
     # The third counts as much as the mean of the others, because its size is unknown.
     assert shown() == '0.0 of 3.0 megapixels'
     report.advance(targets[0], 1, 5)
@@ -80,7 +81,29 @@ def test_quiet_shows_no_progress_bar(folder, monkeypatch):
   terminal = _Terminal()
   monkeypatch.setattr(sys, 'stderr', terminal)
   targets = find_targets(['a.png'], 'out')
-  with Report(targets, quiet=True) as report:
+  with Report(targets, sizes_by_header(targets), quiet=True) as report:
     report.start(targets[0])
     report.finish(targets[0], width=50, height=40, seconds=1)
   assert terminal.text == ''
+
+
+def test_lines_say_how_many_are_done_and_how_long_the_others_take(folder, monkeypatch, capsys):
+  for name in 'abcd':
+    picture(folder / f'{name}.png', size=(10, 10))
+  targets = find_targets([f'{name}.png' for name in 'abcd'], 'out')
+  now = 0.0
+  monkeypatch.setattr('time.monotonic', lambda: now)
+  report = Report(targets, sizes_by_header(targets), quiet=False, skipped=2)
+  now = 300.0
+  report.finish(targets[0], width=10, height=10, seconds=300)
+  now = 7200.0
+  report.fail(targets[1], 'b.png: got this')
+  report.skip(targets[2])
+  report.finish(targets[3], width=10, height=10, seconds=5)
+  report.summarize()
+  assert capsys.readouterr().err.splitlines() == [
+    'a.png -> out/a.png  10x10, 5 min  (1 of 4, 15 min left)',
+    'sadnet-denoise: b.png: got this',
+    'd.png -> out/d.png  10x10, 5.0 s  (3 of 3)',
+    'sadnet-denoise: 2 of 6 pictures denoised in 2 h 00 min, 1 failed, 3 skipped because their output exists',
+  ]

@@ -6,6 +6,7 @@ import pytest
 
 from sadnet_jax.denoise.targets import find_targets
 from tests.support.denoise_command import picture
+from tests.support.work import growth
 
 
 def _sources_and_outputs(*inputs, output='out', **options):
@@ -85,3 +86,14 @@ def test_a_folder_that_cannot_be_written_to_is_refused(folder, monkeypatch):
   with pytest.raises(ValueError, match=r'no permission to write into the folder \.; choose another'):
     find_targets(['a.png'], 'out/deep')
   assert not (folder / 'out').exists()
+
+
+@pytest.mark.parametrize('options', [{}, {'compare': True}, {'compare': True, 'skip_existing': True}])
+def test_the_work_grows_with_the_number_of_files_not_with_its_square(folder, options):
+  def make(count):
+    for number in range(count):
+      (folder / str(count)).mkdir(exist_ok=True)
+      (folder / str(count) / f'{number}.png').touch()
+    return lambda: find_targets([str(count)], 'out', **options)
+
+  assert growth(make) < 2.5
