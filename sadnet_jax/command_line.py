@@ -17,7 +17,7 @@ def run(command: Callable[[], None]) -> None:
   Args:
     command: The command, which reads the values of its flags itself.
   """
-  name = Path(sys.argv[0]).name
+  name = _command_name()
 
   def main(argv: list[str]) -> None:
     if len(argv) > 1:
@@ -35,8 +35,13 @@ def run(command: Callable[[], None]) -> None:
   app.run(main, flags_parser=_parse)
 
 
+def _command_name() -> str:
+  """The command as users type it: 'train.py', or 'python -m tools.plot_training'."""
+  module = sys.modules['__main__'].__spec__
+  return f'python -m {module.name}' if module else Path(sys.argv[0]).name
+
+
 def _parse(argv: list[str]) -> list[str]:
-  name = Path(argv[0]).name
   try:
     return app.parse_flags_with_usage(argv)
   except AttributeError as error:
@@ -46,7 +51,7 @@ def _parse(argv: list[str]) -> list[str]:
     # ml_collections raises this for unknown fields of the config, with a text that is quoted twice.
     field = one_line(str(error).replace('\\n', ' ')).strip('"\'')
     raise SystemExit(
-      f'{name}: unknown field {field} in {given}; configs/default.py lists all fields'
+      f'{_command_name()}: unknown field {field} in {given}; configs/default.py lists all fields'
     ) from error
 
 

@@ -65,6 +65,12 @@ def one_line(message: BaseException | str, longest: int = 600) -> str:
   return line if len(line) <= longest else f'{line[:longest]}...'
 
 
+def refuse_existing(path: str | Path, *, overwrite: bool) -> None:
+  """Raises ValueError if the output of a command exists and must not be replaced."""
+  if not overwrite and os.path.lexists(path):
+    raise ValueError(f'{path} exists; choose another name or pass --overwrite')
+
+
 def _mode_of_file(path: Path) -> int | None:
   """The permissions of a file; None if there is none."""
   try:

@@ -19,6 +19,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from sadnet_jax import command_line
+from sadnet_jax.files import refuse_existing
 from sadnet_jax.weights import checkpoints
 from sadnet_jax.weights.loading import load_params
 from sadnet_jax.weights.paths import is_run
@@ -46,8 +47,7 @@ def main() -> None:
   flags.mark_flag_as_required('config')
 
   def command() -> None:
-    if Path(output.value).exists() and not overwrite.value:
-      raise ValueError(f'--output: {output.value} exists; choose another name or pass --overwrite')
+    refuse_existing(output.value, overwrite=overwrite.value)
     ratios = parse_shares(checkpoint.value, shares.value)
     steps, trees = zip(*(_load(path, config.value) for path in checkpoint.value), strict=True)
     about = {'config': command_line.config_argument(), 'about': text.value}

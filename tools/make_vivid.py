@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   try:
     count = make_vivid(given.folder, given.output, shapes=given.shapes, seed=given.seed)
   except (ValueError, OSError) as error:
-    raise SystemExit(f'make_vivid: {one_line(error)}') from error
+    raise SystemExit(f'{parser.prog}: {one_line(error)}') from error
   print(f'{given.output}: {count} images')
 
 

@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from sadnet_jax.data.noise import add_benchmark_noise
+from sadnet_jax.files import refuse_existing
 from sadnet_jax.images.arrays import read_image, write_png
 from sadnet_jax.nn.sadnet import SCALES, SADNet
 
@@ -248,9 +249,8 @@ def _write(figure, path):
 
 def _check_output(path, overwrite):
   if path.suffix.lower() != '.png':
-    raise ValueError(f'--output: {path} must end in .png')
-  if path.exists() and not overwrite:
-    raise ValueError(f'--output: {path} exists; choose another name or pass --overwrite')
+    raise ValueError(f'--output: {path} must have the extension .png')
+  refuse_existing(path, overwrite=overwrite)
 
 
 def parse_pixel(text: str) -> tuple[int, int]:

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from sadnet_jax.files import replacing
+from sadnet_jax.files import refuse_existing, replacing
 from sadnet_jax.training.run_folder import METRICS_FILE, read_metrics
 from sadnet_jax.weights import checkpoints, safetensors
 from sadnet_jax.weights.index import FOLDER
@@ -464,9 +464,8 @@ def main() -> None:
   def command():
     path, sources = Path(output.value), curve.value
     if path.suffix.lower() != '.png':
-      raise ValueError(f'--output: {path} must end in .png')
-    if path.exists() and not overwrite.value:
-      raise ValueError(f'--output: {path} exists; choose another name or pass --overwrite')
+      raise ValueError(f'--output: {path} must have the extension .png')
+    refuse_existing(path, overwrite=overwrite.value)
     if len(sources) == 1 and sources[0].endswith('.json'):
       read = read_curve(sources[0])
     else:

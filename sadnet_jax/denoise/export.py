@@ -224,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   try:
     _run(given)
   except (ValueError, ImportError, OSError) as error:
-    raise SystemExit(f'export: {one_line(error)}') from error
+    raise SystemExit(f'{parser.prog}: {one_line(error)}') from error
 
 
 def _run(given):

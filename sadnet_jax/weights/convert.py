@@ -15,7 +15,7 @@ import sys
 import jax
 import numpy as np
 
-from sadnet_jax.files import one_line
+from sadnet_jax.files import one_line, refuse_existing
 from sadnet_jax.weights import safetensors
 from sadnet_jax.weights.authors import DILATIONS, check_in_authors_code, load_file, state_dict_from_params
 from sadnet_jax.weights.index import file_sha256
@@ -25,11 +25,12 @@ from sadnet_jax.weights.torch_files import write_state_dict
 
 def main(arguments: Sequence[str] | None = None) -> None:
   """Runs the command; an error is one line on stderr and exit status 1."""
-  options = _parser().parse_args(arguments)
+  parser = _parser()
+  options = parser.parse_args(arguments)
   try:
     print(_decodable(convert(**vars(options))))
   except (ValueError, OSError) as error:
-    print(f'convert: {one_line(error)}', file=sys.stderr)
+    print(f'{parser.prog}: {one_line(error)}', file=sys.stderr)
     raise SystemExit(1) from None
 
 
@@ -68,8 +69,7 @@ def convert(
     )
   if not target.parent.is_dir():
     raise ValueError(f'{target}: the folder does not exist')
-  if target.exists() and not overwrite:
-    raise ValueError(f'{target}: the file exists; choose another name or pass --overwrite')
+  refuse_existing(target, overwrite=overwrite)
   if step is not None and step < 0:
     raise ValueError(f'--step: {step} is negative')
   if to_ours:

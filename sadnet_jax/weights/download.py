@@ -39,7 +39,7 @@ def fetch(
   """Downloads a file, unless an earlier call did.
 
   Args:
-    url: http or https, without a fragment; its path ends in .safetensors, .pth or .pt.
+    url: http or https, without a fragment; with the extension .safetensors, .pth or .pt.
     folder: Cache folder; created if missing.
     sha256: Expected hash, None to accept any. A cached file with another hash is downloaded again.
     progress: Called after each chunk.

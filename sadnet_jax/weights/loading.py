@@ -169,7 +169,7 @@ def _from_url(source, progress):
   if parts.scheme not in ('http', 'https', 'file'):
     raise ValueError(f'{source}: scheme {parts.scheme!r} is not supported; use http, https or file')
   if not unquote(parts.path).endswith(SUFFIXES):
-    raise ValueError(f'{source}: the path of the URL must end in one of {_SUFFIXES_TEXT}')
+    raise ValueError(f'{source}: the path of the URL must have one of the extensions {_SUFFIXES_TEXT}')
   if parts.scheme == 'file':
     path = _from_path(download.local_path(url))
     if sha256 is not None and path.is_file() and (actual := file_sha256(path)) != sha256:

@@ -57,7 +57,7 @@ def test_the_seed_decides_everything(folder, tmp_path):
 def test_invalid_folders_and_images_are_refused(folder, tmp_path):
   with pytest.raises(ValueError, match='images exists; choose another name'):
     make_vivid(folder, folder)
-  with pytest.raises(SystemExit, match=r'^make_vivid: .*none'):
+  with pytest.raises(SystemExit, match=r'^python -m tools\.make_vivid: .*none'):
     main([str(tmp_path / 'none'), str(tmp_path / 'new')])
   Image.new('L', (9, 9)).save(folder / '0.png')
   with pytest.raises(ValueError, match=r'0\.png: must be 8-bit RGB, not of mode L'):

@@ -230,5 +230,5 @@ def test_the_command_writes_the_plot_of_a_run(tmp_path):
   expected = _pixels_of(plot_sampling(denoised, [(3, 5), (18, 32)], samplings))[..., :3]
   np.testing.assert_allclose(np.asarray(Image.open(tmp_path / 'out.png')).astype(int), expected, atol=1)
   _, errors = finish(failure, succeeds=False)
-  assert 'plot_sampling.py: --output: out.jpg must end in .png' in errors
+  assert 'python -m tools.plot_sampling: --output: out.jpg must have the extension .png' in errors
   assert 'Traceback' not in errors

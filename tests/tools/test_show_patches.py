@@ -54,4 +54,4 @@ def test_the_command_writes_a_picture(tmp_path):
   assert '316x36 pixels' in output
   assert read_image(tmp_path / 'sheet.png', 3).shape == (36, 316, 3)
   _, errors = finish(start(*arguments), succeeds=False)
-  assert 'exists; choose another --output or pass --overwrite' in errors
+  assert 'exists; choose another name or pass --overwrite' in errors

@@ -21,6 +21,7 @@ from tests.support.command import ROOT, finish, start
 from tests.support.small_networks import SMALL, random_variables, to_nhwc
 
 MODEL = SADNet(**SMALL)
+COMMAND = 'python -m sadnet_jax.weights.convert'
 FIELDS = {**default.get_config().model.to_dict(), **SMALL}
 
 
@@ -33,15 +34,15 @@ def ours(tmp_path):
 
 
 def _refused(capsys, *arguments):
-  """Returns the error message of a command that must fail."""
+  """Returns the error message of a command that must fail, without the command."""
   with pytest.raises(SystemExit) as end:
     main([str(argument) for argument in arguments])
   assert end.value.code == 1
   output, errors = capsys.readouterr()
   assert output == ''
-  assert errors.startswith('convert: ')
+  assert errors.startswith(f'{COMMAND}: ')
   assert errors.count('\n') == 1
-  return errors
+  return errors.removeprefix(f'{COMMAND}: ')
 
 
 @pytest.mark.parametrize('name', ['sadnet_color_c8', 'sadnet_color_c8_dataparallel'])
@@ -114,9 +115,7 @@ def test_half_precision_both_ways(ours, tmp_path):
 def test_existing_files_are_replaced_only_with_overwrite(ours, tmp_path, capsys):
   target = tmp_path / 'a.pth'
   target.write_text('kept')
-  assert _refused(capsys, ours, target) == (
-    f'convert: {target}: the file exists; choose another name or pass --overwrite\n'
-  )
+  assert _refused(capsys, ours, target) == (f'{target} exists; choose another name or pass --overwrite\n')
   assert target.read_text() == 'kept'
   main([str(ours), str(target), '--overwrite'])
   assert len(read_state_dict(target)) == 96
@@ -186,7 +185,7 @@ def test_networks_that_the_authors_code_lacks_are_not_converted(tmp_path, capsys
   fields = {**FIELDS, 'use_rsab': False}
   save_weights(source, random_variables(model)['params'], model=fields, step=0, about={})
   assert _refused(capsys, source, tmp_path / 'b.pth') == (
-    f"convert: {source}: the authors' code has no such network: use_rsab is False, only True is supported\n"
+    f"{source}: the authors' code has no such network: use_rsab is False, only True is supported\n"
   )
   assert not (tmp_path / 'b.pth').exists()
 
@@ -214,7 +213,7 @@ def test_the_command_in_a_process_of_its_own(ours, tmp_path):
   assert errors == ''
   _, errors = finish(start(*module, ours, tmp_path / 'a.pth'), succeeds=False)
   assert errors.splitlines() == [
-    f'convert: {tmp_path}/a.pth: the file exists; choose another name or pass --overwrite'
+    f'{COMMAND}: {tmp_path}/a.pth exists; choose another name or pass --overwrite'
   ]
 
 
