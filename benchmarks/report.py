@@ -13,11 +13,12 @@ benchmarks/performance_notes.md: the text before its first heading opens the pag
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
 import json
 from pathlib import Path
 import sys
+import textwrap
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
@@ -185,7 +186,14 @@ def performance_page(notes: str) -> str:
     lines += ['', f'## {benchmark.title}', '', benchmark.text]
     for device in DEVICES:
       lines += ['', *benchmark.lines(device)]
-  return '\n'.join([*lines, heading + rest.strip()]) + '\n'
+  return '\n'.join([*wrapped(lines), heading + rest.strip()]) + '\n'
+
+
+def wrapped(lines: Iterable[str]) -> Iterator[str]:
+  """Breaks lines of prose at 120 characters; the other lines, and those with a command, stay whole."""
+  for line in lines:
+    is_prose = line and not line.startswith(('|', '#', '-', '<')) and '`python ' not in line
+    yield textwrap.fill(line, 120, break_long_words=False, break_on_hyphens=False) if is_prose else line
 
 
 def _targets():
@@ -386,7 +394,7 @@ def ablation_page() -> str:
       about = f'`{content["command"]}`; {machine(content)}; trained at commit {commits}.'
       heading = ['', f'## {DEVICES[device]}', '', _scale(content), '']
       lines += [*heading, *tables.ablation_tables(content), '', about]
-  return '\n'.join(lines) + '\n'
+  return '\n'.join(wrapped(lines)) + '\n'
 
 
 def _starts(content) -> Iterator[dict]:
@@ -448,7 +456,7 @@ def pages() -> dict[Path, str]:
     'README.md': {
       'weights': '\n'.join(readme_weights_table()),
       'results': '\n'.join(readme_results_table(evaluated)),
-      'speed': speed(),
+      'speed': '\n'.join(wrapped([speed()])),
     },
     'docs/results.md': {'results': '\n'.join(results_table(evaluated))},
     'docs/weights.md': {'weights': '\n'.join(weights_table())},
