@@ -25,7 +25,7 @@ from sadnet_jax.denoise.tiling import (
   plan_tiles_by_area,
 )
 from sadnet_jax.files import one_line
-from sadnet_jax.images.photograph import BT601_LUMA
+from sadnet_jax.images.photograph import BT601_LUMA, to_float
 from sadnet_jax.nn.sadnet import STRIDE, SADNet, pad_to_multiple, reflected_indices, round_up
 from sadnet_jax.ops.platform import target_platform
 from sadnet_jax.weights import loading
@@ -356,9 +356,9 @@ def blend(noisy: np.ndarray, denoised: np.ndarray, strength: float, chroma_stren
 
   Args:
     noisy: float32 [..., C] in [0, 1].
-    denoised: Of the same shape.
-    strength: From 0 (noisy) to 1 (denoised).
-    chroma_strength: Likewise.
+    denoised: float32, the same shape.
+    strength: From 0 (noisy) to 1 (denoised), for luma.
+    chroma_strength: From 0 (noisy) to 1 (denoised), for chroma.
 
   Returns:
     float32 [..., C], not clipped; `denoised` itself where both strengths are 1.
@@ -377,13 +377,6 @@ def _checked_strength(name, value):
   if not 0 <= value <= 1:
     raise ValueError(f'{name} must be from 0 (noisy) to 1 (denoised), not {value!r}')
   return float(value)
-
-
-def to_float(image: np.ndarray) -> np.ndarray:
-  """An image as float32; integers are scaled to [0, 1]."""
-  if np.issubdtype(image.dtype, np.integer):
-    return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
-  return image.astype(np.float32)
 
 
 def store(out: np.ndarray, denoised: np.ndarray) -> None:

@@ -84,7 +84,7 @@ def denoise_all(
   skip_existing: bool = False,
   linear: bool | None = None,
 ) -> None:
-  """Denoises pictures; reports an error in one and goes on with the others.
+  """Denoises pictures; reports an error in one and continues with the others.
 
   Args:
     targets: The pictures.

@@ -30,7 +30,7 @@ def tile_areas(model: SADNet, device: jax.Device, least_px: int = 0) -> tuple[in
     even if it does not fit.
   """
   useful = tuple(area for area in AREAS_PX if area >= least_px)
-  free = _free_bytes(device)
+  free = free_bytes(device)
   if free is None:
     largest = _LARGEST_UNREPORTED_PX
   else:
@@ -76,7 +76,7 @@ def compiler_options(platform: str) -> dict[str, str] | None:
   return options
 
 
-def _free_bytes(device: jax.Device) -> int | None:
+def free_bytes(device: jax.Device) -> int | None:
   """Free memory of a device, None if it does not report it."""
   if device.platform == 'cpu':
     return free_host_bytes()

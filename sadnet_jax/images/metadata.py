@@ -27,6 +27,11 @@ X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 282, 283, 296
 _THUMBNAIL = (513, 514)
 # What JPEG puts before an EXIF block, and some writers of other formats too.
 EXIF_PREFIX = b'Exif\0\0'
+# What JPEG puts before XMP data and before Photoshop's, and the keyword of XMP data in PNG.
+XMP_PREFIX = b'http://ns.adobe.com/xap/1.0/\0'
+PHOTOSHOP_PREFIX = b'Photoshop 3.0\0'
+PNG_XMP_KEYWORD = b'XML:com.adobe.xmp'
+METRES_PER_INCH = 0.0254
 
 _ICC_HEADER_BYTES = 128
 _ICC_SPACES = {1: b'GRAY', 3: b'RGB '}
@@ -161,7 +166,7 @@ def _without_thumbnail(block: bytes) -> bytes:
     start, length = (second.integers(tag)[0] for tag in _THUMBNAIL)
   except (ValueError, IndexError):
     return unlinked
-  # It is mostly at the end of the block; cut it off where nothing else is lost.
+  # The thumbnail is usually at the end of the block; cut it off if nothing else is lost.
   cut = unlinked[:start] + unlinked[start + length :]
   if start + length == len(block) and parse_exif(cut) == parse_exif(unlinked):
     return cut
@@ -376,7 +381,7 @@ def png_chunks(data) -> Iterator[tuple[bytes, bytes, bool]]:
       raise ValueError('the file is damaged or incomplete: it is cut off')
     content = data[at + 8 : at + 8 + length]
     sound = zlib.crc32(content, zlib.crc32(kind)) == struct.unpack_from('>I', data, at + 8 + length)[0]
-    # The case of the first letter says whether decoders need to know a chunk.
+    # An upper-case first letter means that decoders must know the chunk.
     if not kind[0] & 0x20 and not (sound and kind in (b'IHDR', b'PLTE', b'IDAT', b'IEND')):
       raise ValueError(f'the file is damaged or incomplete: its chunk {kind!r} is not sound')
     at += 12 + length

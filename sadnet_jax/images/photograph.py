@@ -105,8 +105,8 @@ def check_size(width: int, height: int, pixel_bytes: int, most_pixels: float = f
   """Refuses an image by its header, before anything is allocated.
 
   Args:
-    width: In pixels, as the header says.
-    height: Likewise.
+    width: Width in the header, in pixels.
+    height: Height in the header, in pixels.
     pixel_bytes: Memory per decoded pixel.
     most_pixels: The most that a file of this length can hold.
 
@@ -165,10 +165,10 @@ def to_16_bits(array: np.ndarray) -> np.ndarray:
 
 
 def to_float(array: np.ndarray) -> np.ndarray:
-  """Converts integers of the full range to float32 in [0, 1]; floats are returned as they are."""
-  if array.dtype == np.float32:
-    return array
-  return array.astype(np.float32) / np.float32(np.iinfo(array.dtype).max)
+  """Converts to float32, integers of the full range to [0, 1]; float32 is returned as it is."""
+  if np.issubdtype(array.dtype, np.integer):
+    return array.astype(np.float32) / np.float32(np.iinfo(array.dtype).max)
+  return array.astype(np.float32, copy=False)
 
 
 def srgb_from_linear(linear: np.ndarray) -> np.ndarray:

@@ -50,7 +50,6 @@ _OTHER_FORMATS = (
 )
 # Transfer functions of high dynamic range: PQ and HLG.
 _HDR_TRANSFERS = (16, 18)
-_METRES_PER_INCH = 0.0254
 # OpenImageIO's names for the types in files: the type to read them as, and its bytes.
 _PIXEL_TYPES = {'uint8': ('uint8', 1), 'uint16': ('uint16', 2), 'half': ('float', 4), 'float': ('float', 4)}
 
@@ -80,7 +79,7 @@ def read_photograph(path: str | Path, *, linear: bool | None = None) -> Photogra
   with _explained_errors(path):
     form = _format_of(Path(path))
     with warnings.catch_warnings():
-      # What matters of the decoders' warnings is in the notes.
+      # The notes contain what matters from the decoders' warnings.
       warnings.simplefilter('ignore')
       if form in _READERS_OF_FLOATS:
         return _READERS_OF_FLOATS[form](Path(path), linear)
@@ -91,7 +90,7 @@ def read_shape(path: str | Path) -> tuple[int, int, int]:
   """Reads height, width and channels (1 or 3) of a photograph, for most formats from the header alone.
 
   Raises:
-    ValueError: As by `read_photograph`, but damage behind the header is not noticed.
+    ValueError: See `read_photograph`; damage after the header goes unnoticed.
   """
   path = Path(path)
   with _explained_errors(path):
@@ -214,7 +213,7 @@ def _opened(path) -> Iterator[OpenImageIO.ImageInput]:
     try:
       yield reader
     finally:
-      # Errors that nobody asked for would be printed.
+      # OpenImageIO prints errors that nobody has read.
       reader.geterror()
       reader.close()
 
@@ -319,8 +318,8 @@ def _jpeg_metadata(segments, channels, dpi):
 
   exif, exif_notes = blocks.checked_exif(next(iter(named('APP1', blocks.EXIF_PREFIX)), None))
   profile, profile_notes = blocks.checked_profile(_joined_profile(named('APP2', b'ICC_PROFILE\0')), channels)
-  resources, photoshop_notes = blocks.checked_photoshop(b''.join(named('APP13', b'Photoshop 3.0\0')))
-  xmp = next(iter(named('APP1', b'http://ns.adobe.com/xap/1.0/\0')), None)
+  resources, photoshop_notes = blocks.checked_photoshop(b''.join(named('APP13', blocks.PHOTOSHOP_PREFIX)))
+  xmp = next(iter(named('APP1', blocks.XMP_PREFIX)), None)
   notes = [*exif_notes, *profile_notes, *photoshop_notes]
   if named('APP1', b'http://ns.adobe.com/xmp/extension/\0'):
     notes.append('the second part of its XMP data was ignored')
@@ -357,7 +356,6 @@ _PNG_PASSES = (
 )  # fmt: skip
 _PNG_TEXTS = (b'tEXt', b'zTXt', b'iTXt')
 _PNG_LENGTHS = {b'tIME': 7, b'gAMA': 4, b'cHRM': 32, b'sRGB': 1, b'cICP': 4}
-_PNG_XMP = b'XML:com.adobe.xmp'
 _MOST_INFLATED = 1032  # by Deflate, per byte
 _STEP_BYTES = 2**20
 
@@ -404,19 +402,19 @@ def _png_metadata(chunks, named, notes):
       notes.append(f'its damaged chunk {kind!r} was ignored')
     elif kind == b'iCCP':
       profile = profile or text
-    elif kind == b'iTXt' and content.startswith(_PNG_XMP + b'\0'):
+    elif kind == b'iTXt' and content.startswith(blocks.PNG_XMP_KEYWORD + b'\0'):
       xmp = xmp or text or None
     else:
       kept.append((kind, content))
   dpi = None
   if len(named.get(b'pHYs', b'')) == 9:
     x, y, unit = struct.unpack('>IIB', named[b'pHYs'])
-    dpi = (x * _METRES_PER_INCH, y * _METRES_PER_INCH) if unit == 1 and x and y else None
+    dpi = (x * blocks.METRES_PER_INCH, y * blocks.METRES_PER_INCH) if unit == 1 and x and y else None
   return Metadata(icc_profile=profile, xmp=xmp, dpi=dpi, png_chunks=tuple(kept))
 
 
 def _png_text(kind, content, most_bytes):
-  """The text or profile of a chunk, at most so many bytes of it; None if it is damaged."""
+  """The text or profile of a chunk, at most ``most_bytes`` of it; None if it is damaged."""
   rest = content.partition(b'\0')[2]
   if kind == b'tEXt':
     return content
@@ -521,7 +519,7 @@ def _is_raw_tiff(path):
       tags = _first_tags(data)[0]
     except ValueError:
       return False
-  # What cameras put first is a small copy of the image.
+  # Cameras put a small copy of the image first.
   return _DNG_VERSION in tags.entries or bool(tags.number(254) & 1) or tags.number(262) in (32803, 34892)
 
 
@@ -650,7 +648,7 @@ def _read_bmp(path):
   pixels, alpha = _split(array, 1 if array.shape[2] < 3 else 3)
   x, y = (spec.get_float_attribute(name, 0.0) for name in ('XResolution', 'YResolution'))
   in_metres = spec.get_string_attribute('ResolutionUnit') == 'm' and min(x, y) > 0
-  metadata = Metadata(dpi=(x * _METRES_PER_INCH, y * _METRES_PER_INCH) if in_metres else None)
+  metadata = Metadata(dpi=(x * blocks.METRES_PER_INCH, y * blocks.METRES_PER_INCH) if in_metres else None)
   return Photograph(pixels, alpha, metadata)
 
 
@@ -665,7 +663,7 @@ def _read_exr(path, linear):
   pixels = np.ascontiguousarray(array[:, :, [names.index(name) for name in colours]])
   alpha = np.ascontiguousarray(array[:, :, names.index('A')]) if 'A' in names else None
   if alpha is not None:
-    # By the format's definition; only where it is not opaque does that change anything.
+    # OpenEXR defines colours as multiplied by opacity; opaque pixels do not change.
     pixels = _without_alpha_in_colours(pixels, alpha)
     notes += [_PREMULTIPLIED] if (alpha != 1).any() else []
   if (spec.x, spec.y, spec.width, spec.height) != (

@@ -110,7 +110,7 @@ def write_photograph(path: str | Path, photograph: Photograph, *, overwrite: boo
     Notes on what the format cannot store.
 
   Raises:
-    ValueError: As by `check_output`; or the file cannot be written, or exists and may not be replaced.
+    ValueError: See `check_output`; or the file cannot be written, or exists and may not be replaced.
   """
   check_output(path, photograph)
   path, shown = Path(path), shown_path(path)
@@ -202,8 +202,8 @@ def _write_jpeg(path, photograph):
   segments = b''
   for name, marker, prefix, content in (
     ('EXIF data', _APP1, blocks.EXIF_PREFIX, metadata.exif),
-    ('XMP data', _APP1, b'http://ns.adobe.com/xap/1.0/\0', metadata.xmp),
-    ('Photoshop data', _APP13, b'Photoshop 3.0\0', metadata.photoshop),
+    ('XMP data', _APP1, blocks.XMP_PREFIX, metadata.xmp),
+    ('Photoshop data', _APP13, blocks.PHOTOSHOP_PREFIX, metadata.photoshop),
     ('comment', _COM, b'', metadata.comment),
   ):
     if content and len(prefix + content) > _MOST_SEGMENT_BYTES:
@@ -256,9 +256,6 @@ def _write_bmp(path, photograph):
   return lost_fields(metadata, ('icc_profile', 'exif', 'xmp', 'photoshop', 'comment', 'png_chunks'), 'BMP')
 
 
-_METRES_PER_INCH = 0.0254
-
-
 def _write_png(path, photograph):
   metadata = photograph.metadata
   profile, notes = blocks.checked_profile(metadata.icc_profile, photograph.pixels.shape[2])
@@ -271,10 +268,10 @@ def _write_png(path, photograph):
   if metadata.exif:
     extra.append((b'eXIf', metadata.exif))
   if metadata.dpi:
-    x, y = (min(round(dpi / _METRES_PER_INCH), 2**31 - 1) for dpi in metadata.dpi)
+    x, y = (min(round(dpi / blocks.METRES_PER_INCH), 2**31 - 1) for dpi in metadata.dpi)
     extra.append((b'pHYs', struct.pack('>IIB', x, y, 1)))
   if metadata.xmp:
-    extra.append((b'iTXt', b'XML:com.adobe.xmp\0\0\0\0\0' + metadata.xmp))
+    extra.append((b'iTXt', blocks.PNG_XMP_KEYWORD + bytes(5) + metadata.xmp))
   # PNG allows only one of iCCP and sRGB.
   extra += [chunk for chunk in metadata.png_chunks if not (profile and chunk[0] == b'sRGB')]
   if metadata.comment:
@@ -345,7 +342,7 @@ def _write_exr(path, photograph):
   photograph = _converted(photograph, to_float)
   pixels = linear_from_srgb(photograph.pixels)
   if photograph.alpha is not None:
-    # By the format's definition.
+    # OpenEXR defines colours as multiplied by opacity.
     pixels *= photograph.alpha[:, :, None]
   array = _channels(dataclasses.replace(photograph, pixels=pixels))
   _write_pixels(path, array, {'compression': 'zip', 'oiio:UnassociatedAlpha': 0})

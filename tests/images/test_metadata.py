@@ -191,7 +191,7 @@ def test_text_and_colour_of_png_are_kept(tmp_path):
     (b'cHRM', bytes(31)),
   ],
 )
-def test_damaged_chunks_are_left_out(tmp_path, kind, content):
+def test_damaged_chunks_are_ignored(tmp_path, kind, content):
   chunks = png_chunks(_encoded(random_photograph()))
   write_file(tmp_path / 'a.png', png_file([*chunks[:1], (kind, content), *chunks[1:]]))
   read = read_photograph(tmp_path / 'a.png')
@@ -239,7 +239,7 @@ def test_the_thumbnail_of_the_noisy_file_is_dropped_and_all_else_kept(tmp_path, 
 
 
 @pytest.mark.parametrize('extension', ['.png', '.jpg', '.tif', '.webp'])
-def test_profile_for_other_colours_is_left_out(tmp_path, extension):
+def test_profile_for_other_colours_is_dropped(tmp_path, extension):
   (note,) = write_photograph(
     tmp_path / f'a{extension}', smooth_photograph(metadata=Metadata(icc_profile=GREY_PROFILE))
   )
@@ -301,7 +301,7 @@ def test_png_has_a_profile_or_srgb_but_not_both(tmp_path):
     assert found == names | {b'IHDR', b'IDAT', b'IEND'}
 
 
-def test_metadata_too_long_for_jpeg_are_left_out_and_reported(tmp_path):
+def test_metadata_too_long_for_jpeg_are_dropped_and_reported(tmp_path):
   metadata = Metadata(xmp=bytes(70_000))
   assert write_photograph(tmp_path / 'a.jpg', smooth_photograph(metadata=metadata)) == (
     'JPEG stores at most 64 KB of its XMP data, which is dropped',
