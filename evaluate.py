@@ -161,7 +161,7 @@ def _sadnet(config) -> tuple[Method, Path, str]:
   )
   checkpoint = Path(_CHECKPOINT.value)
   if not is_run(checkpoint):
-    # Of a URL the path alone: its query may be a signature.
+    # Only the path of a URL, because its query may be a signature.
     return method, Path('evaluation'), f'-{Path(urlsplit(_CHECKPOINT.value).path).stem}'
   folder, _ = split_run_path(checkpoint)
   return method, folder / 'evaluation', f'-step{step}'

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sadnet_jax.data.jpeg import jpeg_loss
+from sadnet_jax.data.noise import round_to_8_bits
 from sadnet_jax.images.photograph import BT601_LUMA
 
 # XYZ -> camera for four cameras (Brooks et al.), and linear sRGB -> XYZ (IEC 61966-2-1).
@@ -41,7 +42,7 @@ _RGB_TO_XYZ = np.array(
   np.float32,
 )
 _GAMMA = 2.2
-# JPEG's grid starts at a random place of up to so many pixels; its chroma blocks are 16 pixels wide.
+# JPEG's grid starts at a random offset below this: its chroma blocks are 16 pixels wide.
 _JPEG_GRID_PX = 16
 
 
@@ -59,7 +60,7 @@ class CameraNoise:
     gains: Whether white balance and a camera's colour matrix are applied; else only the response curve.
     mosaic: Probability of a Bayer mosaic; without it all three channels are measured at each pixel.
     grain: Probability that the developed noise is given the grain of smoothed or resized pictures: its luma
-      and chroma are blurred and weighted anew, with the energy of the whole kept.
+      and chroma are blurred and reweighted; the energy of the whole stays.
     grain_px: Range of the standard deviation of luma's Gaussian blur in pixels, drawn log-uniformly.
     grain_chroma_px: Range of chroma's blur as a multiple of luma's, drawn uniformly.
     grain_chroma: Range of the factor that chroma is multiplied by beside luma, drawn log-uniformly.
@@ -133,7 +134,7 @@ def add_camera_noise(key: jax.Array, clean: jax.Array, noise: CameraNoise) -> ja
   measured = _through_mosaic(keys['mosaic'], jnp.stack([raw, noisy_raw]), noise.mosaic)
   developed = process(measured, camera)
   residual = _with_grain(keys['grain'], developed[1] - developed[0], noise)
-  noisy = jnp.round(jnp.clip(clean + residual, 0, 1) * 255) / 255
+  noisy = round_to_8_bits(clean + residual)
   return _maybe_jpeg(keys['jpeg'], noisy, noise)
 
 
@@ -144,7 +145,7 @@ class Camera:
   Attributes:
     to_camera: Linear sRGB -> the camera's own colours, [3, 3].
     to_rgb: Its inverse.
-    gains: Of red, green and blue: white balance times digital gain, [3].
+    gains: Gains of red, green and blue: white balance times digital gain, [3].
   """
 
   to_camera: jax.Array

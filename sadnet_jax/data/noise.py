@@ -1,10 +1,13 @@
 """Additive white Gaussian noise: with JAX for training, with NumPy for benchmarks."""
 
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+Image = TypeVar('Image', np.ndarray, jax.Array)
 
 
 def add_gaussian_noise(
@@ -43,11 +46,20 @@ def add_gaussian_noise(
   noisy = clean + jax.vmap(noise)(keys)
   if clip == 0:
     return noisy
-  stored = jnp.round(jnp.clip(noisy, 0, 1) * 255) / 255
+  stored = round_to_8_bits(noisy)
   if clip == 1:
     return stored
   is_stored = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 1), clip))(keys)
   return jnp.where(is_stored[:, None, None, None], stored, noisy)
+
+
+def round_to_8_bits(image: Image) -> Image:
+  """Clips to [0, 1] and rounds to the nearest of 256 levels, as saving a PNG does.
+
+  Values are rounded, never floored: flooring costs a noticeable part of a decibel at high PSNR.
+  """
+  xp: Any = np if isinstance(image, np.ndarray) else jnp
+  return xp.round(xp.clip(image, 0, 1) * 255) / 255
 
 
 def add_benchmark_noise(clean: np.ndarray, sigma_255: float) -> np.ndarray:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from sadnet_jax.data.camera_noise import PRESETS, add_camera_noise, blur_noise, log_uniform
-from sadnet_jax.data.noise import add_gaussian_noise
+from sadnet_jax.data.noise import add_gaussian_noise, round_to_8_bits
 from sadnet_jax.images.photograph import BT601_LUMA
 
 # The grain of Gaussian noise: standard deviation of its blur in pixels, log-uniform.
@@ -25,8 +25,8 @@ class TrainingNoise:
     clip: Probability that a patch with Gaussian noise is clipped to [0, 1] and rounded to 8 bits.
     camera: A name of `camera_noise.PRESETS`, or '' for none.
     camera_share: Share of the patches with this camera noise.
-    grain_share: Of the patches with Gaussian noise, the share whose noise is blurred, with its energy
-      kept, and correlated between the channels.
+    grain_share: Share, among the patches with Gaussian noise, of those whose noise is blurred (at equal
+      energy) and correlated between the channels.
     clean_share: Share of the patches without noise.
 
   Raises:
@@ -93,14 +93,14 @@ def _add_camera_noise(camera, key, clean):
     return add_camera_noise(key, clean, PRESETS[camera])
   # A grey patch gets the luma of a colour camera's noise.
   noisy = add_camera_noise(key, jnp.repeat(clean, 3, axis=-1), PRESETS[camera])
-  return jnp.round((noisy @ BT601_LUMA)[..., None] * 255) / 255
+  return round_to_8_bits((noisy @ BT601_LUMA)[..., None])
 
 
 def _grain(share, key, white):
   """White noise [H, W, C] of variance 1; for a share of the patches with grain instead."""
   keys = jax.random.split(key, 3)
   sigma_px = log_uniform(keys[0], _GRAIN_PX)
-  # What all channels have in common, from nothing to nearly everything.
+  # The share of the noise that all channels have in common.
   common = jax.random.uniform(keys[1], maxval=0.95)
   mean = white.mean(axis=-1, keepdims=True) * math.sqrt(white.shape[-1])
   correlated = jnp.sqrt(1 - common) * white + jnp.sqrt(common) * mean

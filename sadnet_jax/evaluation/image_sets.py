@@ -192,7 +192,7 @@ class BlockImage:
     return height, width, channels
 
   def read(self, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Copies the blocks; ValueError unless 3 channels are asked for."""
+    """Copies the blocks; ValueError unless ``channels`` is 3."""
     if channels != 3:
       raise ValueError(
         f'{self.name}: the blocks of SIDD are in colour; use a network with model.channels = 3'

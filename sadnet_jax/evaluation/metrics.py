@@ -14,14 +14,6 @@ import numpy as np
 SSIM_WINDOW_PX = 11
 
 
-def round_to_8_bits(image: np.ndarray) -> np.ndarray:
-  """Clips to [0, 1] and rounds to the nearest of 256 levels, as saving a PNG does.
-
-  Values are rounded, never floored: flooring costs a noticeable part of a decibel at high PSNR.
-  """
-  return np.round(np.clip(image, 0, 1) * 255) / 255
-
-
 def psnr(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
   """Peak signal-to-noise ratio over all pixels and channels, with peak 1.
 

@@ -22,8 +22,7 @@ import dataclasses
 
 import numpy as np
 
-from sadnet_jax.data.noise import add_benchmark_noise
-from sadnet_jax.evaluation.metrics import round_to_8_bits
+from sadnet_jax.data.noise import add_benchmark_noise, round_to_8_bits
 
 
 @dataclasses.dataclass(frozen=True)

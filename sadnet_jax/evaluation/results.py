@@ -35,12 +35,12 @@ class ImageResult:
     name: Unique in its set.
     height: Number of measured rows.
     width: Number of measured columns.
-    psnr_noisy: dB; infinite where the images are equal.
-    psnr: Of the denoised image, likewise.
-    ssim_wang_noisy: None if the image is smaller than the window.
-    ssim_wang: Of the denoised image, likewise.
-    ssim_matlab_noisy: In the other convention.
-    ssim_matlab: Of the denoised image, likewise.
+    psnr_noisy: PSNR of the noisy image in dB; infinite if it equals the clean one.
+    psnr: The same for the denoised image.
+    ssim_wang_noisy: SSIM (Wang) of the noisy image; None if the image is smaller than the window.
+    ssim_wang: The same for the denoised image.
+    ssim_matlab_noisy: SSIM (MATLAB) of the noisy image.
+    ssim_matlab: The same for the denoised image.
     seconds: Time the method took, without reading, adding noise, and compiling.
   """
 
@@ -148,7 +148,7 @@ def measured_by(content: Mapping[str, Any]) -> str:
   return f'`{content["command"]}`; {machine}; commit {environment["commit"][:7]}'
 
 
-# Of an absolute path, not of a relative one.
+# Matches where an absolute path can begin, but not inside a relative one.
 _BEFORE_PATH = r'(?<![\w/.~-])'
 # A URL, or an absolute path: the names of its folders may contain spaces.
 _LOCATION = re.compile(

@@ -302,7 +302,7 @@ class _OutputFolder:
     print(f'{self._folder}: wrote {files}')
 
   def _write(self):
-    """Writes results.json and images.csv; returns the content of the former."""
+    """Writes results.json and images.csv; returns the content of results.json."""
     content = {
       **self._about,
       'results': [r.to_json() for r in self._results],

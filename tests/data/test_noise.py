@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sadnet_jax.data.noise import add_benchmark_noise, add_gaussian_noise
+from sadnet_jax.data.noise import add_benchmark_noise, add_gaussian_noise, round_to_8_bits
 
 BLIND = (10.0, 60.0)
 
@@ -30,6 +30,13 @@ def test_training_noise_clips_only_when_asked(sigmas):
   assert free.min() < 0
   assert free.max() > 1
   np.testing.assert_allclose(clipped, np.round(np.clip(free, 0, 1) * 255) / 255, atol=1e-7)
+
+
+@pytest.mark.parametrize('kind', [np.asarray, jnp.asarray])
+def test_rounding_is_to_the_nearest_level_and_clips(kind):
+  rounded = round_to_8_bits(kind(np.array([-0.2, 0.4 / 255, 0.6 / 255, 254.6 / 255, 1.3])))
+  assert type(rounded) is type(kind(0))
+  np.testing.assert_allclose(rounded * 255, [0, 0, 1, 255, 255], rtol=1e-6)
 
 
 def test_a_share_of_the_patches_is_clipped_and_the_rest_is_not():

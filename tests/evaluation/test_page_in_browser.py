@@ -314,13 +314,13 @@ def test_the_page_of_an_evaluation_shows_all_its_results(driver, evaluated):
     show()
     rows = _rows(driver)
     assert len(rows) == len(content['results']) == 4
-    for row, told in zip(rows, content['results'], strict=True):
-      means, (paper, *_) = told['mean'], told['published']
+    for row, result in zip(rows, content['results'], strict=True):
+      means, (paper, *_) = result['mean'], result['published']
       assert '1 failed' in row[0]
       assert row[3] == f'{means["psnr_noisy"]:.2f} → {means["psnr"]:.2f}'
       assert row[4].startswith(f'{means["ssim_wang"]:.4f}\nfrom ')
       assert row[5].startswith(f'{means["ssim_matlab"]:.4f}\nfrom ')
-      known = told['method']['name'] == 'sadnet'
+      known = result['method']['name'] == 'sadnet'
       assert row[7] == ('28.32\nSADNet (paper)' if known else NONE)
       assert paper['differs']  # 3 images instead of 68.
       difference = means['psnr'] - 28.32
