@@ -80,7 +80,7 @@ def _load(path, config):
   """Step and parameters of a checkpoint; ValueError unless they are of the config."""
   fields = config.to_dict()
   if is_run(path):
-    params, step, _ = checkpoints.load_run_of(path, fields)
+    params, step, _ = checkpoints.load_matching_run(path, fields)
     return step, params
   return load_params(path, fields['model'])
 

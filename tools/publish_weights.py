@@ -181,7 +181,7 @@ def _open(request):
       'was given'
     )
   if path.is_dir():
-    params, step, saved = checkpoints.load_run_of(path, config)
+    params, step, saved = checkpoints.load_matching_run(path, config)
     metadata = {'step': str(step), 'seed': str(saved['seed'])}
     source = _Source(model_from_fields(config['model']), params, 'float32', None, metadata)
   else:

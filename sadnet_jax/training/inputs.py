@@ -163,7 +163,7 @@ def _open_tile_set(config, name, folder):
 
 
 def _find_held_out(config):
-  """Returns the whole images of held-out scenes, as far as they still exist, to validate on."""
+  """Returns the existing whole images of held-out scenes, to validate on."""
   held_out = []
   for name, folder in training_sets(config).items():
     source = look_for_data_dir(folder)

@@ -13,7 +13,7 @@ After each step these happen, in this order, each only if it is due:
 2. **Log** a line of metrics, every ``log_every`` steps.
 3. **Validate**, every ``validation.every`` steps and at the last.
 4. **Save** a checkpoint, every ``checkpoint_every`` and every ``validation.every`` steps (with the PSNR, if a
-   validation set exists) and at the last step. Writing goes on in the background; the checkpoint appears
+   validation set exists) and at the last step. Writing continues in the background; the checkpoint appears
    under its name once it is complete. A failed write is an error at the next save or at the end of the run,
    and older checkpoints stay.
 5. **Stop**, if SIGTERM or Ctrl-C was received: the step is logged and saved without validation, and the run

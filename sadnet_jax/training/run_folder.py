@@ -127,7 +127,7 @@ class RunLog:
     self.start_clock(step)
 
   def start_clock(self, step: int) -> None:
-    """Restarts the clock for the next line's rates, to leave out compilation and validation."""
+    """Restarts the clock for the next line's rates, to exclude compilation and validation."""
     self._step, self._time, self._waited = step, time.monotonic(), 0.0
 
   def add_waiting(self, seconds: float) -> None:

@@ -238,7 +238,7 @@ def load_run(run: str | Path) -> tuple[SADNet, dict[str, Any], int, dict[str, An
   return model, params, step, config
 
 
-def load_run_of(run: str | Path, config: dict[str, Any]) -> tuple[dict[str, Any], int, dict[str, Any]]:
+def load_matching_run(run: str | Path, config: dict[str, Any]) -> tuple[dict[str, Any], int, dict[str, Any]]:
   """Loads parameters, step and config of a run like `load_run`, if network and noise are those of ``config``.
 
   Raises:

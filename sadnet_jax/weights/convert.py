@@ -50,7 +50,7 @@ def convert(
     source: ``.pth``, ``.pt`` or ``.safetensors``.
     target: ``.safetensors`` for the first two, ``.pth`` or ``.pt`` for the third.
     dilations: Rates of the network in a ``.pth`` file, separated by commas; None for 1,2,3,4.
-    dtype: Of the weights in the target, 'float32' or 'float16'.
+    dtype: Dtype of the weights in the target, 'float32' or 'float16'.
     step: Training steps to record in a ``.safetensors`` file; None for 0.
     about: Description to record there.
     overwrite: Replace an existing target.

@@ -24,11 +24,10 @@ from sadnet_jax.weights.paths import SAFETENSORS_SUFFIX
 # Name of the metadata entry with the `average_text` of averaged weights.
 AVERAGE_OF = 'average_of'
 _FORMAT = '1'
-# The largest network that a file of weights may describe, so that a crafted file cannot keep us busy building
-# one.
-_MOST_CHANNELS = 4096
-_MOST_RATES = 64
-_LARGEST_RATE = 1024
+# Largest network that a file of weights may describe: a crafted file must not make us build a huge one.
+_MAX_CHANNELS = 4096
+_MAX_RATES = 64
+_MAX_RATE = 1024
 
 
 def save_weights(
@@ -135,12 +134,12 @@ def fields_of(model: SADNet) -> dict[str, Any]:
 def check_limits(model: SADNet) -> None:
   """Raises ValueError if a network is larger than any that a file of weights may describe."""
   for name in ('channels', 'width', 'offset_width', 'deformable_groups'):
-    if getattr(model, name) > _MOST_CHANNELS:
-      raise ValueError(f'{name} is {getattr(model, name)}; weights may have up to {_MOST_CHANNELS}')
-  if len(model.dilations) > _MOST_RATES or max(model.dilations) > _LARGEST_RATE:
+    if getattr(model, name) > _MAX_CHANNELS:
+      raise ValueError(f'{name} is {getattr(model, name)}; weights may have up to {_MAX_CHANNELS}')
+  if len(model.dilations) > _MAX_RATES or max(model.dilations) > _MAX_RATE:
     raise ValueError(
       f'{len(model.dilations)} dilations of up to {max(model.dilations)}; weights may have up to '
-      f'{_MOST_RATES}, each at most {_LARGEST_RATE}'
+      f'{_MAX_RATES}, each at most {_MAX_RATE}'
     )
 
 

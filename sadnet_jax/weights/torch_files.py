@@ -287,7 +287,7 @@ def _find_state_dict(content: Any) -> dict[str, _Tensor]:
   if not isinstance(content, _Pairs):
     raise ValueError('its content is not a dictionary, and so not a state dict')
   values = [content, *(value for _, value in content.pairs)]
-  # By identity: one dictionary under many keys is looked at once.
+  # By identity, so that one dictionary under many keys is checked once.
   inner = {id(value): value.pairs for value in values if isinstance(value, _Pairs)}
   found = [pairs for pairs in inner.values() if pairs and all(isinstance(item, _Tensor) for _, item in pairs)]
   if len(found) != 1:

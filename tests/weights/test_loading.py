@@ -297,15 +297,15 @@ def _kept(tmp_path):
 
 
 def test_a_url_is_downloaded_once(server, small_file, tmp_path):
-  told = []
+  calls = []
   url = f'{server.url}/a.safetensors'
-  path = pretrained.locate(url, progress=lambda done, total: told.append((done, total)))
+  path = pretrained.locate(url, progress=lambda done, total: calls.append((done, total)))
   assert path.parent == tmp_path / 'cache' / 'sadnet-jax' / 'weights'
   assert path.name.endswith('-a.safetensors')
   assert path.read_bytes() == small_file.read_bytes()
   size = small_file.stat().st_size
-  assert told[-1] == (size, size)
-  assert len(told) > 1
+  assert calls[-1] == (size, size)
+  assert len(calls) > 1
   # No server is needed afterwards.
   del server.pages['/a.safetensors']
   _, params, about = pretrained.load(url)

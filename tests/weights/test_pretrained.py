@@ -70,13 +70,13 @@ def test_the_index_is_of_these_files(weights):
 @pytest.mark.parametrize('weights', ENTRIES)
 def test_the_card_is_what_files_and_results_give(weights):
   path = FOLDER / f'{weights}.md'
-  facts, told = (
+  facts, stored = (
     model_card.read_facts(path.with_suffix('.toml')),
     model_card.read_stored(path.with_suffix('.safetensors')),
   )
-  plot_training.check_existing(FOLDER, weights, told.params_sha256)
+  plot_training.check_existing(FOLDER, weights, stored.params_sha256)
   picture = plot_training.link(FOLDER, weights)
-  assert model_card.card(ENTRIES[weights], told, facts, _results(weights), picture) == path.read_text(), (
+  assert model_card.card(ENTRIES[weights], stored, facts, _results(weights), picture) == path.read_text(), (
     'run python -m tools.publish_weights'
   )
 

@@ -267,8 +267,8 @@ def test_several_runs_are_exported_as_their_average(params, tmp_path):
     loaded, metadata = load_weights(tmp_path / f'{name}.safetensors', MODEL)
     _assert_equal(loaded, averaged([params, others], shares))
     assert metadata['step'] == '9'
-    told = f'{shares[0]} * {params_hash(params)} + 1 * {params_hash(others)}'
-    assert metadata['average_of'] == told
+    expected = f'{shares[0]} * {params_hash(params)} + 1 * {params_hash(others)}'
+    assert metadata['average_of'] == expected
 
 
 @pytest.mark.parametrize(
