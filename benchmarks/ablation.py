@@ -90,8 +90,8 @@ def train_and_evaluate(
   """Finishes one run, or returns its result if it is already complete.
 
   Args:
-    config: Of the run.
-    folder: Of the run.
+    config: Config of the run.
+    folder: Folder of the run.
     image_set: Test images.
     about: Contains the current commit, as from `common.describe`.
 

@@ -29,6 +29,7 @@ from sadnet_jax.data.folders import find_data_dir
 from sadnet_jax.denoise.denoiser import OVERLAP_PX, Denoiser
 from sadnet_jax.denoise.tiling import RAMP_PX, Axis, TilePlan, blend_tiles
 from sadnet_jax.images.arrays import find_images
+from sadnet_jax.images.photograph import to_8_bits
 
 COMMAND = common.ROOT / 'sadnet_jax' / '__main__.py'
 # Side of the image that is denoised in two by two tiles.
@@ -53,7 +54,7 @@ def mosaic(photographs: Sequence[Path], height: int, width: int, sigma_255: floa
 
 
 def save(path: Path, image: np.ndarray) -> None:
-  Image.fromarray(np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)).save(path, compress_level=1)
+  Image.fromarray(to_8_bits(image)).save(path, compress_level=1)
 
 
 def run_command(noisy: Path, output: Path, model: str, cache: Path) -> dict:

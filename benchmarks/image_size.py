@@ -22,8 +22,10 @@ import jax
 import numpy as np
 
 from benchmarks import common, tables
-from sadnet_jax import Denoiser, machine
+from sadnet_jax import Denoiser
+from sadnet_jax.denoise.tile_memory import free_bytes
 from sadnet_jax.denoise.tiling import TilePlan
+from sadnet_jax.files import one_line
 
 MODEL = 'color_blind'
 SIGMA_255 = 25
@@ -87,21 +89,13 @@ def whole_network(denoiser: Denoiser, image: np.ndarray) -> Callable[[], object]
     compiled = function.lower(denoiser.params, noisy).compile()
     planned = compiled.memory_analysis()
     needed = planned.temp_size_in_bytes + planned.argument_size_in_bytes + planned.output_size_in_bytes
-    free = free_bytes()
+    free = free_bytes(device)
     if free is not None and needed > SHARE_OF_MEMORY * free:
       raise _NotRunError(f'needs {needed / 1e9:.1f} GB; {free / 1e9:.1f} GB are free')
     jax.block_until_ready(call())
   except jax.errors.JaxRuntimeError as error:
-    raise _NotRunError(str(error).splitlines()[0]) from error
+    raise _NotRunError(one_line(error, 200)) from error
   return call
-
-
-def free_bytes() -> int | None:
-  """Memory that the network can take, or None if unknown."""
-  stats = jax.local_devices()[0].memory_stats() or {}
-  if 'bytes_limit' in stats:
-    return stats['bytes_limit'] - stats['bytes_in_use']
-  return machine.free_host_bytes()
 
 
 def prepare(denoiser: Denoiser, width: int, height: int) -> tuple[dict, dict[str, Callable[[], object]]]:

@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.pytorch.contenders import Contender, Started
 from benchmarks.pytorch.rows import Row
+from sadnet_jax.files import one_line
 from sadnet_jax.machine import free_host_bytes
 
 # Norm of the difference from the reference over the norm of the reference, the largest of all arrays of a
@@ -107,7 +108,7 @@ class Comparison:
       result |= {'ms': statistics.median(counted), 'runs_ms': counted}
 
   def _fail(self, contender: Contender, error: Exception) -> None:
-    reason = f'{type(error).__name__}: {(str(error).strip() or "no message").splitlines()[0]}'
+    reason = f'{type(error).__name__}: {one_line(error, 200)}'
     if is_out_of_memory(error):
       free = free_bytes(contender.framework, self.device)
       reason = f'out of memory, {free / _GIB:.1f} GiB free: {reason}'

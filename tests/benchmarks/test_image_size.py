@@ -1,6 +1,5 @@
 """Time by image size: which calls are timed, and the target."""
 
-import jax
 import numpy as np
 import pytest
 
@@ -32,7 +31,7 @@ def test_the_whole_image_runs_if_memory_allows(denoiser, monkeypatch):
   image = image_size.noisy_image(24, 16)
   denoised = image_size.whole_network(denoiser, image)()
   np.testing.assert_allclose(np.asarray(denoised)[0], denoiser(image / np.float32(255)), rtol=1e-5, atol=1e-5)
-  monkeypatch.setattr(image_size, 'free_bytes', lambda: 1000)
+  monkeypatch.setattr(image_size, 'free_bytes', lambda _: 1000)
   row, calls = image_size.prepare(denoiser, 24, 16)
   assert list(calls) == ['tiled']
   assert row['whole']['not_run'].endswith(' GB; 0.0 GB are free')
@@ -71,12 +70,3 @@ def test_megapixels_choose_sizes(capsys):
   with pytest.raises(SystemExit):
     image_size.parse_arguments(['--megapixels', '3', '4'])
   assert '--megapixels: none of the sizes is between 3 and 4' in capsys.readouterr().err
-
-
-def test_free_memory_is_the_devices_if_it_reports_it(monkeypatch):
-  class Device:
-    def memory_stats(self):
-      return {'bytes_limit': 1000, 'bytes_in_use': 300}
-
-  monkeypatch.setattr(jax, 'local_devices', lambda: [Device()])
-  assert image_size.free_bytes() == 700
