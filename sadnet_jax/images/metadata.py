@@ -383,7 +383,7 @@ def png_chunks(data) -> Iterator[tuple[bytes, bytes, bool]]:
     sound = zlib.crc32(content, zlib.crc32(kind)) == struct.unpack_from('>I', data, at + 8 + length)[0]
     # An upper-case first letter means that decoders must know the chunk.
     if not kind[0] & 0x20 and not (sound and kind in (b'IHDR', b'PLTE', b'IDAT', b'IEND')):
-      raise ValueError(f'the file is damaged or incomplete: its chunk {kind!r} is not sound')
+      raise ValueError(f'the file is damaged or incomplete: its chunk {kind!r} is corrupt or unknown')
     at += 12 + length
     if kind == b'IEND':
       return

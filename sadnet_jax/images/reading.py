@@ -24,7 +24,7 @@ from sadnet_jax.images.photograph import MAX_PIXELS, Photograph, check_size, srg
 
 _READABLE = 'PNG, JPEG, TIFF, WebP, BMP, OpenEXR, JPEG XL, HEIC or camera raw'
 _HEAD_BYTES = 32
-# 16-bit colour and transparency, and as much again of metadata.
+# Twice the bytes of 16-bit colour and transparency, to leave room for metadata.
 _MOST_FILE_BYTES = 16 * MAX_PIXELS
 _LONGEST_REASON = 200
 # All text and profiles of a PNG file together, decompressed.
@@ -109,7 +109,7 @@ def read_shape(path: str | Path) -> tuple[int, int, int]:
 
 @contextlib.contextmanager
 def _explained_errors(path):
-  """Turns whatever goes wrong with a file into a ValueError of one line that begins with its path."""
+  """Turns any error about a file into a one-line ValueError that begins with its path."""
   shown = shown_path(path)
   try:
     yield
@@ -119,7 +119,7 @@ def _explained_errors(path):
     raise ValueError(f'{shown}: cannot be read ({error.strerror or one_line(error)})') from error
   except MemoryError as error:
     raise ValueError(f'{shown}: the image does not fit into memory') from error
-  # Decoders of damaged files raise whatever they come across.
+  # Decoders raise exceptions of any type for damaged files.
   except Exception as error:
     reason = one_line(error, _LONGEST_REASON)
     raise ValueError(f'{shown}: the file is damaged or incomplete: {reason}') from error
@@ -182,7 +182,7 @@ def _format_of_brand(brand):
 
 @contextlib.contextmanager
 def _contents(path) -> Iterator[mmap.mmap]:
-  """The bytes of a file, which take memory only where they are looked at."""
+  """The bytes of a file, memory-mapped: only the parts that are read take memory."""
   with path.open('rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
     yield data
 
@@ -435,7 +435,7 @@ def _inflated(content, most_bytes):
 
 
 def _check_png_pixels(chunks, named, stored):
-  """Inflates the pixels step by step: libpng prints what it dislikes, and so should not see it."""
+  """Inflates the pixels step by step, to refuse damage before libpng prints messages about it."""
   kind, content = chunks[0] if chunks else (b'', b'')
   if kind != b'IHDR' or len(content) != 13:
     raise _DecodingError('it has no header')
@@ -454,7 +454,7 @@ def _check_png_pixels(chunks, named, stored):
     len(palettes) == 1 and not palettes[0] % 3 and 3 <= palettes[0] <= 3 << depth
   )
   if not whole or not palette_fits or (b'PLTE' in order) != bool(palettes) or len(palettes) > 1:
-    raise _DecodingError('its chunks are incomplete or in disorder')
+    raise _DecodingError('its chunks are incomplete or in the wrong order')
   # Where each row begins, with the number of its filter.
   starts, total = [], 0
   for left, top, right, down in _PNG_PASSES if interlaced else ((0, 0, 1, 1),):
@@ -688,7 +688,7 @@ def _read_jxl(path, linear):
   profile, notes = blocks.checked_profile(profile, pixels.shape[2])
   with _contents(path) as data:
     boxes = dict(_jxl_boxes(data))
-  # Four bytes say where the EXIF block begins behind them.
+  # The first four bytes are the offset of the EXIF block from their end.
   exif, exif_notes = blocks.checked_exif(boxes.get(b'Exif', b'')[4:])
   if b'brob' in boxes:
     notes += ('its compressed EXIF or XMP data were ignored',)

@@ -85,7 +85,7 @@ def check_output(path: str | Path, photograph: Photograph | None = None) -> None
   if max(height, width) > form.max_side:
     raise ValueError(
       f'{shown}: {width}x{height} pixels are too many for {form.name}, '
-      f'which stores at most {form.max_side} a side; write PNG'
+      f'which stores at most {form.max_side} per side; write PNG'
     )
   if photograph.alpha is not None and not form.alpha and not _is_opaque(photograph.alpha):
     raise ValueError(

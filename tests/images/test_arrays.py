@@ -60,7 +60,7 @@ def test_data_folder_may_be_relative_to_the_root_in_the_environment(tmp_path, mo
     find_data_dir('other', '--flag')
 
 
-def test_what_is_no_image_is_refused_by_name(tmp_path):
+def test_files_that_are_no_images_are_refused_by_format(tmp_path):
   (tmp_path / 'text.png').write_text('not an image')
   with pytest.raises(ValueError, match=r'text.png: is not an image file of a known format'):
     read_image(tmp_path / 'text.png', 3)

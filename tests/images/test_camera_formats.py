@@ -58,7 +58,7 @@ def test_float_tiff_of_linear_light_is_written_as_such(tmp_path):
 
 
 @pytest.mark.parametrize('kind', ['half', 'float'])
-def test_openexr_is_linear_light_unless_told_otherwise(tmp_path, kind):
+def test_openexr_is_linear_light_by_default(tmp_path, kind):
   pixels = _bright().astype(np.float16).astype(np.float32)
   _write_by_openimageio(tmp_path / 'a.exr', pixels, kind=kind)
   np.testing.assert_array_equal(read_photograph(tmp_path / 'a.exr', linear=False).pixels, pixels)
