@@ -57,7 +57,7 @@ class Benchmark:
   """A benchmark's section of docs/performance.md.
 
   Attributes:
-    name: Of the results files, ``name_cpu.json`` and ``name_gpu.json``.
+    name: Start of the names of its results files, ``name_cpu.json`` and ``name_gpu.json``.
     title: The heading.
     text: What is measured.
     table: Makes lines of Markdown of a results file.
@@ -86,7 +86,7 @@ class Benchmark:
     return content
 
   def lines(self, device: str) -> list[str]:
-    """The section's part on a kind of device."""
+    """The subsection of one kind of device."""
     content = self.read(device)
     heading = [f'### {self.title}: {DEVICES[device]}', '']
     if content is None:

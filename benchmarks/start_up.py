@@ -141,7 +141,7 @@ def _denoise_first_image(clock):
   clock.note('second_call')
 
 
-# Many starts, a process each.
+# Many starts, each in its own process.
 
 
 def starts(stage: str, runs: int, cached: bool) -> dict[str, list[float]]:

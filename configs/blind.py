@@ -5,8 +5,8 @@
 
 The argument is ``color`` or ``gray``. Each patch draws its own sigma from 0 to 75, and half of the patches
 are clipped and rounded to 8 bits, so that one network serves the protocols unclipped and clipped8. For
-``gray``, some patches get correlated grain or the noise of a camera, made grey, since grey pictures have no
-other weights. The rate is one for fine-tuning: from random weights, a higher one is faster.
+``gray``, some patches get correlated grain or camera noise converted to grey, because no other weights serve
+grey pictures. The learning rate is meant for fine-tuning; from random weights, a higher one trains faster.
 
 Ours: not measured yet.
 """

@@ -112,7 +112,7 @@ def plan_tiles(height_px: int, width_px: int, tile_px: int, overlap_px: int) -> 
   Args:
     height_px: Height of the image; it is extended to a multiple of 8.
     width_px: Width, likewise.
-    tile_px: Longest side of a tile. Tiles are shorter where that takes no more of them.
+    tile_px: Longest side of a tile. Tiles are shorter if their number stays the same.
     overlap_px: Least overlap of neighbours, rounded up to a multiple of 8.
 
   Raises:

@@ -123,7 +123,7 @@ def _open(url, timeout_seconds):
 
 
 def _from_server(url: str, function: Callable[[], Any]) -> Any:
-  """Calls a function and turns whatever goes wrong in URL, network or server into a ValueError."""
+  """Calls a function and turns any error of URL, network or server into a ValueError."""
   try:
     return function()
   except urllib.error.HTTPError as error:

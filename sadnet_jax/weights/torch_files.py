@@ -285,7 +285,7 @@ _CALLED: dict[str, Callable] = {
 def _find_state_dict(content: Any) -> dict[str, _Tensor]:
   """The one mapping of names to tensors, at the top level or one level below."""
   if not isinstance(content, _Pairs):
-    raise ValueError('its content is not a dictionary, and so not a state dict')
+    raise ValueError('its content is not a dictionary; save a state dict')
   values = [content, *(value for _, value in content.pairs)]
   # By identity, so that one dictionary under many keys is checked once.
   inner = {id(value): value.pairs for value in values if isinstance(value, _Pairs)}

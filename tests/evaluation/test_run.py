@@ -330,7 +330,7 @@ def test_a_method_that_does_not_fit_a_set_is_one_failure(photographs, tmp_path):
   assert [r['method']['name'] for r in _results(tmp_path / 'output')['results']] == ['noisy']
 
 
-def test_names_that_differ_only_in_their_extension_are_kept_apart(tmp_path):
+def test_names_that_differ_only_in_their_extension_stay_distinct(tmp_path):
   for name, width in (('c.bmp', 16), ('c.png', 18), ('c.png.jpg', 20)):
     dataset_files.write(tmp_path / 'images' / name, dataset_files.picture(16, width, 0))
   run.evaluate([Noisy()], _options(tmp_path, tmp_path / 'images', pictures=True))

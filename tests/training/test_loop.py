@@ -168,7 +168,7 @@ def test_a_run_continues_from_its_checkpoint_when_later_work_was_lost(photograph
   assert lines[4]['loss'] != 123.0
 
 
-def test_a_finished_run_is_left_alone(photographs, tmp_path, capsys):
+def test_a_finished_run_stays_unchanged(photographs, tmp_path, capsys):
   config = _config(photographs, steps=2)
   first = train(config, tmp_path / 'run', jax.devices()[:1])
   again = train(config, tmp_path / 'run', jax.devices()[:1])
@@ -479,7 +479,7 @@ def test_pairs_train_from_every_reader_and_held_out_scenes_are_validated(pairs, 
   _assert_equal((whole.params, whole.opt_state), (halves.params, halves.opt_state))
 
 
-def test_tiles_train_on_when_what_they_were_cut_from_is_gone(pairs, tmp_path):
+def test_tiles_train_after_their_images_are_gone(pairs, tmp_path):
   folder = tmp_path / 'download'
   shutil.copytree(pairs, folder)
   config = _pairs_config(folder, tmp_path, 'tiles', steps=1)

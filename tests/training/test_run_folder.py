@@ -62,7 +62,7 @@ def test_a_value_that_is_not_json_is_refused(tmp_path):
     log.write(1, {**METRICS, 'loss': float('nan')})
 
 
-def test_a_line_that_cannot_be_written_is_a_warning_and_the_run_goes_on(tmp_path, caplog):
+def test_a_line_that_cannot_be_written_is_a_warning_and_the_run_continues(tmp_path, caplog):
   with RunLog(tmp_path, step=0, total_steps=6, images_per_step=8) as log:
     # Stands in for a full disk.
     (tmp_path / 'metrics.jsonl').mkdir()

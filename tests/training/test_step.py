@@ -164,7 +164,7 @@ def test_a_network_without_rsab_has_no_offsets_to_report():
 # --- Noise.
 
 
-def test_clean_images_get_the_noise_of_the_step_and_of_their_place():
+def test_clean_images_get_the_noise_of_the_step_and_of_their_position():
   state, batch = _start(), {'clean': _images(3)}
   clean = batch['clean'].astype(np.float32) / 255
   for step in (0, 5):
@@ -232,7 +232,7 @@ def _assert_skipped(before, after, metrics):
   assert not bool(metrics['finite'])
 
 
-def test_a_step_whose_loss_is_not_finite_changes_nothing_and_training_goes_on():
+def test_a_step_whose_loss_is_not_finite_changes_nothing_and_training_continues():
   step = _step(sigmas=BLIND)
   # After a step Adam would move on even with the gradient of zero that this loss has.
   before, metrics = step(_start(), {'clean': _images(0)})

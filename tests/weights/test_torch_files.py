@@ -65,7 +65,7 @@ def test_a_checkpoint_of_torch_is_read(golden, name):
     got['whole'][0] = 1
 
 
-def test_what_is_written_comes_back(tmp_path):
+def test_written_tensors_are_read_back(tmp_path):
   arrays = saved_by_torch() | {'ints': np.array([[-(2**31)]], np.int32), 'small': np.array([-3], np.int16)}
   arrays |= {
     'signed': np.array([-3], np.int8),
@@ -174,7 +174,7 @@ def refusals():
     ),
     'a call of a type': (b'ctorch\nFloatStorage\n)R', 'damaged pickle .*not callable'),
     'a call of nothing': (b'N)R', 'damaged pickle .*not callable'),
-    'a list': (b']', 'its content is not a dictionary, and so not a state dict'),
+    'a list': (b']', 'its content is not a dictionary; save a state dict'),
     'a tensor': (tensor([2]), 'its content is not a dictionary'),
     'nothing': (b'}', r'0 state dicts among its entries \(\); save exactly one'),
     'no tensors': (

@@ -42,7 +42,7 @@ function aboutPictures() {
   if (!content.pictures.length) return null;
   const limit = content.cut_to_mb == null ? '' :
     ` Fewer images than requested are shown, to keep the page within ${content.cut_to_mb} MB.`;
-  return element('section', { class: 'small' }, `Pictures: lossless WebP, 8 bits a channel.${limit}`);
+  return element('section', { class: 'small' }, `Pictures: lossless WebP, 8 bits per channel.${limit}`);
 }
 
 // ---- a result
