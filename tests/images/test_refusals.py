@@ -227,7 +227,7 @@ def test_outputs_are_checked_before_the_work(tmp_path, monkeypatch):
       check_output(tmp_path / f'a{extension}', random_photograph(alpha=True))
   for extension, side in (('.jpg', 65500), ('.webp', 16383)):
     check_output(tmp_path / f'a{extension}', Photograph(np.zeros((1, side, 1), np.uint8)))
-    with pytest.raises(ValueError, match=rf'1x{side + 1} pixels are too many for .* at most {side} a side'):
+    with pytest.raises(ValueError, match=rf'1x{side + 1} pixels are too many for .* at most {side} per side'):
       write_photograph(tmp_path / f'a{extension}', Photograph(np.zeros((side + 1, 1, 1), np.uint8)))
   monkeypatch.setattr(writing.os, 'access', lambda *_: False)
   with pytest.raises(ValueError, match='its folder may not be written to'):
