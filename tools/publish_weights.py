@@ -109,8 +109,7 @@ def publish(request: Request) -> Entry:
 
   Raises:
     ValueError: The name is invalid or taken; the weights are of another config; the results or the training
-      curve are of other weights; the config mixes noise that the index cannot describe; or the facts are
-      incomplete or repeat what the weights' file says.
+      curve are of other weights; or the facts are incomplete or repeat what the weights' file says.
   """
   entries = read_index(request.folder)
   _check_request(request, entries)
@@ -151,7 +150,6 @@ def publish(request: Request) -> Entry:
 
 
 def _check_request(request, entries):
-  _noise(request.config)
   if not re.fullmatch('[a-z0-9_]+', request.name):
     raise ValueError(f'--name: only lower-case letters, digits and _ are allowed, not {request.name!r}')
   if request.name in entries and not request.overwrite:
@@ -281,21 +279,24 @@ def _entry(request, entries, path, source, facts, content):
 
 
 def _noise(config):
-  """The noise that the index states; ValueError for a mixture, which it cannot describe."""
+  """The noise that the index states."""
   noise = training_noise(ConfigDict(config['noise']))
+  pairs = config['data']['pairs_share']
+  clean = 1 - pairs
+  gaussian = clean * (1 - noise.camera_share - noise.clean_share)
   shares = {
-    'noise.camera_share': noise.camera_share,
-    'noise.grain_share': noise.grain_share,
-    'noise.clean_share': noise.clean_share,
-    'data.pairs_share': config['data']['pairs_share'],
+    'pairs': pairs,
+    'camera': clean * noise.camera_share,
+    'gaussian': gaussian * (1 - noise.grain_share),
+    'grain': gaussian * noise.grain_share,
+    'none': clean * noise.clean_share,
   }
-  if mixed := [name for name, share in shares.items() if share]:
-    raise ValueError(
-      f'--config: mixes kinds of noise ({", ".join(mixed)}), but the index can only describe Gaussian or '
-      'real noise alone; add a kind for mixtures to sadnet_jax/weights/index.py first'
-    )
-  sigmas = noise.sigma_255_range
-  return Noise('gaussian', sigmas, noise.clip) if any(sigmas) else Noise('real')
+  shares = {kind: round(share, 4) for kind, share in shares.items() if share}
+  if not any(noise.sigma_255_range):
+    return Noise('real')
+  if set(shares) == {'gaussian'}:
+    return Noise('gaussian', noise.sigma_255_range, noise.clip)
+  return Noise('mixed', noise.sigma_255_range, noise.clip, shares)
 
 
 def main() -> None:

@@ -18,14 +18,19 @@ class Noise:
   """The noise that weights were trained on.
 
   Attributes:
-    kind: 'gaussian' or 'real'.
-    sigma_255: Lowest and highest standard deviation on the scale of 8-bit images; None for real noise.
-    clipped: Fraction of the noisy images that were clipped to [0, 1] in training; None for real noise.
+    kind: 'gaussian', 'real', or 'mixed' for patches of several kinds.
+    sigma_255: Lowest and highest standard deviation of the Gaussian noise on the scale of 8-bit images; None
+      for real noise.
+    clipped: Fraction of the images with Gaussian noise that were clipped to [0, 1] in training; None for real
+      noise.
+    shares: For mixed noise, the share of the patches of each kind: 'pairs' (real noise), 'camera', 'grain'
+      (blurred Gaussian noise), 'gaussian' and 'none', adding up to 1. None for a single kind.
   """
 
   kind: str
   sigma_255: tuple[float, float] | None = None
   clipped: float | None = None
+  shares: Mapping[str, float] | None = None
 
   def __str__(self) -> str:
     """Like 'Gaussian noise of sigma 50, not clipped'."""
@@ -35,7 +40,16 @@ class Noise:
     sigma = f'{low:g}' if low == high else f'{low:g} to {high:g}'
     share = self.clipped or 0.0
     clipped = {0.0: 'not clipped', 1.0: 'clipped'}.get(share, f'{share:.0%} clipped')
-    return f'Gaussian noise of sigma {sigma}, {clipped}'
+    if self.shares is None:
+      return f'Gaussian noise of sigma {sigma}, {clipped}'
+    words = {
+      'pairs': 'real pairs',
+      'camera': 'camera noise',
+      'gaussian': f'Gaussian noise of sigma {sigma} ({clipped})',
+      'grain': 'Gaussian grain',
+      'none': 'no noise',
+    }
+    return ', '.join(f'{share:.0%} {words[kind]}' for kind, share in self.shares.items())
 
 
 @dataclasses.dataclass(frozen=True)
