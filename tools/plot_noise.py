@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -190,7 +191,7 @@ def main() -> None:
 
 
 def _summary(sources):
-  content = {}
+  content: dict[str, dict[str, Any]] = {}
   for name, pictures in sources.items():
     content[name] = {'pictures': len(pictures)}
     for key in pictures[0]:
