@@ -27,6 +27,10 @@ def get_config() -> ml_collections.ConfigDict:
   # Weights to start from: the folder of a run, one of its checkpoints, a .safetensors file or its URL, or the
   # name of published weights. '' for random weights.
   config.init_from = ''
+  # A larger trained network to learn from, named as for init_from, and the share of its output in the target;
+  # the rest is the clean image. A run's folder must name a checkpoint, since its newest one changes.
+  config.teacher = ''
+  config.teacher_share = 0.0
 
   # The fields of sadnet_jax.SADNet.
   config.model = ml_collections.ConfigDict()

@@ -88,6 +88,11 @@ def _check_ranges(config):
     raise ValueError(
       f'config.ema_decay is {config.ema_decay}, but must be at least 0 (no average) and less than 1'
     )
+  if not 0 <= config.teacher_share <= 1 or bool(config.teacher) != bool(config.teacher_share):
+    raise ValueError(
+      f'config.teacher is {config.teacher!r} and config.teacher_share {config.teacher_share}: set both to '
+      'learn from a teacher, with a share above 0 and at most 1, or neither'
+    )
   if not 0 <= float(config.noise.clip) <= 1:
     raise ValueError(f'config.noise.clip is {config.noise.clip}, but must be a probability from 0 to 1')
 

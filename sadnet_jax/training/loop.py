@@ -67,10 +67,12 @@ from sadnet_jax.training.step import (
   Batch,
   Metrics,
   OnDeviceSampling,
+  Teacher,
   make_parallel_step,
 )
 from sadnet_jax.weights import checkpoints
-from sadnet_jax.weights.loading import load_params
+from sadnet_jax.weights.loading import load, load_params, locate
+from sadnet_jax.weights.paths import CHECKPOINTS, is_run, split_run_path
 
 # Number of newest steps whose metrics are not read yet, to avoid waiting for the device.
 _CHECK_LAG_STEPS = 4
@@ -200,8 +202,27 @@ def step_from_config(
     loss=LOSSES[config.loss],
     ema_decay=config.ema_decay,
     accumulate=config.accumulate,
+    teacher=_teacher_from_config(config),
     sampling=sampling,
   )
+
+
+def _teacher_from_config(config):
+  if not config.teacher:
+    return None
+  path = locate(config.teacher)
+  if is_run(path) and split_run_path(path)[1] is None:
+    raise ValueError(
+      f'config.teacher: {config.teacher} is the folder of a run, whose newest checkpoint may change; name '
+      f'one, such as {config.teacher}/{CHECKPOINTS}/1000'
+    )
+  model, params, _ = load(path)
+  if model.channels != config.model.channels:
+    raise ValueError(
+      f'config.teacher: {config.teacher} denoises {model.channels} channel(s), but config.model.channels is '
+      f'{config.model.channels}'
+    )
+  return Teacher(model.apply, params, config.teacher_share)
 
 
 def sampling_from_config(

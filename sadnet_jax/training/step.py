@@ -50,6 +50,21 @@ def charbonnier_loss(denoised: jax.Array, clean: jax.Array) -> jax.Array:
 LOSSES: dict[str, Loss] = {'charbonnier': charbonnier_loss, 'l1': l1_loss, 'l2': l2_loss}
 
 
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+  """A trained network whose output is part of the target (distillation, Hinton et al., 2015).
+
+  Attributes:
+    apply_fn: ({'params': parameters}, noisy [N, P, P, C]) -> denoised.
+    params: Its parameters; they do not change.
+    share: Weight of its output in the target, from 0 to 1; the rest is the clean image.
+  """
+
+  apply_fn: Callable[..., Any]
+  params: Any
+  share: float
+
+
 def train_step(
   state: TrainState,
   batch: Batch,
@@ -59,6 +74,7 @@ def train_step(
   loss: Loss,
   ema_decay: float = 0.0,
   accumulate: int = 1,
+  teacher: Teacher | None = None,
   axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
   """Takes one optimiser step.
@@ -77,6 +93,7 @@ def train_step(
     ema_decay: Share of the average that remains after a step; 0 for no average. In the first steps it is
       limited to (1 + step) / (10 + step), to forget the initial weights.
     accumulate: Number of parts the share is processed in, one after the other, to save memory; divides N.
+    teacher: A network to learn from beside the clean images: its loss and theirs are added by shares.
     axis_name: Name of the device axis to average over, None for a single device.
 
   Returns:
@@ -92,7 +109,11 @@ def train_step(
     clean = part['clean'].astype(jnp.float32) / 255
     noisy = noisy_images(part, add_noise)
     denoised, variables = state.apply_fn({'params': params}, noisy, mutable=['intermediates'])
-    return loss(denoised, clean), mean_abs_offsets(variables.get('intermediates', {}))
+    value = loss(denoised, clean)
+    if teacher is not None:
+      taught = teacher.apply_fn({'params': teacher.params}, noisy)
+      value = (1 - teacher.share) * value + teacher.share * loss(denoised, taught)
+    return value, mean_abs_offsets(variables.get('intermediates', {}))
 
   gradient_of = functools.partial(jax.value_and_grad(loss_of, has_aux=True), state.params)
   (value, offsets), gradients = _mean_over_parts(gradient_of, {**batch, 'keys': keys}, accumulate)
@@ -226,6 +247,7 @@ def make_parallel_step(
   loss: Loss,
   ema_decay: float = 0.0,
   accumulate: int = 1,
+  teacher: Teacher | None = None,
   sampling: OnDeviceSampling | None = None,
 ) -> Callable[[TrainState, Batch | None], tuple[TrainState, Metrics]]:
   """Runs `train_step` under ``jax.pmap``: the state is replicated, the batch is split.
@@ -237,6 +259,7 @@ def make_parallel_step(
     loss: See `train_step`.
     ema_decay: See `train_step`.
     accumulate: See `train_step`.
+    teacher: See `train_step`.
     sampling: How the devices sample the batch themselves; None if every step is given a batch.
 
   Returns:
@@ -244,15 +267,20 @@ def make_parallel_step(
     or already split among its devices, [devices, N, P, P, C], or None with ``sampling``. The state has no
     device axis. Its buffers are donated: the state passed in cannot be used again.
   """
-  step = functools.partial(
-    train_step,
-    noise_key=noise_key,
-    add_noise=add_noise,
-    loss=loss,
-    ema_decay=ema_decay,
-    accumulate=accumulate,
-    axis_name=_AXIS,
-  )
+
+  def step(state, batch, teacher_params):
+    return train_step(
+      state,
+      batch,
+      noise_key=noise_key,
+      add_noise=add_noise,
+      loss=loss,
+      ema_decay=ema_decay,
+      accumulate=accumulate,
+      teacher=teacher and dataclasses.replace(teacher, params=teacher_params),
+      axis_name=_AXIS,
+    )
+
   local = distributed.local(devices)
   replicated = NamedSharding(Mesh(np.asarray(local), (_AXIS,)), PartitionSpec())
   # in_axes / out_axes None: replicated, without a device axis.
@@ -265,26 +293,28 @@ def make_parallel_step(
     is_replicated = getattr(state.step, 'sharding', None) == replicated
     return state if is_replicated else jax.device_put(state, replicated)
 
+  teacher_params = jax.device_put(teacher and teacher.params, replicated)
   if sampling is None:
-    parallel = pmap(step, in_axes=(None, 0))
+    parallel = pmap(step, in_axes=(None, 0, None))
 
     def split_and_step(state, batch):
       assert batch is not None
       shares = {
         name: a if a.ndim == 5 else a.reshape(len(local), -1, *a.shape[1:]) for name, a in batch.items()
       }
-      return parallel(replicate(state), shares)
+      return parallel(replicate(state), shares, teacher_params)
 
     return split_and_step
 
   share = sampling.batch_size // len(devices)
 
-  def sample_and_step(state, position, images, pairs):
+  def sample_and_step(state, position, images, pairs, teacher_params):
     placed = dataclasses.replace(sampling, images=images, pairs=pairs)
-    return step(state, sample_batch(placed, state.step, first=position * share, count=share))
+    batch = sample_batch(placed, state.step, first=position * share, count=share)
+    return step(state, batch, teacher_params)
 
-  parallel = pmap(sample_and_step, in_axes=(None, 0, None, None))
+  parallel = pmap(sample_and_step, in_axes=(None, 0, None, None, None))
   # pmap needs one argument that differs between the devices.
   positions = np.array([i for i, d in enumerate(devices) if d in local], np.int32)
   images, pairs = jax.device_put((sampling.images, sampling.pairs), replicated)
-  return lambda state, _: parallel(replicate(state), positions, images, pairs)
+  return lambda state, _: parallel(replicate(state), positions, images, pairs, teacher_params)

@@ -53,6 +53,8 @@ _NEUTRAL_FIELDS = {
   'noise.camera_share': '0.0',
   'noise.grain_share': '0.0',
   'noise.clean_share': '0.0',
+  'teacher': '""',
+  'teacher_share': '0.0',
 }
 # Fields of a network that do not change what trained weights mean.
 _FREE_WITH_SAME_WEIGHTS = ('model.dtype', 'model.offset_init')
