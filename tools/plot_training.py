@@ -410,7 +410,7 @@ def _loss_label(stages):
   return f'training loss ({losses.pop()})' if known else 'training loss'
 
 
-def _set_label(name, stage):
+def set_label(name, stage):
   """What was measured, as far as it is known: ``CBSD68, 8 images, sigma 50``."""
   if stage.settings is None:
     return name
@@ -427,7 +427,7 @@ def _draw_psnr(axes, stages, starts):
   lines: dict[str, list[tuple[float, float]]] = {}
   for start, stage in zip(starts, stages, strict=True):
     for name, measured in stage.validation.items():
-      points = lines.setdefault(_set_label(name, stage), [])
+      points = lines.setdefault(set_label(name, stage), [])
       points += zip(np.add(measured['step'], start), measured['psnr'], strict=True)
       points.append((np.nan, np.nan))
   for number, (label, points) in enumerate(lines.items(), 1):

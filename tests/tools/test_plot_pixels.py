@@ -1,0 +1,76 @@
+"""PSNR against pixels: stages that follow each other, across curves."""
+
+import numpy as np
+import pytest
+
+from sadnet_jax.nn.sadnet import SADNet
+from tests.support.command import finish, start
+from tests.support.logged_runs import losses, save_checkpoint, small_config, write_log
+from tests.support.small_networks import SMALL, random_variables
+from tools.plot_pixels import Measured, fitted_line, measured_stages
+from tools.plot_training import Curve, Stage
+
+
+def _stage(run, steps, batch_size, start='', sigma_255=50.0, psnr=(27.0, 28.0)):
+  settings = {
+    'batch_size': batch_size,
+    'patch_px': 10,
+    'init_from': start,
+    'validation_images': 8,
+    'noise': {'sigma_255': sigma_255},
+  }
+  validation = {'A': {'step': [steps // 2, steps], 'psnr': list(psnr)}}
+  return Stage(run, steps, settings, {}, validation)
+
+
+LABEL = 'A, 8 images, sigma 50'
+
+
+def test_pixels_add_up_over_stages_and_curves():
+  one = Curve('one', {}, 1, [_stage('a', 100, 2), _stage('b', 10, 4, 'a')])
+  two = Curve(
+    'two',
+    {},
+    1,
+    [_stage('c', 20, 1, 'one.safetensors'), _stage('d', 20, 1, 'a'), _stage('e', 20, 1, 'x', 25.0)],
+  )
+  stages = measured_stages([one, two], LABEL, {'e': 0})
+  assert [stage.curve for stage in stages] == ['one', 'one', 'two', 'two']
+  assert [stage.pixels.tolist() for stage in stages] == [
+    [10_000, 20_000],
+    [22_000, 24_000],
+    [25_000, 26_000],
+    [21_000, 22_000],
+  ]
+  with pytest.raises(ValueError, match=r'e: started from x, which is in no curve .* --before=e:PIXELS'):
+    measured_stages([one, two], LABEL, {})
+  with pytest.raises(
+    ValueError, match="nothing was measured on 'B'; choose from A, 8 images, sigma 25; A, 8"
+  ):
+    measured_stages([one, two], 'B', {'e': 0})
+
+
+def test_the_line_fits_the_ends_of_the_stages():
+  stages = [Measured('a', f'run{n}', np.array([1, 10**n]), np.array([0, 20 + 0.3 * n])) for n in (6, 7, 9)]
+  stages.append(Measured('b', 'other', np.array([10**8]), np.array([30])))
+  assert fitted_line(stages, ['run6', 'run7', 'run9']) == pytest.approx((20, 0.3))
+  for runs in (['run6'], ['run6', 'run8']):
+    with pytest.raises(ValueError, match='give two or more of run6, run7, run9, other'):
+      fitted_line(stages, runs)
+
+
+def test_the_command_draws_runs(tmp_path):
+  params = random_variables(SADNet(**SMALL))['params']
+  for name, init_from in (('first', ''), ('second', 'first')):
+    run = write_log(tmp_path / name, [*losses(40), {'step': 40, 'psnr/A': 27.5 + len(name) / 10}])
+    save_checkpoint(run, params, small_config(init_from=init_from and str(tmp_path / init_from)), 40)
+  arguments = (
+    '-m',
+    'tools.plot_pixels',
+    f'--curves={tmp_path / "first"},{tmp_path / "second"}',
+    '--set=A, sigma 25',
+  )
+  output, _ = finish(start(*arguments, f'--output={tmp_path / "a.png"}', '--fit=first,second', '--target=29'))
+  assert 'second, second: 28.10 dB after 21 million pixels' in output
+  assert 'by the fitted line, 29 dB takes' in output
+  assert (tmp_path / 'a.png').read_bytes().startswith(b'\x89PNG')

@@ -1,0 +1,177 @@
+"""Draws PSNR against the number of pixels that training has seen, for several trainings.
+
+  python -m tools.plot_pixels --curves=docs/curves/color_50.json,docs/curves/color_blind.json,RUN \\
+    --set='CBSD68, 8 images, sigma 50' --before=color50_a:85196800 --output=pixels.png
+
+A curve is a file in docs/curves or the folder of a run. A stage that started from the weights of another
+given curve or stage counts their pixels too; ``--before`` gives those of a stage whose start is in no curve.
+Pixels are steps * batch_size * patch_px**2. ``--fit=RUN,RUN`` fits a line to the last PSNR of finished stages
+of one task against the logarithm of their pixels; ``--target`` prints where it reaches a PSNR, which is an
+extrapolation.
+Needs ``pip install 'sadnet-jax[evaluate,plot]'``.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from sadnet_jax.files import refuse_existing, replacing
+from sadnet_jax.weights.paths import SAFETENSORS_SUFFIX
+from tools.plot_training import Curve, curve_of_runs, png, read_curve, set_label
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
+
+
+class Measured(NamedTuple):
+  """PSNR during one stage.
+
+  Attributes:
+    curve: Name of the curve it belongs to.
+    run: Name of the stage's run.
+    pixels: Pixels seen in all, [N].
+    psnr: In dB, [N].
+  """
+
+  curve: str
+  run: str
+  pixels: np.ndarray
+  psnr: np.ndarray
+
+
+def measured_stages(curves: Sequence[Curve], label: str, before: Mapping[str, int]) -> list[Measured]:
+  """Finds what was measured on one set, by the pixels seen until then.
+
+  Args:
+    curves: The trainings.
+    label: The set as a training curve labels it, such as 'CBSD68, 8 images, sigma 50'.
+    before: Name of a stage's run -> pixels seen before it.
+
+  Returns:
+    The stages that were measured on this set, in the order of the curves.
+
+  Raises:
+    ValueError: No stage was measured on this set, or the start of a stage is unknown.
+  """
+  ends: dict[str, int] = {}
+  stages, labels = [], set()
+  for curve in curves:
+    for stage in curve.stages:
+      if stage.settings is None:
+        raise ValueError(f'{stage.run}: has no checkpoint, so its batch size is unknown; give other runs')
+      start = stage.settings['init_from'].removesuffix(SAFETENSORS_SUFFIX)
+      seen = before.get(stage.run, ends.get(start, 0 if not start else None))
+      if seen is None:
+        raise ValueError(
+          f'{stage.run}: started from {start}, which is in no curve before it; pass its curve first, or the '
+          f'pixels seen before this stage with --before={stage.run}:PIXELS'
+        )
+      each = stage.settings['batch_size'] * stage.settings['patch_px'] ** 2
+      ends[stage.run] = ends[curve.name] = seen + stage.steps * each
+      for name, values in stage.validation.items():
+        labels.add(set_label(name, stage))
+        if set_label(name, stage) == label:
+          pixels = seen + np.asarray(values['step']) * each
+          stages.append(Measured(curve.name, stage.run, pixels, np.asarray(values['psnr'])))
+  if not stages:
+    raise ValueError(f'--set: nothing was measured on {label!r}; choose from {"; ".join(sorted(labels))}')
+  return stages
+
+
+def fitted_line(stages: Sequence[Measured], runs: Sequence[str]) -> tuple[float, float]:
+  """Fits the last PSNR of the stages of these runs: (dB at one pixel, dB for ten times the pixels).
+
+  Raises:
+    ValueError: Fewer than two runs, or one was not measured.
+  """
+  ends = {stage.run: (np.log10(stage.pixels[-1]), stage.psnr[-1]) for stage in stages}
+  if len(runs) < 2 or set(runs) - set(ends):
+    raise ValueError(f'--fit: got {", ".join(runs)}; give two or more of {", ".join(ends)}')
+  pixels, psnr = np.array([ends[run] for run in runs]).T
+  slope, intercept = np.polyfit(pixels, psnr, 1)
+  return float(intercept), float(slope)
+
+
+def draw(stages: Sequence[Measured], label: str, line: tuple[float, float] | None = None) -> 'Figure':
+  """Draws the stages, one colour a curve, and a fitted line; ValueError if Matplotlib is missing."""
+  try:
+    from matplotlib.figure import Figure
+  except ImportError as error:
+    raise ValueError("Matplotlib is missing; install it: pip install 'sadnet-jax[plot]'") from error
+  figure = Figure((7, 3.6), dpi=120, layout='constrained')
+  axes = figure.subplots()
+  names = list(dict.fromkeys(stage.curve for stage in stages))
+  for stage in stages:
+    first = not any(line.get_label() == stage.curve for line in axes.lines)
+    axes.plot(
+      stage.pixels,
+      stage.psnr,
+      marker='.',
+      linewidth=1.2,
+      color=f'C{names.index(stage.curve)}',
+      label=stage.curve if first else None,
+    )
+  if line:
+    ends = np.array([min(s.pixels[0] for s in stages), 3 * max(s.pixels[-1] for s in stages)])
+    text = f'fit: {line[1]:+.2f} dB for ten times the pixels'
+    axes.plot(ends, line[0] + line[1] * np.log10(ends), color='0.6', linestyle='--', linewidth=1, label=text)
+  axes.set(xscale='log', xlabel='pixels seen in training', ylabel=f'PSNR in dB, {label}')
+  axes.grid(color='0.9', linewidth=0.6)
+  axes.legend(fontsize=8, frameon=False)
+  return figure
+
+
+def _read(source):
+  if source.endswith('.json'):
+    return read_curve(source)
+  return curve_of_runs([source], Path(source).name, {})[0]
+
+
+def main() -> None:
+  """Defines the flags and runs."""
+  from absl import flags
+
+  from sadnet_jax import command_line
+
+  curves = flags.DEFINE_list('curves', None, 'Files in docs/curves and folders of runs.', required=True)
+  # The label of a set contains commas.
+  label = flags.DEFINE_string('set', None, "Like 'CBSD68, 8 images, sigma 50'.", required=True)
+  before = flags.DEFINE_list('before', [], 'RUN:PIXELS for stages whose start is in no given curve.')
+  fit = flags.DEFINE_list('fit', [], 'Runs whose last PSNR a line is fitted to.')
+  target = flags.DEFINE_float('target', None, 'Print where the fitted line reaches this PSNR in dB.')
+  output = flags.DEFINE_string('output', None, 'The picture to write, *.png.', required=True)
+  overwrite = flags.DEFINE_bool('overwrite', False, 'Replace an existing file.')
+
+  def command() -> None:
+    path = Path(output.value)
+    if path.suffix.lower() != '.png':
+      raise ValueError(f'--output: {path} must have the extension .png')
+    refuse_existing(path, overwrite=overwrite.value)
+    known = {}
+    for text in before.value:
+      run, _, pixels = text.rpartition(':')
+      if not run or not pixels.isdigit():
+        raise ValueError(f'--before: {text!r} must be RUN:PIXELS, such as color50_a:85196800')
+      known[run] = int(pixels)
+    stages = measured_stages([_read(source) for source in curves.value], label.value, known)
+    line = fitted_line(stages, fit.value) if fit.value else None
+    if target.value is not None and line is None:
+      raise ValueError('--target: needs a line; pass the runs to fit with --fit')
+    with replacing(path) as temporary:
+      temporary.write_bytes(png(draw(stages, label.value, line)))
+    for stage in stages:
+      print(
+        f'{stage.curve}, {stage.run}: {stage.psnr[-1]:.2f} dB after {stage.pixels[-1] / 1e6:,.0f} million '
+        'pixels'
+      )
+    if line and target.value is not None:
+      needed = 10 ** ((target.value - line[0]) / line[1])
+      print(f'by the fitted line, {target.value:g} dB takes {needed / 1e6:,.0f} million pixels')
+
+  command_line.run(command)
+
+
+if __name__ == '__main__':
+  main()
