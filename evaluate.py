@@ -22,6 +22,7 @@ from sadnet_jax.data.test_sets import SCORED, SIDD_FORMS, UNSCORED
 from sadnet_jax.evaluation import run
 from sadnet_jax.evaluation.methods import BM3D, Method, Noisy, SADNetMethod
 from sadnet_jax.evaluation.protocols import PROTOCOLS, UNCLIPPED, protocol_for_training
+from sadnet_jax.files import local_path
 from sadnet_jax.nn.sadnet import model_from_fields
 from sadnet_jax.weights.loading import load_params
 from sadnet_jax.weights.paths import is_run, split_run_path
@@ -102,7 +103,7 @@ def main() -> None:
     protocols = [(UNCLIPPED if config is None else protocol_for_training(config.noise.clip)).name]
   methods, parent, suffix = _methods(config)
   name = run.folder_name(_METHODS.value, _DATASETS.value, sigmas_255, protocols)
-  output = Path(_OUTPUT.value or parent / f'{name}{suffix}')
+  output = local_path(_OUTPUT.value or parent / f'{name}{suffix}')
   run.evaluate(
     methods,
     run.Options(

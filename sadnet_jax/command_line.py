@@ -1,8 +1,10 @@
 """Shared by the commands: parsing flags, silencing libraries, reporting errors in one line."""
 
 from collections.abc import Callable, Sequence
+import io
 import os
 from pathlib import Path
+import re
 import sys
 
 from absl import app, flags, logging
@@ -28,6 +30,10 @@ def run(command: Callable[[], None]) -> None:
     except (ValueError, OSError) as error:
       raise SystemExit(f'{name}: {one_line(error)}') from error
 
+  # Names of files need not be UTF-8.
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors='backslashreplace')
   # TensorFlow reads these when it is imported, later if at all. It only decodes and crops images here, for
   # which oneDNN adds nothing but messages.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
@@ -41,7 +47,13 @@ def _command_name() -> str:
   return f'python -m {module.name}' if module else Path(sys.argv[0]).name
 
 
+# A ~ that begins a value of a flag, one of its parts, or the folder in clean:FOLDER.
+_HOME = re.compile(r'(?<=[=,:])~[^/,]*')
+
+
 def _parse(argv: list[str]) -> list[str]:
+  # Shells replace the ~ of `--flag ~/x`, but not that of --flag=~/x.
+  argv = [_HOME.sub(lambda match: os.path.expanduser(match[0]), a) if a.startswith('--') else a for a in argv]
   try:
     return app.parse_flags_with_usage(argv)
   except AttributeError as error:

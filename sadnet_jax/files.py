@@ -1,12 +1,67 @@
-"""Writes files atomically: an output is complete or absent, and a failed write leaves the old file alone."""
+"""Paths that users give, folders with links, and files that are written completely or not at all."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import errno
 import os
 from pathlib import Path
+import re
 import secrets
 import stat
+
+_URL = re.compile(r'[A-Za-z][A-Za-z0-9+.-]+:/')
+
+
+def local_path(path: str | Path) -> Path:
+  """Returns a path that a user gave, with a leading ``~`` replaced by the home folder.
+
+  Shells leave the ``~`` of ``--output=~/x`` to the program.
+
+  Raises:
+    ValueError: It is a URL, such as that of a bucket, which would become a local folder named ``gs:``.
+  """
+  text = os.fspath(path)
+  if _URL.match(text):
+    raise ValueError(
+      f'{one_line(text)} is a URL, but only local paths are supported here; copy it to a local folder, or '
+      'mount the bucket and give the path of the mount'
+    )
+  return Path(os.path.expanduser(text))
+
+
+def walk(
+  folder: str | Path, onerror: Callable[[OSError], object] | None = None
+) -> Iterator[tuple[Path, list[str], list[str]]]:
+  """Walks a folder like `os.walk`, and then the folders that symbolic links in it lead to.
+
+  Each folder is visited once, by its own path rather than by a link if it has both. Links to a folder that
+  contains them are not followed.
+
+  Args:
+    folder: Where to start.
+    onerror: Called with the error of a folder that cannot be listed; by default it is skipped.
+
+  Yields:
+    Path of a folder, the names of its folders (sorted; those that the caller removes are not visited), and
+    the names of its other files (sorted).
+  """
+  seen: set[tuple[int, int]] = set()
+  starts = [Path(folder)]
+  while starts:
+    for path, folders, names in os.walk(starts.pop(0), onerror=onerror):
+      status = os.stat(path)
+      if (status.st_dev, status.st_ino) in seen:
+        folders.clear()
+        continue
+      seen.add((status.st_dev, status.st_ino))
+      folders.sort()
+      yield Path(path), folders, sorted(names)
+      starts += [link for link in (Path(path, name) for name in folders) if _leads_elsewhere(link)]
+
+
+def _leads_elsewhere(link):
+  """Whether a path is a link to a folder that does not contain it."""
+  return link.is_symlink() and not Path(os.path.realpath(link.parent)).is_relative_to(os.path.realpath(link))
 
 
 @contextlib.contextmanager
@@ -48,9 +103,9 @@ def replacing(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-  """Writes a UTF-8 text file with `replacing`."""
+  """Writes a UTF-8 text file with `replacing`; what UTF-8 cannot express, as in file names, is escaped."""
   with replacing(path) as temporary:
-    temporary.write_text(text, encoding='utf-8')
+    temporary.write_text(text, encoding='utf-8', errors='backslashreplace')
 
 
 def one_line(message: BaseException | str, longest: int = 600) -> str:

@@ -54,20 +54,53 @@ def free_host_bytes() -> int | None:
   return min(found) if found else None
 
 
-def free_in_container(folder: Path = Path('/sys/fs/cgroup')) -> int | None:
-  """What is left of a container's memory limit (cgroup version 2), None if there is no limit.
+# The files of a cgroup's limits and of its use of memory, and the field of memory.stat with the cached files
+# that the system evicts when memory is needed: of version 2, then of version 1.
+_CGROUP_FILES = (
+  (('memory.max', 'memory.high'), 'memory.current', 'inactive_file'),
+  (('memory.limit_in_bytes',), 'memory.usage_in_bytes', 'total_inactive_file'),
+)
+
+
+def free_in_container(
+  folder: Path = Path('/sys/fs/cgroup'), groups: Path = Path('/proc/self/cgroup')
+) -> int | None:
+  """What is left of the memory limits of this process's cgroup and of those above it; None without a limit.
+
+  Containers, Slurm and systemd set such limits.
 
   Args:
-    folder: The cgroup's files.
+    folder: Where cgroups are mounted, those of version 1 in its subfolder ``memory``.
+    groups: The file that names the groups of the process.
   """
+  found = [_free_in_group(group) for group in _groups(folder, groups)]
+  return min((free for free in found if free is not None), default=None)
+
+
+def _groups(folder, groups):
+  """The folders of the process's group and of all groups above it, in both versions."""
   try:
-    limit = int((folder / 'memory.max').read_text())
-    current = int((folder / 'memory.current').read_text())
-    stat = dict(line.split() for line in (folder / 'memory.stat').read_text().splitlines())
-    # The system evicts cached files when memory is needed.
-    return max(0, limit - current + int(stat.get('inactive_file', 0)))
-  except (OSError, ValueError):
-    return None
+    lines = [line.split(':', 2) for line in groups.read_text().splitlines()]
+  except OSError:
+    lines = []
+  for root, own in ((folder, ''), (folder / 'memory', 'memory')):
+    names = [path for _, controllers, path in lines if own in controllers.split(',')]
+    # In a container, the group's path may be that outside; there the mounted folder itself is the group.
+    path = root / (names[0] if names else '').strip('/')
+    yield from (group for group in (path, *path.parents) if group.is_relative_to(root))
+
+
+def _free_in_group(group):
+  for limits, used, cached in _CGROUP_FILES:
+    try:
+      texts = [(group / name).read_text().strip() for name in limits if (group / name).exists()]
+      numbers = [int(text) for text in texts if text != 'max']
+      if numbers:
+        stat = dict(line.split() for line in (group / 'memory.stat').read_text().splitlines())
+        return max(0, min(numbers) - int((group / used).read_text()) + int(stat.get(cached, 0)))
+    except (OSError, ValueError):
+      continue
+  return None
 
 
 def _free_in_system():

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from sadnet_jax.files import one_line, replacing, write_text
+from sadnet_jax.files import local_path, one_line, replacing, write_text
 
 
 def _mode(path):
@@ -111,3 +111,22 @@ def test_the_longest_names_can_be_written_by_several_threads(tmp_path):
 def test_messages_in_one_line():
   assert one_line(ValueError('one\n\ttwo\x1b[31m  three')) == 'one two [31m three'
   assert one_line(KeyError()) == 'KeyError'
+
+
+def test_paths_of_users(monkeypatch):
+  monkeypatch.setenv('HOME', '/home/somebody')
+  assert [str(local_path(path)) for path in ('~/a', 'a/~', '~', Path('~/b'), 'a:b/c')] == [
+    '/home/somebody/a',
+    'a/~',
+    '/home/somebody',
+    '/home/somebody/b',
+    'a:b/c',
+  ]
+  for url in ('gs://bucket/run', Path('s3://bucket/run'), 'https://host/a', 'file:///a'):
+    with pytest.raises(ValueError, match=r'is a URL, but only local paths are supported here; copy'):
+      local_path(url)
+
+
+def test_names_that_are_not_utf8_are_escaped_in_text(tmp_path):
+  write_text(tmp_path / 'a.txt', 'caf\udce9, é')
+  assert (tmp_path / 'a.txt').read_text(encoding='utf-8') == 'caf\\udce9, é'

@@ -11,13 +11,50 @@ def test_free_memory_is_plausible():
 
 
 def test_the_memory_limit_of_a_container_counts(tmp_path):
-  assert machine.free_in_container(tmp_path) is None
+  # Without a list of the process's groups, the mounted folder is the group.
+  groups = tmp_path / 'none'
+  assert machine.free_in_container(tmp_path, groups) is None
   (tmp_path / 'memory.max').write_text('1000\n')
   (tmp_path / 'memory.current').write_text('700\n')
   (tmp_path / 'memory.stat').write_text('anon 500\ninactive_file 150\n')
-  assert machine.free_in_container(tmp_path) == 450
+  assert machine.free_in_container(tmp_path, groups) == 450
   (tmp_path / 'memory.max').write_text('max\n')
-  assert machine.free_in_container(tmp_path) is None
+  assert machine.free_in_container(tmp_path, groups) is None
+
+
+def _limit(folder, limits, used, cached):
+  folder.mkdir(parents=True, exist_ok=True)
+  for name, value in {**limits, **used}.items():
+    (folder / name).write_text(f'{value}\n')
+  (folder / 'memory.stat').write_text(f'{cached} 20\n')
+
+
+def test_the_least_limit_from_the_group_of_the_process_upwards_counts(tmp_path):
+  groups = tmp_path / 'groups'
+  groups.write_text('0::/system.slice/job.scope/step\n')
+  _limit(
+    tmp_path / 'system.slice' / 'job.scope', {'memory.max': 1000}, {'memory.current': 100}, 'inactive_file'
+  )
+  _limit(tmp_path / 'system.slice', {'memory.max': 'max'}, {'memory.current': 300}, 'inactive_file')
+  _limit(tmp_path / 'others.slice', {'memory.max': 50}, {'memory.current': 0}, 'inactive_file')
+  assert machine.free_in_container(tmp_path, groups) == 920
+  # From this on, the system slows the group down.
+  (tmp_path / 'system.slice' / 'memory.high').write_text('500\n')
+  assert machine.free_in_container(tmp_path, groups) == 220
+
+
+def test_limits_of_cgroup_version_1_count(tmp_path):
+  groups = tmp_path / 'groups'
+  groups.write_text('5:cpu,cpuacct:/job\n3:memory:/job\n')
+  memory = tmp_path / 'memory'
+  used = {'memory.usage_in_bytes': 300}
+  _limit(memory, {'memory.limit_in_bytes': 2**63 - 4096}, used, 'total_inactive_file')
+  _limit(memory / 'job', {'memory.limit_in_bytes': 1000}, used, 'total_inactive_file')
+  assert machine.free_in_container(tmp_path, groups) == 720
+  # In a container, the path is that outside, and the mounted folder is the group.
+  groups.write_text('3:memory:/docker/abc\n')
+  _limit(memory, {'memory.limit_in_bytes': 700}, used, 'total_inactive_file')
+  assert machine.free_in_container(tmp_path, groups) == 420
 
 
 @pytest.mark.parametrize(

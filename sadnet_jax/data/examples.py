@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import concurrent.futures
 import dataclasses
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -106,13 +107,13 @@ def fingerprint(examples: Sequence[Example]) -> str:
   """
   digest = hashlib.sha256()
   for example in sorted(examples, key=lambda e: e.name):
-    digest.update(f'{example.name}\n'.encode())
+    digest.update(os.fsencode(f'{example.name}\n'))
     for path in example.files:
       try:
         size = path.stat().st_size
       except OSError as error:
         raise ValueError(f'{path}: this file no longer exists ({error.strerror})') from error
-      digest.update(f'{path.name} {size}\n'.encode())
+      digest.update(os.fsencode(f'{path.name} {size}\n'))
   return f'{len(examples)} images, {digest.hexdigest()[:8]}'
 
 

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from sadnet_jax.files import local_path
+
 
 def find_data_dir(path: str | Path, source: str) -> Path:
   """Returns an existing folder: the path as given, or below SADNET_DATA.
@@ -12,7 +14,7 @@ def find_data_dir(path: str | Path, source: str) -> Path:
     source: The flag or field it was given in, for the message.
 
   Raises:
-    ValueError: Neither folder exists; both are named.
+    ValueError: Neither folder exists (both are named), or the path is a URL.
   """
   folder = look_for_data_dir(path)
   if folder is None:
@@ -30,15 +32,15 @@ def look_for_data_dir(path: str | Path, root: str | Path | None = None) -> Path 
 
 def new_data_dir(path: str | Path) -> Path:
   """Returns where to create data: a relative path is below SADNET_DATA if that is set."""
-  return Path(data_root() or '', path)
+  return Path(data_root() or '', local_path(path))
 
 
 def data_root() -> Path | None:
   """Returns the folder that SADNET_DATA names, None if it is not set."""
   root = os.environ.get('SADNET_DATA')
-  return Path(root) if root else None
+  return local_path(root) if root else None
 
 
 def _candidates(path, root=None):
-  root = root or data_root()
-  return [Path(path)] + ([Path(root) / path] if root else [])
+  path, root = local_path(path), local_path(root or data_root() or '')
+  return [path] + ([root / path] if root.parts else [])

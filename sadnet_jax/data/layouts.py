@@ -1,7 +1,9 @@
 """Data sets as downloaded: which files belong together, and in which scenes.
 
 ======  =====================================================================
-clean   Any folder of clean images, with its subfolders; each image is a scene.
+clean   Any folder of clean images, with its subfolders; each image is a scene. Of a copy of
+        CBSD68 with ``noisy15``, ``noisy25`` ... beside ``original_png`` or ``original``, the
+        first of these two alone.
 pairs   Any folder of noisy and clean images, paired by the rules of `pairs`;
         each pair is a scene.
 sidd    SIDD Medium or Small sRGB: ``Data/<scene>/[NNNN_]{NOISY,GT}_SRGB_NNN.PNG``
@@ -30,8 +32,12 @@ import re
 
 from sadnet_jax.data.examples import Example
 from sadnet_jax.data.pairs import find_pairs
+from sadnet_jax.files import walk
 from sadnet_jax.images import arrays
 
+# In copies of CBSD68 that hold noisy images too: those, and the clean images, as PNG or JPEG.
+_NOISY_FOLDER = re.compile(r'nois[ey]_?\d+', re.IGNORECASE)
+_ORIGINALS = ('original_png', 'original')
 _SIDD_FILE = re.compile(
   r'(?P<before>(?:\d{4}_)?)(?P<role>GT|NOISY)(?P<after>_SRGB_\d{3}\.PNG)', re.IGNORECASE
 )
@@ -111,8 +117,23 @@ def _named(found: Iterable[_Files], folder: Path) -> list[Example]:
   ]
 
 
+def noisy_folders(folder: Path) -> list[Path]:
+  """Returns the folders in a folder that are named for images with added noise, such as ``noisy25``."""
+  return sorted(path for path in folder.iterdir() if _NOISY_FOLDER.fullmatch(path.name) and path.is_dir())
+
+
 def _find_clean(folder: Path) -> tuple[list[_Files], list[str]]:
-  return [_Files((path,), None, None) for path in arrays.find_images(folder)], []
+  images = arrays.find_images(folder)
+  noisy = noisy_folders(folder)
+  if noisy:
+    originals = [path for path in (folder / name for name in _ORIGINALS) if path.is_dir()]
+    images = [path for path in images if originals and path.is_relative_to(originals[0])]
+    if not images:
+      raise ValueError(
+        f'{folder}: has folders of noisy images ({", ".join(path.name for path in noisy)}), which are not '
+        'clean; give the folder of the clean images alone'
+      )
+  return [_Files((path,), None, None) for path in images], []
 
 
 def _find_pairs(folder: Path) -> tuple[list[_Files], list[str]]:
@@ -192,7 +213,7 @@ def _find_polyu(folder: Path) -> tuple[list[_Files], list[str]]:
 
 def _folders(folder: Path, wanted: Callable[[str], object]) -> list[Path]:
   """Returns those of the folder and all folders below it whose names are wanted."""
-  below = sorted(path for path in folder.rglob('*') if path.is_dir() and wanted(path.name))
+  below = sorted(path / name for path, names, _ in walk(folder) for name in names if wanted(name))
   return [folder, *below] if wanted(folder.resolve().name) else below
 
 
@@ -204,7 +225,7 @@ def _groups(folder: Path, pattern: re.Pattern[str]) -> dict[str, dict[str, list[
   groups: dict[str, dict[str, list[Path]]] = {}
   for path in sorted(folder.iterdir()):
     match = pattern.fullmatch(path.name)
-    if match and not arrays.is_hidden(path, folder):
+    if match and not arrays.is_hidden(path.name):
       common = f'{match["before"]}*{match["after"]}'.lower()
       groups.setdefault(common, {}).setdefault(match['role'].lower(), []).append(path)
   return groups

@@ -1,6 +1,7 @@
 """Finds pairs of noisy and clean images in any folder, by their names.
 
 Names are split into words at anything but letters and digits; case and file extension are ignored.
+``ground_truth`` is one word, and the number in words like ``noisy25`` is a word of its own.
 
 - The last word of a file's name that is one of NOISY_WORDS or CLEAN_WORDS decides whether it is noisy or
   clean. Without such a word, the nearest folder that has one in its name decides (the given folder itself
@@ -9,6 +10,8 @@ Names are split into words at anything but letters and digits; case and file ext
   or in folders that differ only in such words: ``a/1_noisy.png`` and ``a/1_gt.jpg``,
   ``noisy/1.png`` and ``clean/1.png``, ``0001/NOISY_SRGB_010.PNG`` and
   ``0001/GT_SRGB_010.PNG``.
+- Of the remaining files, a noisy and a clean one are a pair if one of them has such a number and nothing
+  else differs, and no third file does: ``noisy25/1.png`` and ``clean/1.png``.
 - Of the remaining files, one in a folder of noisy images only and one in a folder of clean images
   only are a pair if the rest of their names is equal, and no third file has it:
   ``Nam_patches/01_noise.png`` and ``Nam_patch_GT/01_gt.png``.
@@ -34,6 +37,8 @@ class _File:
   word: str  # The word that makes it noisy or clean.
   folder: str  # Its folder, without such words.
   rest: str  # Its name, without that word.
+  numbered: bool  # Whether a number stood directly behind such a word, as in noisy25.
+  unnumbered: tuple[str, str]  # Folder and rest without such numbers.
 
   @property
   def role(self) -> str:
@@ -60,6 +65,11 @@ def find_pairs(paths: Iterable[Path], folder: Path) -> tuple[list[tuple[Path, Pa
         f'{", ".join(sorted(NOISY_WORDS))} or {", ".join(sorted(CLEAN_WORDS))} into it or its folder'
       )
   pairs, left = _match(files, lambda file: (file.folder, file.rest))
+  # noisy1 is not the partner of clean2, nor noisy25 and noisy50 both of clean.
+  numbered, _ = _match(_of_one_number(left, files), lambda file: file.unnumbered)
+  pairs += numbered
+  paired = {path for pair in numbered for path in pair}
+  left = [file for file in left if file.path not in paired]
   # A file that lacks its partner must not be paired with a file of another scene.
   count = collections.Counter(file.rest for file in files)
   roles = collections.defaultdict(set)
@@ -82,21 +92,47 @@ def roles(paths: Iterable[Path], folder: Path) -> set[str]:
 
 def _parse(path, folder):
   *folders, name = path.relative_to(folder).parts
-  words = _words(Path(name).stem)
-  parts = ['_'.join(word for word in _words(part) if word not in _WORDS) for part in folders]
-  there = '/'.join(part for part in parts if part)
+  words, above = _words(Path(name).stem), [_words(part) for part in folders]
   for i in reversed(range(len(words))):
     if words[i] in _WORDS:
-      return _File(path, words[i], there, '_'.join(words[:i] + words[i + 1 :]))
-  for part in reversed(folders):
-    for word in reversed(_words(part)):
+      return _file(path, words[i], above, words[:i] + words[i + 1 :])
+  for part in reversed(above):
+    for word in reversed(part):
       if word in _WORDS:
-        return _File(path, word, there, '_'.join(words))
+        return _file(path, word, above, words)
   return None
 
 
+# Marks a number that stood behind a word of noise or truth.
+_NUMBER = '#'
+_NUMBERED_WORD = re.compile(rf'({"|".join(sorted(_WORDS))})(\d+)')
+
+
 def _words(text):
-  return [word for word in re.split(r'[\W_]+', text.lower()) if word]
+  text = re.sub(r'ground[\W_]+truth', 'groundtruth', text.lower())
+  matches = ((word, _NUMBERED_WORD.fullmatch(word)) for word in re.split(r'[\W_]+', text) if word)
+  return [part for word, m in matches for part in ((m[1], _NUMBER + m[2]) if m else (word,))]
+
+
+def _file(path, word, above, rest):
+  parts = [*([word for word in part if word not in _WORDS] for part in above), rest]
+  unnumbered = [[word for word in part if not word.startswith(_NUMBER)] for part in parts]
+  (folder, rest), bare = _joined(parts), _joined(unnumbered)
+  return _File(path, word, folder, rest, numbered=unnumbered != parts, unnumbered=bare)
+
+
+def _joined(parts):
+  """Folder and name from the words of each folder and of the name."""
+  *folders, name = ('_'.join(word.removeprefix(_NUMBER) for word in part) for part in parts)
+  return '/'.join(filter(None, folders)), name
+
+
+def _of_one_number(chosen, files):
+  """Those of the chosen files that differ from one other file alone, in a number that one of them lacks."""
+  groups = collections.defaultdict(list)
+  for file in files:
+    groups[file.unnumbered].append(file.numbered)
+  return [file for file in chosen if sorted(groups[file.unnumbered]) == [False, True]]
 
 
 def _match(files, key):

@@ -14,6 +14,7 @@ import bisect
 import collections
 from collections.abc import Collection, Iterable, Iterator, Sequence
 import itertools
+import os
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
@@ -83,9 +84,9 @@ class FileImages:
           )
     self.has_noisy = _all_or_none({example.name: example.noisy is not None for example in examples})
     self._channels = channels
-    self._files = {'clean': tf.constant([str(example.clean[0]) for example in examples])}
+    self._files = {'clean': tf.constant([os.fsencode(example.clean[0]) for example in examples])}
     if self.has_noisy:
-      self._files['noisy'] = tf.constant([str(example.noisy) for example in examples])
+      self._files['noisy'] = tf.constant([os.fsencode(str(example.noisy)) for example in examples])
 
   def __len__(self) -> int:
     """Returns the number of images."""

@@ -27,6 +27,7 @@ import dataclasses
 from pathlib import Path
 
 from sadnet_jax.data.folders import data_root
+from sadnet_jax.files import local_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +144,7 @@ def find_folder(name: str, root: str | Path | None) -> Path:
     raise ValueError(
       f'{name}: no folder to search; give the one that contains test/{title} as --data or SADNET_DATA'
     )
-  root = Path(root)
+  root = local_path(root)
   if not root.is_dir():
     raise ValueError(f'{name}: {root} is not a folder; give the one that contains test/{title}')
   candidates = _candidates(root, title, bool(wanted))
@@ -167,7 +168,7 @@ def below_root(folder: Path, root: str | Path | None) -> str:
   Returns:
     Its path below the root, with '/'; only its name if it is the root or outside of it.
   """
-  root = Path(root or data_root() or folder)
+  root = local_path(root or data_root() or folder)
   inside = folder != root and folder.is_relative_to(root)
   return folder.relative_to(root).as_posix() if inside else folder.resolve().name
 

@@ -7,6 +7,7 @@ import glob
 import os
 from pathlib import Path
 
+from sadnet_jax.files import local_path, walk
 from sadnet_jax.images import INPUT_SUFFIXES, check_output, writable_name
 from sadnet_jax.images.reading import shown_path as shown
 
@@ -58,17 +59,19 @@ def find_targets(
       comparisons and everything below the output folder are skipped.
     output: A file, for one picture; or a folder: an existing one, or a name that ends in a separator or
       has no picture's extension.
-    recursive: Also search the subfolders of folders; links to folders are not followed.
+    recursive: Also search the subfolders of folders, and the folders that they link to.
     compare: Also name comparisons.
     overwrite: Allow outputs to replace existing files; inputs are never replaced.
     skip_existing: Allow outputs to exist; `split_existing` finds them.
 
   Raises:
-    ValueError: The output folder is not writable, an input has no pictures, two pictures have the same
-      output, an output is an input, or an output exists that may neither be replaced nor skipped.
+    ValueError: A name is a URL or the ``-`` of standard input and output, the output folder is not writable,
+      an input has no pictures, two pictures have the same output, an output is an input, or an output exists
+      that may neither be replaced nor skipped.
   """
   if not output:
     raise ValueError('--output is empty; name a file or a folder')
+  inputs, output = [_local_name(text) for text in inputs], _local_name(output)
   folder = _is_folder(output)
   found = _unique(_find(inputs, recursive, os.path.realpath(output) if folder else None))
   if folder:
@@ -136,6 +139,18 @@ def _size_by_header(path):
   return None
 
 
+def _local_name(text):
+  """The name as the file system knows it; keeps a final separator."""
+  if text == '-':
+    raise ValueError(
+      "'-' is not read as standard input or output; name a file or a folder, or write ./- for a file of that "
+      'name'
+    )
+  # Only to refuse URLs: `Path` drops a final separator.
+  local_path(text)
+  return os.path.expanduser(text)
+
+
 def _is_folder(output):
   if os.path.isdir(output):
     return True
@@ -178,15 +193,11 @@ def _find(inputs: Sequence[str], recursive: bool, output: str | None) -> Iterato
 
 def _in_folder(folder, recursive, output):
   found, deeper = [], False
-  for path, folders, names in os.walk(folder, onerror=_refuse):
-    folders[:] = sorted(
-      name
-      for name in folders
-      if not name.startswith('.') and os.path.realpath(os.path.join(path, name)) != output
-    )
-    if path == folder and not recursive:
+  for path, folders, names in walk(folder, onerror=_refuse):
+    folders[:] = [name for name in folders if not name.startswith('.') and not _is_below(path / name, output)]
+    if path == Path(folder) and not recursive:
       deeper, folders[:] = bool(folders), []
-    found += [Path(path, name) for name in sorted(names) if _is_input(name)]
+    found += [path / name for name in names if _is_input(name)]
   if not found:
     hint = '; pass --recursive to search its subfolders' if deeper else ''
     raise ValueError(f'the folder {shown(folder)} has no pictures ({", ".join(INPUT_SUFFIXES)}){hint}')
@@ -198,28 +209,38 @@ def _refuse(error):
 
 
 def _by_pattern(pattern, output):
-  fixed = pattern
-  while glob.has_magic(fixed):
-    fixed = os.path.dirname(fixed)
-  rest = os.path.relpath(pattern, fixed or os.curdir)
+  # Folders come first: an existing name is no pattern, whatever its characters.
+  fixed, parts = Path(), list(Path(pattern).parts)
+  while len(parts) > 1 and (not glob.has_magic(parts[0]) or os.path.lexists(fixed / parts[0])):
+    fixed /= parts.pop(0)
   # A final ** also means files; pathlib agrees from Python 3.13 on.
-  rest = os.path.join(rest, '*') if rest.endswith('**') else rest
+  parts += ['*'] if parts[-1] == '**' else []
   try:
-    # Not `glob.glob`, which follows circular links.
-    paths = sorted(Path(fixed).glob(rest))
+    paths = sorted(set(_glob(fixed, parts)))
   except ValueError as error:
     raise ValueError(f'{shown(pattern)} is not a valid pattern: {error}') from error
   found = [
     (path, relative)
-    for path, relative in ((path, Path(os.path.relpath(path, fixed or os.curdir))) for path in paths)
+    for path, relative in ((path, Path(os.path.relpath(path, fixed))) for path in paths)
     if _is_input(path.name)
     and not any(part.startswith('.') for part in relative.parts)
     and not path.is_dir()
-    and not _is_below(path, output)
+    and not _is_below(path.parent, output)
   ]
   if not found:
     raise ValueError(f'no picture ({", ".join(INPUT_SUFFIXES)}) matches {shown(pattern)}')
   return found
+
+
+def _glob(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
+  """Like `Path.glob`, but ``**`` follows links to folders, unlike `glob.glob` without endless circles."""
+  if '**' not in parts:
+    yield from folder.glob(os.path.join(*parts))
+    return
+  at = parts.index('**')
+  for start in folder.glob(os.path.join(*parts[:at])) if at else (folder,):
+    for path, _, _ in walk(start):
+      yield from _glob(path, parts[at + 1 :])
 
 
 def _is_input(name):
@@ -228,8 +249,9 @@ def _is_input(name):
   return os.path.splitext(lower)[1] in INPUT_SUFFIXES and not skipped
 
 
-def _is_below(path, folder):
-  return folder is not None and Path(os.path.realpath(os.path.dirname(path))).is_relative_to(folder)
+def _is_below(folder, output):
+  """Whether a folder is the output folder or below it."""
+  return output is not None and Path(os.path.realpath(folder)).is_relative_to(output)
 
 
 def _unique(found):

@@ -12,7 +12,7 @@ import numpy as np
 
 from sadnet_jax.data.examples import Example, example_shape, read_example
 from sadnet_jax.data.folders import look_for_data_dir
-from sadnet_jax.data.layouts import find_examples
+from sadnet_jax.data.layouts import find_examples, noisy_folders
 from sadnet_jax.data.pairs import roles
 from sadnet_jax.data.test_sets import (
   IMAGE_SETS,
@@ -24,7 +24,7 @@ from sadnet_jax.data.test_sets import (
   find_folder,
 )
 from sadnet_jax.evaluation.protocols import FLOAT, ROUNDED, Protocol
-from sadnet_jax.images.arrays import SUFFIXES, find_images, is_hidden
+from sadnet_jax.images.arrays import SUFFIXES, find_images, visible_files
 
 if typing.TYPE_CHECKING:
   from sadnet_jax.evaluation.submissions.sidd import SiddBlocks
@@ -161,11 +161,13 @@ def _open_files(
     channels = known.channels
     if len(images) != known.count:
       notes.append(f'{len(images)} images instead of the {known.count} of {title}')
-  paths = [p for p in sorted(folder.rglob('*')) if not is_hidden(p, folder)]
-  others = [p for p in paths if p.is_file() and p.suffix.lower() not in SUFFIXES]
-  links = [p for p in paths if p.is_symlink() and not p.is_file()]
+  files = visible_files(folder)
+  others = [p for p in files if p.is_file() and p.suffix.lower() not in SUFFIXES]
+  links = [p for p in files if p.is_symlink() and not p.exists()]
   notes += _note_ignored('files of other types', others, folder)
-  notes += _note_ignored('links to folders or missing files', links, folder)
+  notes += _note_ignored('links to missing files', links, folder)
+  if layout == 'clean':
+    notes += _note_ignored('folders of noisy images', noisy_folders(folder), folder)
   notes = [f'{below_root(folder, root)}: {note}' for note in notes]
   protocol = None if layout == 'clean' else ROUNDED
   return ImageSet(name, title, version, channels, protocol, images, found.problems, notes)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sadnet_jax.files import replacing
+from sadnet_jax.files import replacing, walk
 from sadnet_jax.images.photograph import to_8_bits
 from sadnet_jax.images.reading import read_photograph
 
@@ -19,7 +19,7 @@ def find_images(folder: str | Path, suffixes: Sequence[str] = SUFFIXES) -> list[
   """Finds all image files below a folder, sorted by path.
 
   Args:
-    folder: Searched with its subfolders, without hidden folders and files.
+    folder: Searched with its subfolders and links to folders, without hidden folders and files.
     suffixes: Extensions that count, in lower case with the dot; the case of files' extensions is ignored.
 
   Returns:
@@ -31,17 +31,27 @@ def find_images(folder: str | Path, suffixes: Sequence[str] = SUFFIXES) -> list[
   folder = Path(folder)
   if not folder.is_dir():
     raise ValueError(f'{folder}: the folder does not exist')
-  found = sorted(
-    p for p in folder.rglob('*') if p.suffix.lower() in suffixes and p.is_file() and not is_hidden(p, folder)
-  )
+  found = [path for path in visible_files(folder) if path.suffix.lower() in suffixes and path.is_file()]
   if not found:
     raise ValueError(f'{folder}: the folder has no image with an extension of {", ".join(suffixes)}')
   return found
 
 
-def is_hidden(path: Path, folder: Path) -> bool:
-  """Whether a name below a folder begins with a dot, like macOS's ``._1.png`` and viewers' thumbnails."""
-  return any(part.startswith('.') for part in path.relative_to(folder).parts)
+def visible_files(folder: Path) -> list[Path]:
+  """Returns everything but folders below a folder and the folders it links to, sorted by path.
+
+  Names that begin with a dot, like macOS's ``._1.png`` and viewers' thumbnails, are left out.
+  """
+  found = []
+  for path, folders, names in walk(folder):
+    folders[:] = [name for name in folders if not is_hidden(name)]
+    found += [path / name for name in names if not is_hidden(name)]
+  return sorted(found)
+
+
+def is_hidden(name: str) -> bool:
+  """Whether the name of a file or folder begins with a dot."""
+  return name.startswith('.')
 
 
 def read_image(path: str | Path, channels: int) -> np.ndarray:

@@ -21,6 +21,7 @@ from sadnet_jax.ops.deform_conv import (
   weights_by_sample,
 )
 from sadnet_jax.ops.platform import accumulation_dtype, current_platform
+from sadnet_jax.ops.promotion import usual_promotion
 from sadnet_jax.ops.sampling import check_arguments, make_table
 
 # XLA's convolution on a CPU is tuned for multiples of 64 output channels: 216 take as long as 256,
@@ -31,6 +32,7 @@ _OUTPUT_CHANNEL_MULTIPLE = 64
 _GRADIENT_STRIP_ROWS = 16
 
 
+@usual_promotion()
 def adaptive_conv2d(
   x: jax.Array,
   offset_features: jax.Array,
@@ -61,6 +63,7 @@ def adaptive_conv2d(
   return _adaptive_conv2d(deformable_groups, x, offset_features, predict_kernel, predict_bias, kernel, bias)
 
 
+@usual_promotion()
 def predict_offset_mask(features: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
   """3x3 convolution from few channels to many: `conv.conv2d` with a faster kernel gradient on a CPU.
 
@@ -81,6 +84,7 @@ def predict_offset_mask(features: jax.Array, kernel: jax.Array, bias: jax.Array)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@usual_promotion()
 def _adaptive_conv2d(deformable_groups, x, offset_features, predict_kernel, predict_bias, kernel, bias):
   shape = (*offset_features.shape[:3], predict_kernel.shape[3])
   offset_mask = jax.ShapeDtypeStruct(shape, offset_features.dtype)
@@ -99,10 +103,12 @@ def _predict_whole(deformable_groups, x, offset_features, predict_kernel, predic
   return deform_conv2d_packed(x, offset_mask, kernel, bias, padding=1, deformable_groups=deformable_groups)
 
 
+@usual_promotion()
 def _forward(deformable_groups, *arrays):
   return jax.vjp(functools.partial(_predict_whole, deformable_groups), *arrays)
 
 
+@usual_promotion()
 def _backward(_, pullback, dy):
   return pullback(dy)
 
@@ -154,10 +160,12 @@ def _conv2d_to_many_channels(x, kernel):
   return conv2d(x, kernel)
 
 
+@usual_promotion()
 def _conv2d_forward(x, kernel):
   return conv2d(x, kernel), (x, kernel)
 
 
+@usual_promotion()
 def _conv2d_backward(residuals, dy):
   x, kernel = residuals
   (dx,) = jax.linear_transpose(lambda x: conv2d(x, kernel), x)(dy)

@@ -7,11 +7,13 @@ from jax import lax
 import jax.numpy as jnp
 
 from sadnet_jax.ops.platform import current_platform
+from sadnet_jax.ops.promotion import usual_promotion
 
 # Up to this many input channels, a 1x1 convolution on a CPU is written as a sum over channels.
 _MAX_UNROLLED_CHANNELS = 8
 
 
+@usual_promotion()
 def conv2d(
   x: jax.Array,
   kernel: jax.Array,
@@ -59,13 +61,14 @@ def _conv2d_without_overlap(x, kernel):
     size == 1 and channels <= _MAX_UNROLLED_CHANNELS and current_platform() == 'cpu' and x.dtype.itemsize >= 4
   ):
     # XLA fuses these sums into one loop, four times faster than a product with so few columns.
-    terms = [x[..., i : i + 1] * kernel[0, 0, i] for i in range(channels)]
+    terms = [x[..., i : i + 1] * kernel[:, :, i : i + 1] for i in range(channels)]
     return functools.reduce(jnp.add, terms)
   n, h, w = x.shape[0], x.shape[1] // size, x.shape[2] // size
   rows = x[:, : h * size, : w * size].reshape(n, h, size, w, size * channels)
   return jnp.einsum('nhawc,aco->nhwo', rows, kernel.reshape(size, size * channels, -1))
 
 
+@usual_promotion()
 def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
   """Adds a bias [C] to y [..., C] in the dtype of y; the gradient of the bias is summed in its own dtype."""
   # The cast comes after broadcasting, so that the transpose casts before it sums.

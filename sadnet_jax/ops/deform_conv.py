@@ -28,6 +28,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from sadnet_jax.ops.platform import accumulation_dtype
+from sadnet_jax.ops.promotion import usual_promotion
 from sadnet_jax.ops.sampling import (
   ConvSpec,
   SampleLocations,
@@ -42,6 +43,7 @@ from sadnet_jax.ops.sampling import (
 T = TypeVar('T')
 
 
+@usual_promotion()
 def deform_conv2d(
   x: jax.Array,
   offset: jax.Array,
@@ -115,6 +117,7 @@ def deform_conv2d(
   return _deform_conv2d(spec, x, OffsetAndMask(offset, mask), kernel, bias, groups)
 
 
+@usual_promotion()
 def deform_conv2d_packed(
   x: jax.Array,
   offset_mask: jax.Array,
@@ -238,6 +241,7 @@ def add_output_bias(y: jax.Array, bias: jax.Array | None) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@usual_promotion()
 def deform_conv_by_blocks(
   spec: ConvSpec, x: jax.Array, offset_and_mask: OffsetAndMask | PackedOffsetMask, kernel: jax.Array
 ) -> jax.Array:
@@ -366,10 +370,12 @@ def _join_blocks(blocks, shape):
 # --- Backward pass, on the same blocks. Notation: d<name> = dL/d<name>.
 
 
+@usual_promotion()
 def _forward(spec, x, offset_and_mask, kernel):
   return deform_conv_by_blocks(spec, x, offset_and_mask, kernel), (x, offset_and_mask, kernel)
 
 
+@usual_promotion()
 def _backward(spec, residuals, dy):
   """Gradients of `deform_conv_by_blocks` for x, offset_and_mask and kernel."""
   x, offset_and_mask, kernel = residuals

@@ -45,6 +45,7 @@ import ml_collections
 import numpy as np
 
 from sadnet_jax.data import on_device
+from sadnet_jax.files import local_path
 from sadnet_jax.training import distributed, inputs, validation
 from sadnet_jax.training.config import (
   CLEAN_SETS,
@@ -86,21 +87,25 @@ def train(
 
   Args:
     config: See ``configs/default.py``.
-    workdir: Folder of the run, see `run_folder`. With several processes, only process 0 uses it.
+    workdir: Local folder of the run, see `run_folder`. With several processes, only process 0 uses it.
     devices: Devices to train on; by default all devices of all processes.
 
   Returns:
     The final state. After SIGTERM or SIGINT that is the state of an earlier step, which has been saved.
 
   Raises:
-    ValueError: A field of the config cannot work; the images are missing, damaged or smaller than a patch;
-      another process trains in the folder; its checkpoint belongs to another config or cannot be read; a
-      checkpoint cannot be written; the run has diverged.
+    ValueError: A field of the config cannot work; ``workdir`` is a URL; the images are missing, damaged or
+      smaller than a patch; another process trains in the folder; its checkpoint belongs to another config or
+      cannot be read; a checkpoint cannot be written; the run has diverged.
   """
+  workdir = local_path(workdir)
   devices = jax.devices() if devices is None else devices
   check_config(config, len(devices))
   data = inputs.open_training_data(config, distributed.local(devices)[0])
   with contextlib.ExitStack() as stack:
+    # Strict settings are meant for the user's own code; libraries below break under them.
+    stack.enter_context(jax.numpy_rank_promotion('allow'))
+    stack.enter_context(jax.numpy_dtype_promotion('standard'))
     # From here on, validator, folder, manager and log exist on process 0 only and are None on the others.
     validator, folder = distributed.on_first_process(
       lambda: (_make_validator(config, data), stack.enter_context(open_run_folder(workdir)))

@@ -163,7 +163,9 @@ class RunLog:
         flush=True,
       )
       for picture, pixels in result.pictures.items():
-        self._tensorboard.add_image(f'{name}/{picture}', pixels, step, dataformats='HWC')
+        # A file's name need not be UTF-8, but a tag must.
+        tag = f'{name}/{picture}'.encode(errors='backslashreplace').decode()
+        self._tensorboard.add_image(tag, pixels, step, dataformats='HWC')
 
   def _add_scalars(self, step: int, metrics: Mapping[str, float]) -> None:
     try:

@@ -6,6 +6,7 @@ Importing this, and finding weights without reading them, needs neither JAX nor 
 from collections.abc import Mapping, Sequence
 import difflib
 import json
+import os
 from pathlib import Path
 import re
 from typing import TYPE_CHECKING, Any
@@ -125,7 +126,7 @@ def _from_package(name):
 
 
 def _from_path(source):
-  path = Path(source)
+  path = Path(os.path.expanduser(source))
   try:
     is_folder = path.is_dir()
   except OSError as error:

@@ -1,5 +1,6 @@
 """What a path says about weights, without opening anything; importing this needs neither JAX nor Orbax."""
 
+import os
 from pathlib import Path
 
 SAFETENSORS_SUFFIX = '.safetensors'
@@ -11,7 +12,7 @@ CHECKPOINTS = 'checkpoints'
 
 def split_run_path(path: str | Path) -> tuple[Path, int | None]:
   """Splits ``RUN/checkpoints/STEP`` into RUN and STEP; for any other path, the step is None."""
-  path = Path(path).absolute()
+  path = Path(os.path.expanduser(path)).absolute()
   if path.parent.name == CHECKPOINTS and path.name.isdigit():
     return path.parent.parent, int(path.name)
   return path, None

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from sadnet_jax.data import pipeline
 from sadnet_jax.data.examples import example_shape, fingerprint, hold_out, read_example
 from sadnet_jax.data.layouts import find_examples
 from sadnet_jax.data.pairs import find_pairs
@@ -211,6 +212,11 @@ def test_sidd_small_and_polyu_crops_are_folders_of_pairs_too(tmp_path):
     ('s1/noisy.png', 's1/gt.png'),
     ('train_noisy/1.png', 'train_gt/1.png'),
     ('test/noisy/1_noisy.png', 'test/gt/1_gt.png'),
+    ('noisy/1.png', 'ground_truth/1.png'),
+    ('1 noisy.png', '1 Ground-Truth.png'),
+    ('noisy25/1.png', 'clean/1.png'),
+    ('a/1_noisy25.png', 'a/1_gt.png'),
+    ('noisy_1.png', 'clean1.png'),
   ],
 )
 def test_pairs_are_told_by_words_of_names_and_folders(tmp_path, noisy, clean):
@@ -236,6 +242,8 @@ def test_pairs_are_told_by_words_of_names_and_folders(tmp_path, noisy, clean):
       ['1/a_noisy.png', '1/b_gt.png', '1/b_noisy.png', '2/a_gt.png'],
       r'1/a_noisy.png: .* has no clean',
     ),
+    (['noisy1.png', 'clean2.png'], r'clean2.png: .* has no noisy'),
+    (['clean/a.png', 'noisy25/a.png', 'noisy50/a.png'], r'clean/a.png: .* has no noisy'),
     (['1/noisy_a.png', '2/gt_a.png', '3/noisy_a.png'], r'1/noisy_a.png: .* has no clean'),
     (['1/gt_a.png', '1/noisy_a.png', '2/gt_a.png', '3/noisy_a.png'], r'2/gt_a.png: .* has no noisy'),
   ],
@@ -251,6 +259,32 @@ def test_files_that_are_no_pairs_are_refused_by_name(tmp_path, files, message):
   paired = 1 if len(files) == 4 else 0
   assert len(found.examples) == 5 + paired
   assert len(found.problems) == len(files) - 2 * paired
+
+
+def test_noisy_copies_beside_the_originals_are_not_clean_images(tmp_path):
+  for folder in ('original', 'original_png', 'noisy15', 'Noisy50'):
+    dataset_files.write(tmp_path / folder / '1.png', dataset_files.picture(4, 4, 0))
+  (example,) = find_examples('clean', tmp_path).examples
+  assert example.name == 'original_png/1'
+  for folder in ('original', 'original_png'):
+    (tmp_path / folder).rename(tmp_path / f'other_{folder}')
+  with pytest.raises(ValueError, match=r'folders of noisy images \(Noisy50, noisy15\).*give the folder of'):
+    find_examples('clean', tmp_path)
+
+
+def test_links_to_folders_are_followed_once_and_not_upwards(tmp_path):
+  for path in ('elsewhere/b.png', 'all/own/a.png'):
+    dataset_files.write(tmp_path / path, dataset_files.picture(4, 4, 0))
+  for link, target in (
+    ('all/more', 'elsewhere'),
+    ('all/again', 'elsewhere'),
+    ('all/a_link', 'all/own'),
+    ('all/own/up', '.'),
+    ('elsewhere/circle', 'all'),
+  ):
+    (tmp_path / link).symlink_to(tmp_path / target)
+  names = [example.name for example in find_examples('clean', tmp_path / 'all').examples]
+  assert names == ['again/b', 'own/a']
 
 
 def test_clean_images_are_found_and_named_uniquely(tmp_path):
@@ -330,6 +364,22 @@ def test_scenes_are_held_out_together(tmp_path):
   assert hold_out(examples, ()) == (examples, [])
   with pytest.raises(ValueError, match=r'no scene 002, 011 to hold out; the scenes are 001, 003, 010$'):
     hold_out(examples, ['011', '001', '002'])
+
+
+def test_names_of_files_need_not_be_utf8(tmp_path):
+  dataset_files.write(tmp_path / 'caf\udce9.png', dataset_files.picture(4, 4, 0))
+  examples = find_examples('clean', tmp_path).examples
+  assert fingerprint(examples).startswith('1 images, ')
+  (batch,) = pipeline.patches(
+    pipeline.FileImages(examples, 3),
+    patch_px=4,
+    batch_size=1,
+    crops_per_image=1,
+    seed=0,
+    first_step=0,
+    last_step=1,
+  )
+  assert batch['clean'].shape == (1, 4, 4, 3)
 
 
 def test_the_fingerprint_depends_on_the_files_not_on_their_location(tmp_path):

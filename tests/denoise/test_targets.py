@@ -53,6 +53,39 @@ def test_pictures_of_a_folder_keep_their_relative_paths(folder):
   }
 
 
+def test_links_to_folders_are_followed_by_folders_and_patterns(folder):
+  (folder / 'in').mkdir()
+  picture(folder / 'elsewhere' / 'sub' / 'a.png')
+  (folder / 'in' / 'more').symlink_to(folder / 'elsewhere')
+  (folder / 'elsewhere' / 'back').symlink_to(folder / 'in')
+  wanted = {'in/more/sub/a.png': 'out/more/sub/a.png'}
+  assert _sources_and_outputs('in', recursive=True) == wanted
+  assert _sources_and_outputs('in/**/*.png') == wanted
+
+
+def test_an_existing_folder_is_no_pattern(folder):
+  picture(folder / 'fotos [2020]' / 'a.png')
+  assert _sources_and_outputs('fotos [2020]/*.png') == {'fotos [2020]/a.png': 'out/a.png'}
+  assert _sources_and_outputs('fotos [[]20*/*.png') == {'fotos [2020]/a.png': 'out/fotos [2020]/a.png'}
+
+
+def test_the_home_folder_may_be_written_as_in_a_shell(folder, monkeypatch):
+  monkeypatch.setenv('HOME', str(folder))
+  picture(folder / 'in' / 'a.png')
+  assert _sources_and_outputs('~/in', output='~/out/') == {f'{folder}/in/a.png': f'{folder}/out/a.png'}
+
+
+@pytest.mark.parametrize(
+  ('name', 'message'),
+  [('-', "'-' is not read as standard input or output.*./-"), ('s3://bucket/out/', 'is a URL.*local paths')],
+)
+def test_streams_and_buckets_are_refused(folder, name, message):
+  picture(folder / 'a.png')
+  for inputs, output in ((['a.png'], name), ([name], 'out')):
+    with pytest.raises(ValueError, match=message):
+      find_targets(inputs, output)
+
+
 def test_an_output_folder_in_the_input_folder_is_not_an_input(folder):
   for name in ('a.png', 'sub/a.png', 'done/a.png', 'done/sub/a.png'):
     picture(folder / 'in' / name)

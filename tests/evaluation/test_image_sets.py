@@ -310,7 +310,7 @@ def test_ignored_files_are_noted(tmp_path):
   assert _names(image_set) == ['1']
   assert image_set.notes == [
     f'{tmp_path.name}: ignored files of other types: 2.gif, Thumbs.db, more/notes.txt',
-    f'{tmp_path.name}: ignored links to folders or missing files: gone.png, linked',
+    f'{tmp_path.name}: ignored links to missing files: gone.png',
   ]
   _flat(tmp_path / 'more', [f'{i}.heic' for i in range(4)], 7, 11)
   assert (

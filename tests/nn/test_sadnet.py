@@ -315,3 +315,13 @@ def test_invalid_option_is_rejected_with_what_is_valid(options, match):
 def test_width_need_not_fit_deformable_groups_without_rsab():
   model = SADNet(width=4, use_rsab=False)
   assert jax.eval_shape(model.apply, random_variables(model), image()).shape == (1, 8, 8, 3)
+
+
+def test_the_network_and_its_gradient_are_traced_under_strict_settings_of_jax():
+  model = SADNet(**SMALL, dtype=jnp.bfloat16)
+
+  def mean(params, noisy):
+    return jnp.mean(model.apply({'params': params}, noisy).astype(jnp.float32))
+
+  with jax.numpy_rank_promotion('raise'), jax.numpy_dtype_promotion('strict'):
+    jax.eval_shape(jax.grad(mean), param_shapes(model), image())

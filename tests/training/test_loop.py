@@ -123,6 +123,12 @@ def _assert_equal(a, b):
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+def test_a_bucket_is_refused_before_anything_is_made(photographs, folder):
+  with pytest.raises(ValueError, match='gs://bucket/run is a URL, but only local paths'):
+    train(_config(photographs), 'gs://bucket/run')
+  assert not list(folder.iterdir())
+
+
 def test_a_tiny_network_overfits_one_batch():
   sigma_255 = 50.0
   changes = {'noise.sigma_255': sigma_255, 'noise.clip': False, 'optimizer.learning_rate': 5e-3, 'loss': 'l1'}
