@@ -63,6 +63,7 @@ class Benchmark:
     table: Makes lines of Markdown of a results file.
     script: File of the script in benchmarks, if it is not ``name.py``.
     why_not_on_cpu: Shown if there are no results for a CPU.
+    devices: The kinds of device it measures.
   """
 
   name: str
@@ -71,6 +72,7 @@ class Benchmark:
   table: Callable[[Mapping[str, Any]], list[str]]
   script: str = ''
   why_not_on_cpu: str = ''
+  devices: tuple[str, ...] = tuple(DEVICES)
 
   def read(self, device: str) -> dict[str, Any] | None:
     """The results on a kind of device, or None if there are none.
@@ -139,6 +141,15 @@ BENCHMARKS = (
     tables.image_size_table,
   ),
   Benchmark(
+    'onnx_runtime',
+    'ONNX Runtime',
+    'The exported ONNX model in ONNX Runtime beside the same network in JAX: one noisy image in one piece, '
+    'float32, in one process and in turn, with as many threads. The best time of each counts. Other work on '
+    'the machine slowed both down, so compare their ratio, not these seconds with those of other sections.',
+    tables.onnx_runtime_table,
+    devices=('cpu',),
+  ),
+  Benchmark(
     'backward_pass',
     'Hand-written backward pass',
     "All gradients of `deform_conv2d`: by its own backward pass, and by JAX's differentiation of the same "
@@ -184,7 +195,7 @@ def performance_page(notes: str) -> str:
   lines = ['# Performance', '', WRITTEN_BY, '', opening.strip(), '', '## Targets', '', *_targets()]
   for benchmark in BENCHMARKS:
     lines += ['', f'## {benchmark.title}', '', benchmark.text]
-    for device in DEVICES:
+    for device in benchmark.devices:
       lines += ['', *benchmark.lines(device)]
   return '\n'.join([*wrapped(lines), heading + rest.strip()]) + '\n'
 

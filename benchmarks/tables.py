@@ -162,6 +162,29 @@ def image_size_table(content: Mapping[str, Any]) -> list[str]:
   return [*markdown_table(head, rows), *(['', *missing] if missing else [])]
 
 
+def onnx_runtime_table(content: Mapping[str, Any]) -> list[str]:
+  """Best seconds of the network in JAX and in ONNX Runtime."""
+  rows = [
+    (
+      row['what'],
+      *(figure(min(row[name]['runs_seconds'])) for name in ('jax', 'onnx_runtime')),
+      figure(row['ratio_of_best']),
+      f'{row["largest_difference"]:.1e}',
+      str(len(row['jax']['runs_seconds'])),
+    )
+    for row in content['rows'].values()
+  ]
+  head = (
+    'image',
+    'JAX: seconds',
+    'ONNX Runtime: seconds',
+    'ONNX Runtime / JAX',
+    'largest difference',
+    'runs',
+  )
+  return markdown_table(head, rows)
+
+
 def backward_pass_table(content: Mapping[str, Any]) -> list[str]:
   """Milliseconds and temporary megabytes of the hand-written backward pass and of JAX's."""
   rows = [

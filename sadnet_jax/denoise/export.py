@@ -1,10 +1,11 @@
-"""The whole denoiser with its weights as one serialized StableHLO artifact.
+"""The whole denoiser with its weights as one file: a serialized StableHLO artifact, or an ONNX model.
 
   python -m sadnet_jax.denoise.export --weights color_50 --output color_50.stablehlo
+  python -m sadnet_jax.denoise.export --weights color_50 --output color_50.onnx
 
-The file is what `jax.export` serializes. The program takes noisy images, float32 [N, H, W, C] in [0, 1], of
-any size (or of one size, with ``--size``), and returns them denoised, float32 and not clipped. It runs
-without this package and without Flax:
+`onnx_graph` describes the ONNX model. A StableHLO file is what `jax.export` serializes. The program takes
+noisy images, float32 [N, H, W, C] in [0, 1], of any size (or of one size, with ``--size``), and returns them
+denoised, float32 and not clipped. It runs without this package and without Flax:
 
   denoise = jax.jit(jax.export.deserialize(open('color_50.stablehlo', 'rb').read()).call)
 
@@ -26,12 +27,14 @@ import jax
 from jax import export, lax
 import jax.numpy as jnp
 
+from sadnet_jax.denoise.onnx_graph import OPSET, onnx_denoiser
 from sadnet_jax.files import one_line, replacing
 from sadnet_jax.nn.sadnet import SCALES, STRIDE, SADNet, pad_to_multiple
 from sadnet_jax.ops.platform import target_platform
 from sadnet_jax.weights import loading
 
 SUFFIX = '.stablehlo'
+FORMATS = ('stablehlo', 'onnx')
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 
 
@@ -207,17 +210,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
   """Runs the export command."""
   parser = argparse.ArgumentParser(
     prog='python -m sadnet_jax.denoise.export',
-    description='Exports a denoiser with its weights as one file for jax.export.deserialize.',
+    description='Exports a denoiser with its weights as one file: StableHLO for JAX, or ONNX.',
   )
   parser.add_argument(
     '--weights', required=True, metavar='NAME', help='a published name, a file, a training run or a URL'
   )
-  parser.add_argument('--output', required=True, metavar=f'FILE{SUFFIX}', help='the file to write')
+  parser.add_argument(
+    '--output',
+    required=True,
+    metavar='FILE',
+    help='the file to write, with the extension .stablehlo or .onnx',
+  )
+  parser.add_argument('--format', choices=FORMATS, help="the file's format (default: by its extension)")
   parser.add_argument('--size', metavar='HxW', help='accept images of this size only (default: any size)')
   parser.add_argument(
     '--platforms',
-    default='cpu,cuda',
-    help=f'where it will run, of {",".join(PLATFORMS)} (default: %(default)s)',
+    help=f'where a StableHLO file will run, of {",".join(PLATFORMS)} (default: cpu,cuda)',
   )
   parser.add_argument('--overwrite', action='store_true', help='replace an existing file')
   given = parser.parse_args(arguments)
@@ -228,18 +236,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(given):
-  if _checked_path(given.output).exists() and not given.overwrite:
+  file_format = _format(given.output, given.format)
+  if file_format == 'onnx' and given.platforms is not None:
+    raise ValueError('--platforms is for StableHLO only; an ONNX model runs wherever its runtime does')
+  if Path(given.output).exists() and not given.overwrite:
     raise ValueError(f'{given.output} already exists; choose another --output or pass --overwrite')
   sides = re.fullmatch(r'(\d+)x(\d+)', given.size or '')
   if given.size is not None and not sides:
     raise ValueError(f'--size must be HEIGHTxWIDTH in pixels, such as 480x320, not {given.size!r}')
   size = (int(sides[1]), int(sides[2])) if sides else None
   model, params, _ = loading.load(given.weights)
-  exported = export_denoiser(model, params, size=size, platforms=given.platforms.split(','))
-  save_denoiser(given.output, exported)
+  if file_format == 'onnx':
+    content = onnx_denoiser(model, params, size=size and _checked_size(size)).SerializeToString()
+    with replacing(Path(given.output)) as temporary:
+      temporary.write_bytes(content)
+    runs_on = f'ONNX opset {OPSET}'
+  else:
+    exported = export_denoiser(model, params, size=size, platforms=(given.platforms or 'cpu,cuda').split(','))
+    save_denoiser(given.output, exported)
+    runs_on = f'for {", ".join(exported.platforms)}'
   images = f'of {given.size}' if size else 'of any size'
   megabytes = Path(given.output).stat().st_size / 1e6
-  print(f'{given.output}: {megabytes:.1f} MB, images {images}, for {", ".join(exported.platforms)}')
+  print(f'{given.output}: {megabytes:.1f} MB, images {images}, {runs_on}')
+
+
+def _format(output, wanted):
+  """The format by the extension of the output, which must be the wanted one, if one is."""
+  suffix = Path(output).suffix
+  accepted = [wanted] if wanted else FORMATS
+  if suffix.removeprefix('.') not in accepted:
+    extensions = ' or '.join(f'.{name}' for name in accepted)
+    raise ValueError(f'{output}: the extension must be {extensions}, not {suffix!r}')
+  return suffix.removeprefix('.')
 
 
 if __name__ == '__main__':

@@ -219,7 +219,10 @@ def test_the_command_exports_weights_for_one_size(weights, tmp_path, capsys):
     (['--size', '8'], r"--size must be HEIGHTxWIDTH in pixels, such as 480x320, not '8'"),
     (['--size', '0x8'], r'size must be .* not \(0, 8\)'),
     (['--platforms', 'cpu,gpu'], r"platforms must be .* not \['cpu', 'gpu'\]"),
-    (['--output', 'a.bin'], r'a\.bin: the extension must be \.stablehlo'),
+    (['--output', 'a.bin'], r"a\.bin: the extension must be \.stablehlo or \.onnx, not '\.bin'"),
+    (['--format', 'onnx'], r"a\.stablehlo: the extension must be \.onnx, not '\.stablehlo'"),
+    (['--output', 'a.onnx', '--platforms', 'cpu'], '--platforms is for StableHLO only'),
+    (['--output', 'a.onnx', '--size', '0x8'], r'size must be .* not \(0, 8\)'),
     (['--weights', 'none.safetensors'], r'none\.safetensors'),
   ],
 )

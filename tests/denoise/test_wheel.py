@@ -16,6 +16,8 @@ from tests.support.command import ROOT, finish, start
 from tests.support.denoise_command import picture, pixels_of
 
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())
+# Small enough to install over a slow line, and far below the limit of package registries.
+MOST_BYTES = 30_000_000
 
 
 @pytest.fixture(scope='module')
@@ -38,6 +40,7 @@ def wheel(tmp_path_factory):
 
 
 def test_a_wheel_has_the_package_with_its_data_and_nothing_else(wheel):
+  assert wheel.stat().st_size < MOST_BYTES
   with zipfile.ZipFile(wheel) as archive:
     names = set(archive.namelist())
   info = f'sadnet_jax-{PROJECT["project"]["version"]}.dist-info'

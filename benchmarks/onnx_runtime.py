@@ -1,0 +1,75 @@
+"""The exported ONNX model in ONNX Runtime beside the same network in JAX, on the CPU.
+
+  python benchmarks/onnx_runtime.py --runs 7 --json benchmarks/results/onnx_runtime_cpu.json
+
+Both denoise the same noisy image in one piece, float32, in this process and in turn, so that other load on
+the machine affects both; the best time of each counts. ONNX Runtime gets as many threads as JAX uses: one for
+each core that this process may run on. Compilation and loading are not counted.
+"""
+
+from collections.abc import Sequence
+import os
+from pathlib import Path
+import sys
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+import jax
+import numpy as np
+import onnxruntime
+
+from benchmarks import common, tables
+from benchmarks.image_size import noisy_image
+from sadnet_jax import Denoiser
+from sadnet_jax.denoise.onnx_graph import INPUT, onnx_denoiser
+
+MODEL = 'color_blind'
+# Width and height.
+SIZES = ((480, 320), (960, 640))
+
+
+def measure(denoiser: Denoiser, sizes: Sequence[tuple[int, int]], runs: int) -> dict[str, dict]:
+  """One row per size: seconds of both, the ratio of the best times, the largest difference of the results."""
+  options = onnxruntime.SessionOptions()
+  options.intra_op_num_threads = len(os.sched_getaffinity(0))
+  content = onnx_denoiser(denoiser.model, denoiser.params).SerializeToString()
+  session = onnxruntime.InferenceSession(content, options, providers=['CPUExecutionProvider'])
+  rows = {}
+  for width, height in sizes:
+    noisy = noisy_image(width, height)[None] / np.float32(255)
+    transposed = np.ascontiguousarray(noisy.transpose(0, 3, 1, 2))
+    calls = {
+      'jax': lambda noisy=noisy: denoiser.network(noisy),
+      'onnx_runtime': lambda given=transposed: session.run(None, {INPUT: given})[0],
+    }
+    # These calls compile, and are not counted.
+    ours, theirs = (call() for call in calls.values())
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(runs):
+      for name, call in calls.items():
+        seconds[name].append(common.seconds_of(call))
+    rows[f'{width}x{height}'] = {
+      'what': f'{width}x{height}',
+      **{name: common.summary(each) for name, each in seconds.items()},
+      'ratio_of_best': min(seconds['onnx_runtime']) / min(seconds['jax']),
+      'largest_difference': float(np.abs(theirs.transpose(0, 2, 3, 1) - ours).max()),
+    }
+  return rows
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  arguments = common.make_parser(__doc__, runs=7).parse_args(argv)
+  # ONNX Runtime's CPU package is measured.
+  jax.config.update('jax_platforms', 'cpu')
+  results = common.describe('onnx_runtime.py', common.options_of(arguments), ('flax', 'onnx', 'onnxruntime'))
+  results |= {
+    'threads': len(os.sched_getaffinity(0)),
+    'model': MODEL,
+    'rows': measure(Denoiser.from_pretrained(MODEL), SIZES, arguments.runs),
+  }
+  print('\n'.join(tables.onnx_runtime_table(results)))
+  common.finish(results, arguments.json)
+
+
+if __name__ == '__main__':
+  main()
