@@ -55,7 +55,7 @@ def find_targets(
   Args:
     inputs: Files, folders, and ``glob`` patterns (with ``**``); an existing name is never a pattern.
       Pictures found by folder or pattern keep their relative path in the output folder, with the extension
-      .png or .tif if their own format is not written (HEIC, JPEG XL, camera raw). Hidden files,
+      .png or .tif if their own format is not written (HEIC, camera raw). Hidden files,
       comparisons and everything below the output folder are skipped.
     output: A file, for one picture; or a folder: an existing one, or a name that ends in a separator or
       has no picture's extension.

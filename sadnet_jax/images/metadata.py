@@ -394,3 +394,14 @@ def pack_png_chunk(kind: bytes, content: bytes) -> bytes:
   """The bytes of a chunk in a PNG file."""
   crc = zlib.crc32(content, zlib.crc32(kind))
   return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', crc)
+
+
+def jxl_boxes(data) -> Iterator[tuple[bytes, int, int]]:
+  """Type, start and end of each box of a JPEG XL file; none if the file is pixels without boxes."""
+  at = 0
+  while data[:4] == b'\0\0\0\x0c' and at + 8 <= len(data):
+    length, kind = struct.unpack_from('>I4s', data, at)
+    # The last one may have no length, and pixels one of 64 bits, which are taken for the last.
+    end = at + length if length >= 8 else len(data)
+    yield kind, at, end
+    at = end

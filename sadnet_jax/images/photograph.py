@@ -101,14 +101,14 @@ def upright(photograph: Photograph) -> Photograph:
   )
 
 
-def check_size(width: int, height: int, pixel_bytes: int, most_pixels: float = float('inf')) -> None:
+def check_size(width: int, height: int, pixel_bytes: int, max_pixels: float = float('inf')) -> None:
   """Refuses an image by its header, before anything is allocated.
 
   Args:
     width: Width in the header, in pixels.
     height: Height in the header, in pixels.
     pixel_bytes: Memory per decoded pixel.
-    most_pixels: The most that a file of this length can hold.
+    max_pixels: The most that a file of this length can hold.
 
   Raises:
     ValueError: No pixels, or more than the file, the machine's memory or `MAX_PIXELS` allows.
@@ -116,7 +116,7 @@ def check_size(width: int, height: int, pixel_bytes: int, most_pixels: float = f
   pixels = width * height
   if width < 1 or height < 1:
     raise ValueError(f'the file is damaged or incomplete: its header says {width}x{height} pixels')
-  if pixels > most_pixels:
+  if pixels > max_pixels:
     raise ValueError(
       f'the file is damaged or incomplete: its header says {width}x{height} pixels, '
       'more than a file of its size can hold'

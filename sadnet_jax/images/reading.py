@@ -7,9 +7,11 @@ the header, repeated scans and compressed text by their number, damaged PNG pixe
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import mmap
+import os
 from pathlib import Path
 import struct
 import tempfile
+import threading
 import warnings
 import zlib
 
@@ -25,10 +27,10 @@ from sadnet_jax.images.photograph import MAX_PIXELS, Photograph, check_size, srg
 _READABLE = 'PNG, JPEG, TIFF, WebP, BMP, OpenEXR, JPEG XL, HEIC or camera raw'
 _HEAD_BYTES = 32
 # Twice the bytes of 16-bit colour and transparency, to leave room for metadata.
-_MOST_FILE_BYTES = 16 * MAX_PIXELS
+_MAX_FILE_BYTES = 16 * MAX_PIXELS
 _LONGEST_REASON = 200
 # All text and profiles of a PNG file together, decompressed.
-_MOST_METADATA_BYTES = 32 * 2**20
+_MAX_METADATA_BYTES = 32 * 2**20
 _TIFF_STARTS = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 _RAW_STARTS = (b'FUJIFILMCCD-RAW', b'IIRO', b'IIRS', b'MMOR', b'IIU\0')
 _HEIC_BRANDS = (b'heic', b'heix', b'hevc', b'mif1', b'msf1')
@@ -146,8 +148,8 @@ def _format_of(path):
   size = path.stat().st_size
   if not head:
     raise ValueError('the file is empty')
-  if size > _MOST_FILE_BYTES:
-    raise ValueError(f'the file has {size:,} bytes, more than {_MOST_FILE_BYTES:,}')
+  if size > _MAX_FILE_BYTES:
+    raise ValueError(f'the file has {size:,} bytes, more than {_MAX_FILE_BYTES:,}')
   if head.startswith(_TIFF_STARTS):
     return 'camera raw' if head[8:10] == b'CR' or _is_raw_tiff(path) else 'TIFF'
   if head[4:8] == b'ftyp':
@@ -218,12 +220,12 @@ def _opened(path) -> Iterator[OpenImageIO.ImageInput]:
       reader.close()
 
 
-def _decode(path, most_pixels=float('inf'), *, single=True):
+def _decode(path, max_pixels=float('inf'), *, single=True):
   """Decodes a file with OpenImageIO.
 
   Args:
     path: The file.
-    most_pixels: The most that a file of this size can hold.
+    max_pixels: The most that a file of this size can hold.
     single: Refuse files of several images.
 
   Returns:
@@ -237,7 +239,7 @@ def _decode(path, most_pixels=float('inf'), *, single=True):
     if kind not in _PIXEL_TYPES:
       raise ValueError(f'has {kind} values; convert them to 8 or 16 bits, or to float')
     wanted, sample_bytes = _PIXEL_TYPES[kind]
-    check_size(spec.width, spec.height, spec.nchannels * sample_bytes, most_pixels)
+    check_size(spec.width, spec.height, spec.nchannels * sample_bytes, max_pixels)
     array = reader.read_image(0, 0, 0, spec.nchannels, wanted)
     if error := reader.geterror():
       raise _DecodingError(error)
@@ -260,12 +262,12 @@ def _split(array, colours):
 def _without_alpha_in_colours(pixels, alpha):
   """Divides colours that are stored times their opacity by it."""
   result = pixels.copy()
-  most = 1.0 if pixels.dtype == np.float32 else np.iinfo(pixels.dtype).max
+  opaque = 1.0 if pixels.dtype == np.float32 else np.iinfo(pixels.dtype).max
   # Row by row: whole images as floats are large.
   for row, opacity in zip(result, alpha, strict=True):
-    share = np.where(opacity > 0, opacity, most).astype(np.float64)[:, None] / most
+    share = np.where(opacity > 0, opacity, opaque).astype(np.float64)[:, None] / opaque
     divided = row / share
-    row[...] = divided if pixels.dtype == np.float32 else np.minimum(np.round(divided), most)
+    row[...] = divided if pixels.dtype == np.float32 else np.minimum(np.round(divided), opaque)
   return result
 
 
@@ -284,8 +286,8 @@ def _read_jpeg(path):
     scans = _count(data, b'\xff\xda')
     size = len(data)
     # Real files have about ten, and each decodes the whole image.
-    if scans > _MOST_JPEG_SCANS:
-      raise _DecodingError(f'it has {scans} scans, more than {_MOST_JPEG_SCANS}')
+    if scans > _MAX_JPEG_SCANS:
+      raise _DecodingError(f'it has {scans} scans, more than {_MAX_JPEG_SCANS}')
   with JpegImagePlugin.JpegImageFile(path) as image:
     segments, mode, dpi = list(image.applist), image.mode, image.info.get('dpi')
   if mode == 'CMYK':
@@ -298,7 +300,7 @@ def _read_jpeg(path):
   return Photograph(array, None, metadata, lossless=False, notes=notes)
 
 
-_MOST_JPEG_SCANS = 200
+_MAX_JPEG_SCANS = 200
 
 
 def _count(data, pattern):
@@ -356,7 +358,8 @@ _PNG_PASSES = (
 )  # fmt: skip
 _PNG_TEXTS = (b'tEXt', b'zTXt', b'iTXt')
 _PNG_LENGTHS = {b'tIME': 7, b'gAMA': 4, b'cHRM': 32, b'sRGB': 1, b'cICP': 4}
-_MOST_INFLATED = 1032  # by Deflate, per byte
+# Bytes that Deflate makes of one.
+_MAX_INFLATION = 1032
 _STEP_BYTES = 2**20
 
 
@@ -384,7 +387,7 @@ def _read_png(path):
 
 def _png_metadata(chunks, named, notes):
   """All but EXIF, with the profile unchecked; refuses text without end."""
-  budget = _MOST_METADATA_BYTES
+  budget = _MAX_METADATA_BYTES
   xmp, profile, kept = None, None, []
   for kind, content in chunks:
     text = None
@@ -393,7 +396,7 @@ def _png_metadata(chunks, named, notes):
       budget -= len(text or b'')
       if budget <= 0:
         raise ValueError(
-          f'the text and profiles in the PNG file take more than {_MOST_METADATA_BYTES:,} bytes; '
+          f'the text and profiles in the PNG file take more than {_MAX_METADATA_BYTES:,} bytes; '
           'save it without them'
         )
     elif kind not in _PNG_LENGTHS:
@@ -413,25 +416,25 @@ def _png_metadata(chunks, named, notes):
   return Metadata(icc_profile=profile, xmp=xmp, dpi=dpi, png_chunks=tuple(kept))
 
 
-def _png_text(kind, content, most_bytes):
-  """The text or profile of a chunk, at most ``most_bytes`` of it; None if it is damaged."""
+def _png_text(kind, content, max_bytes):
+  """The text or profile of a chunk, at most ``max_bytes`` of it; None if it is damaged."""
   rest = content.partition(b'\0')[2]
   if kind == b'tEXt':
     return content
   if kind == b'iTXt':
     # Two flags, then language and translated keyword.
     text = rest[2:].split(b'\0', 2)[-1]
-    return _inflated(text, most_bytes) if rest[:1] == b'\1' else text
-  return _inflated(rest[1:], most_bytes)
+    return _inflated(text, max_bytes) if rest[:1] == b'\1' else text
+  return _inflated(rest[1:], max_bytes)
 
 
-def _inflated(content, most_bytes):
+def _inflated(content, max_bytes):
   stream = zlib.decompressobj()
   try:
-    text = stream.decompress(content, most_bytes)
+    text = stream.decompress(content, max_bytes)
   except zlib.error:
     return None
-  return text if stream.eof or len(text) == most_bytes else None
+  return text if stream.eof or len(text) == max_bytes else None
 
 
 def _check_png_pixels(chunks, named, stored):
@@ -444,8 +447,8 @@ def _check_png_pixels(chunks, named, stored):
   if depth not in depths or compression or filters or interlaced > 1:
     raise _DecodingError(f'its header says colour type {colour_type} of {depth} bits')
   bits = depth * channels
-  most_pixels = (sum(map(len, stored)) + 8) * _MOST_INFLATED * 8 / bits
-  check_size(width, height, max(1, bits // 8), most_pixels)
+  max_pixels = (sum(map(len, stored)) + 8) * _MAX_INFLATION * 8 / bits
+  check_size(width, height, max(1, bits // 8), max_pixels)
   order = [kind for kind, _ in chunks]
   first = order.index(b'IDAT')
   whole = order[first : first + len(stored)] == [b'IDAT'] * len(stored) and order.count(b'IHDR') == 1
@@ -507,9 +510,9 @@ _TIFF_JPEG = (6, 7)
 _OTHER_COMPRESSIONS = {
   34887: 'LERC', 34925: 'LZMA', 50000: 'Zstandard', 50001: 'WebP', 50002: 'JPEG XL', 52546: 'JPEG XL',
 }  # fmt: skip
-_MOST_PAGES = 1000
+_MAX_PAGES = 1000
 # Bytes of pixels per stored byte: none without compression, less than this with any.
-_MOST_TIFF_EXPANSION = 3000
+_MAX_TIFF_EXPANSION = 3000
 
 
 def _is_raw_tiff(path):
@@ -534,8 +537,8 @@ def _read_tiff(path, linear):
   with _contents(path) as data:
     tags, header = _first_tags(data)
     notes = _check_pages(data, header, tags)
-    most_pixels = _check_tiff(tags, len(data))
-  array, _ = _decode(path, most_pixels, single=False)
+    max_pixels = _check_tiff(tags, len(data))
+  array, _ = _decode(path, max_pixels, single=False)
   photometric = tags.number(262, -1)
   pixels, alpha = _split(array, _TIFF_COLOURS[photometric])
   if photometric == _WHITE_IS_ZERO and pixels.dtype == np.uint16:
@@ -575,7 +578,7 @@ def _tiff_exif(tags):
 
 def _check_pages(data, header, tags):
   pages, others, seen, offset = 1, 0, {header.offset}, tags.next_offset
-  while offset and offset not in seen and len(seen) < _MOST_PAGES:
+  while offset and offset not in seen and len(seen) < _MAX_PAGES:
     seen.add(offset)
     try:
       page = blocks.read_directory(data, header, offset, depth=0)
@@ -609,13 +612,13 @@ def _check_tiff(tags, file_bytes):
   if len(bits) != 1 or not bits <= ({16, 24, 32, 64} if floating else {1, 2, 4, 8, 16}):
     name = '/'.join(map(str, sorted(bits)[:4]))
     raise ValueError(f'is a TIFF file of {name} bits per channel; convert it to 8 or 16')
-  expansion = 1 if compression == 1 else _MOST_TIFF_EXPANSION
+  expansion = 1 if compression == 1 else _MAX_TIFF_EXPANSION
   pixel_bits = max(1, tags.number(277, 1)) * min(bits)
-  most_pixels = (file_bytes + 8) * 8 * expansion / max(1, pixel_bits)
+  max_pixels = (file_bytes + 8) * 8 * expansion / max(1, pixel_bits)
   for width, height in ((256, 257), (322, 323)):
     if width in tags.entries:
-      check_size(tags.number(width), tags.number(height), max(1, pixel_bits // 8), 64 + most_pixels)
-  return 64 + most_pixels
+      check_size(tags.number(width), tags.number(height), max(1, pixel_bits // 8), 64 + max_pixels)
+  return 64 + max_pixels
 
 
 def _read_webp(path):
@@ -687,7 +690,11 @@ def _read_jxl(path, linear):
   profile = None if stored is None else np.asarray(stored, np.uint8).tobytes()
   profile, notes = blocks.checked_profile(profile, pixels.shape[2])
   with _contents(path) as data:
-    boxes = dict(_jxl_boxes(data))
+    boxes = {
+      kind: data[start + 8 : end]
+      for kind, start, end in blocks.jxl_boxes(data)
+      if kind in (b'Exif', b'xml ', b'brob')
+    }
   # The first four bytes are the offset of the EXIF block from their end.
   exif, exif_notes = blocks.checked_exif(boxes.get(b'Exif', b'')[4:])
   if b'brob' in boxes:
@@ -695,19 +702,6 @@ def _read_jxl(path, linear):
   # The decoder has rotated the pixels already.
   metadata = Metadata(profile, blocks.exif_made_upright(exif), boxes.get(b'xml ') or None)
   return Photograph(pixels, alpha, metadata, lossless=False, linear=linear, notes=notes + exif_notes)
-
-
-def _jxl_boxes(data):
-  """Type and content of the boxes of metadata; files may be without boxes."""
-  at = 0
-  while data[:4] == b'\0\0\0\x0c' and at + 8 <= len(data):
-    length, kind = struct.unpack_from('>I4s', data, at)
-    # The last one may have no length, and pixels a long one.
-    if length < 8:
-      return
-    if kind in (b'Exif', b'xml ', b'brob'):
-      yield kind, data[at + 8 : at + length]
-    at += length
 
 
 def _read_heic(path):
@@ -734,6 +728,32 @@ def _read_heic(path):
   return Photograph(pixels, alpha, metadata, lossless=False, notes=notes)
 
 
+class _SilentLibraries:
+  """Discards what C libraries write to standard error, by the process, in one thread at a time.
+
+  LibRaw prints a line about a damaged file and raises an error as well; rawpy cannot turn that off.
+  """
+
+  _lock = threading.Lock()
+
+  def __enter__(self):
+    self._lock.acquire()
+    self._saved: int | None = None
+    try:
+      self._saved = os.dup(2)
+    except OSError:
+      # Standard error is closed.
+      return
+    with open(os.devnull, 'wb') as nowhere:
+      os.dup2(nowhere.fileno(), 2)
+
+  def __exit__(self, *_):
+    if self._saved is not None:
+      os.dup2(self._saved, 2)
+      os.close(self._saved)
+    self._lock.release()
+
+
 # Description, maker, model, software, date, artist, copyright; a raw file's other tags are of the sensor.
 _KEPT_RAW_TAGS = (270, 271, 272, 305, 306, 315, 33432)
 
@@ -744,7 +764,7 @@ def _read_raw(path):
   except ImportError as error:
     raise ValueError("camera raw files need rawpy: pip install 'sadnet-jax[raw]'") from error
   try:
-    with path.open('rb') as file, rawpy.imread(file) as raw:
+    with _SilentLibraries(), path.open('rb') as file, rawpy.imread(file) as raw:
       check_size(raw.sizes.width, raw.sizes.height, 14)
       pixels = raw.postprocess(
         use_camera_wb=True,

@@ -1,7 +1,12 @@
 """Formats of photographers: floating point (TIFF, OpenEXR), JPEG XL, HEIC and camera raw."""
 
+import ctypes
+import os
+import random
+import subprocess
 import sys
 
+import imagecodecs
 import numpy as np
 import OpenImageIO
 from PIL import Image
@@ -9,10 +14,16 @@ import pillow_heif
 import pytest
 import tifffile
 
-from sadnet_jax.images import Metadata, Photograph, read_photograph, write_photograph
+from sadnet_jax.images import Metadata, Photograph, read_photograph, upright, write_photograph
 from sadnet_jax.images.photograph import linear_from_srgb, srgb_from_linear, to_8_bits
-from tests.images.test_metadata import RGB_PROFILE, exif_block
-from tests.support.photograph_files import random_photograph, smooth_photograph, write_dng, write_file
+from tests.images.test_metadata import RGB_PROFILE, XMP, exif_block
+from tests.support.photograph_files import (
+  assert_same_pixels,
+  random_photograph,
+  smooth_photograph,
+  write_dng,
+  write_file,
+)
 
 
 def _bright(channels=3):
@@ -57,6 +68,16 @@ def test_float_tiff_of_linear_light_is_written_as_such(tmp_path):
   np.testing.assert_allclose(tifffile.imread(tmp_path / 'b.tif'), pixels, rtol=1e-5, atol=1e-6)
 
 
+def test_a_profile_of_linear_light_does_not_stay_with_other_values(tmp_path):
+  metadata = Metadata(icc_profile=RGB_PROFILE)
+  photograph = Photograph(_bright(), linear=True, metadata=metadata)
+  notes = write_photograph(tmp_path / 'a.png', photograph)
+  assert notes[1] == 'its colour profile is for linear light, which is not written to PNG: it is dropped'
+  assert read_photograph(tmp_path / 'a.png').metadata.icc_profile is None
+  assert write_photograph(tmp_path / 'a.tif', photograph) == ()
+  assert read_photograph(tmp_path / 'a.tif').metadata.icc_profile == RGB_PROFILE
+
+
 @pytest.mark.parametrize('kind', ['half', 'float'])
 def test_openexr_is_linear_light_by_default(tmp_path, kind):
   pixels = _bright().astype(np.float16).astype(np.float32)
@@ -99,7 +120,11 @@ def test_floats_that_are_no_numbers_are_refused(tmp_path, value):
 
 def test_floats_are_clipped_and_rounded_where_the_format_stores_integers(tmp_path):
   pixels = np.array([[[-0.5], [0.25], [1.0], [3.0]]], np.float32)
-  for extension, bits, wanted in (('.png', 16, [0, 16384, 65535, 65535]), ('.bmp', 8, [0, 64, 255, 255])):
+  for extension, bits, wanted in (
+    ('.png', 16, [0, 16384, 65535, 65535]),
+    ('.jxl', 16, [0, 16384, 65535, 65535]),
+    ('.bmp', 8, [0, 64, 255, 255]),
+  ):
     (note,) = write_photograph(tmp_path / f'a{extension}', Photograph(pixels))
     assert f'its floating-point values are rounded to {bits} bits' in note
     assert read_photograph(tmp_path / f'a{extension}').pixels.ravel().tolist() == wanted
@@ -126,6 +151,28 @@ def test_jpeg_xl(tmp_path):
   for end in (20, len(data) // 2, len(data) - 50):
     with pytest.raises(ValueError, match=r'b\.jxl: .*damaged or incomplete'):
       read_photograph(write_file(tmp_path / 'b.jxl', data[:end]))
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+@pytest.mark.parametrize('alpha', [False, True])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_jpeg_xl_is_written_without_loss(tmp_path, channels, alpha, dtype):
+  metadata = Metadata(
+    icc_profile=RGB_PROFILE if channels == 3 else None, exif=exif_block(orientation=6), xmp=XMP
+  )
+  photograph = random_photograph(channels=channels, dtype=dtype, alpha=alpha, metadata=metadata)
+  assert write_photograph(tmp_path / 'a.jxl', photograph) == ()
+  read, wanted = read_photograph(tmp_path / 'a.jxl'), upright(photograph)
+  assert read.notes == ()
+  # Grey with transparency is stored as colour.
+  pixels = np.broadcast_to(wanted.pixels, (31, 17, 3)) if alpha else wanted.pixels
+  assert_same_pixels(read, Photograph(np.ascontiguousarray(pixels), wanted.alpha))
+  whole = np.dstack([pixels, wanted.alpha]) if alpha else pixels
+  theirs = imagecodecs.jpegxl_decode((tmp_path / 'a.jxl').read_bytes())
+  np.testing.assert_array_equal(theirs.reshape(whole.shape), whole)
+  assert (read.metadata.exif, read.metadata.xmp) == (wanted.metadata.exif, XMP)
+  if channels == 3:
+    assert read.metadata.icc_profile == RGB_PROFILE
 
 
 def test_exif_data_of_jpeg_xl(tmp_path):
@@ -194,12 +241,65 @@ def test_camera_raw_is_developed_with_the_cameras_white_balance(tmp_path):
   assert read_photograph(tmp_path / 'b.tif').pixels.dtype == np.uint16
 
 
-def test_camera_raw_that_is_damaged_is_refused(tmp_path):
+def test_camera_raw_that_is_damaged_is_refused_in_one_line(tmp_path, capfd):
   write_dng(tmp_path / 'a.dng', height=64, width=96)
   data = (tmp_path / 'a.dng').read_bytes()
   for end in (len(data) - 2000, len(data) // 2):
-    with pytest.raises(ValueError, match=r'b\.dng: '):
+    with pytest.raises(ValueError, match=r'b\.dng: LibRaw cannot develop this camera raw file'):
       read_photograph(write_file(tmp_path / 'b.dng', data[:end]))
+  assert capfd.readouterr() == ('', '')
+  # What others print afterwards is not lost.
+  os.write(2, b'later')
+  assert capfd.readouterr().err == 'later'
+
+
+def test_camera_raw_without_standard_error(tmp_path):
+  write_dng(tmp_path / 'a.dng')
+  program = 'import sys, sadnet_jax.images as i; print(i.read_photograph(sys.argv[1]).pixels.shape)'
+  shell = 'exec "$0" -c "$1" "$2" 2>&-'
+  command = ['sh', '-c', shell, sys.executable, program, str(tmp_path / 'a.dng')]
+  assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == '(64, 96, 3)\n'
+
+
+def _damaged(data, number):
+  """The file cut off, with other bytes, in its header too, or without a part."""
+  draw, changed = random.Random(number), bytearray(data)
+  if number % 3 == 0:
+    return data[: draw.randrange(1, len(data))]
+  for _ in range(draw.randrange(1, 8)):
+    changed[draw.randrange(600 if number % 3 == 1 else len(data))] = draw.randrange(256)
+  if draw.randrange(4) == 0:
+    start = draw.randrange(len(data))
+    del changed[start : start + draw.randrange(1, 200)]
+  return bytes(changed)
+
+
+@pytest.mark.parametrize('extension', ['.tif', '.exr', '.jxl', '.heic', '.dng'])
+def test_damage_gives_a_photograph_or_one_line(tmp_path, extension, capfd):
+  path, metadata = tmp_path / f'a{extension}', Metadata(icc_profile=RGB_PROFILE, exif=exif_block(), xmp=XMP)
+  if extension == '.dng':
+    write_dng(path)
+  elif extension == '.heic':
+    image = Image.fromarray(smooth_photograph().pixels)
+    pillow_heif.from_pillow(image).save(path, quality=90, exif=b'Exif\0\0' + exif_block())
+  elif extension == '.jxl':
+    write_photograph(path, random_photograph(dtype=np.uint16, metadata=metadata))
+  else:
+    write_photograph(path, Photograph(_bright(), metadata=metadata))
+  data, messages = path.read_bytes(), []
+  for number in range(80):
+    try:
+      read_photograph(write_file(path, _damaged(data, number)))
+    except ValueError as error:
+      messages.append(str(error))
+  assert 25 < len(messages) < 80
+  for message in messages:
+    assert message.startswith(f'{path}: ')
+    assert message.isprintable()
+    assert len(message.removeprefix(str(path))) < 500
+  # C libraries buffer what they print.
+  ctypes.CDLL(None).fflush(None)
+  assert capfd.readouterr() == ('', '')
 
 
 @pytest.mark.parametrize(('module', 'extra'), [('pillow_heif', 'heic'), ('rawpy', 'raw')])

@@ -83,7 +83,7 @@ def test_orientation_is_kept_and_can_be_applied(tmp_path, number):
   _assert_tags(metadata, orientation=1)
 
 
-@pytest.mark.parametrize('extension', ['.png', '.webp', '.bmp', '.exr', '.jpg'])
+@pytest.mark.parametrize('extension', ['.png', '.webp', '.bmp', '.exr', '.jxl', '.jpg'])
 def test_portraits_are_stored_upright_where_viewers_may_ignore_the_orientation(tmp_path, extension):
   # In JPEG only if the EXIF data are too long to be stored.
   exif = exif_block(orientation=6) + bytes(70_000 if extension == '.jpg' else 0)
