@@ -2,11 +2,14 @@
 
 Layout is NHWC everywhere. Every convolution has a bias, the activation is leaky
 ReLU with slope 0.2, and there are no normalisation layers.
+
+Every block takes `Inside`, where the image is smaller than the array that holds it. What a layer computes
+outside the image is then set to zero before a layer with a wider view reads it, as if the array ended there.
 """
 
 from collections.abc import Sequence
 import functools
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from flax import linen as nn
 import jax
@@ -28,6 +31,40 @@ def check_option(name: str, value: str, options: Any) -> None:
 def leaky_relu(x: jax.Array) -> jax.Array:
   """max(x, 0.2 * x), any shape."""
   return nn.leaky_relu(x, negative_slope=0.2)
+
+
+class Inside(NamedTuple):
+  """The part of a feature map that belongs to the image, at the top left.
+
+  Attributes:
+    height: Rows of the image, an integer or a traced scalar.
+    width: Columns of the image, likewise.
+  """
+
+  height: int | jax.Array
+  width: int | jax.Array
+
+  def at_scale(self, scale: int) -> 'Inside':
+    """The same part at scale 1 (this one) to 4, where sides are halved scale - 1 times."""
+    factor = 2 ** (scale - 1)
+    return Inside(self.height // factor, self.width // factor)
+
+
+def zero_outside(x: jax.Array, inside: Inside | None) -> jax.Array:
+  """Sets everything outside the image to zero, as a convolution pads it; x [N, H, W, C] itself for None."""
+  if inside is None:
+    return x
+  rows, columns = (jnp.arange(size) < side for size, side in zip(x.shape[1:3], inside, strict=True))
+  # Not a product: what is outside may be infinite.
+  return jnp.where((rows[:, None] & columns)[..., None], x, jnp.zeros((), x.dtype))
+
+
+def repeat_edges(x: jax.Array, inside: Inside | None) -> jax.Array:
+  """Repeats the image's last row and column outside of it; x [N, H, W, C] itself for None."""
+  if inside is not None:
+    for axis, side in zip((1, 2), inside, strict=True):
+      x = jnp.take(x, jnp.minimum(jnp.arange(x.shape[axis]), side - 1), axis=axis, mode='clip')
+  return x
 
 
 def upsample_2x(x: jax.Array) -> jax.Array:
@@ -69,12 +106,14 @@ class ResBlock(nn.Module):
   dtype: Dtype = None
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, inside: Inside | None = None) -> jax.Array:
     """[N, H, W, C] -> [N, H, W, features]; C = features unless ``project``."""
     make = functools.partial(Conv, self.features, dtype=self.dtype)
     if self.project:
       x = make(1, name='conv0')(x)
-    return x + make(3, name='conv2')(leaky_relu(make(3, name='conv1')(x)))
+    x = zero_outside(x, inside)
+    y = leaky_relu(make(3, name='conv1')(x))
+    return x + make(3, name='conv2')(zero_outside(y, inside))
 
 
 class ContextBlock(nn.Module):
@@ -94,9 +133,9 @@ class ContextBlock(nn.Module):
   dtype: Dtype = None
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, inside: Inside | None = None) -> jax.Array:
     """[N, H, W, features] -> the same shape."""
-    compressed = Conv(self.features // 4, 1, dtype=self.dtype, name='conv0')(x)
+    compressed = zero_outside(Conv(self.features // 4, 1, dtype=self.dtype, name='conv0')(x), inside)
     branches = [
       leaky_relu(Conv(self.features // 4, 3, dilation=d, dtype=self.dtype, name=f'conv{i}')(compressed))
       for i, d in enumerate(self.dilations, start=1)
@@ -120,22 +159,26 @@ class OffsetBlock(nn.Module):
   dtype: Dtype = None
 
   @nn.compact
-  def __call__(self, x: jax.Array, coarser: jax.Array | None = None) -> jax.Array:
+  def __call__(
+    self, x: jax.Array, coarser: jax.Array | None = None, inside: Inside | None = None
+  ) -> jax.Array:
     """Computes the offset features.
 
     Args:
       x: Decoder features of this scale, [N, H, W, C].
       coarser: Offset features of the coarser scale, [N, H / 2, W / 2, features],
         or None at the coarsest scale (or without offset transfer).
+      inside: The part of ``x`` that is image, or None if all of it is.
 
     Returns:
       [N, H, W, features].
     """
     make = functools.partial(Conv, self.features, 3, dtype=self.dtype)
-    o = leaky_relu(make(name='offset_conv1')(x))
+    o = zero_outside(leaky_relu(make(name='offset_conv1')(zero_outside(x, inside))), inside)
     if coarser is not None:
       fuse = FusionConv(self.features, 3, dtype=self.dtype, name='offset_conv2')
-      o = leaky_relu(fuse(o, upsample_2x(coarser) * 2))
+      upsampled = upsample_2x(repeat_edges(coarser, None if inside is None else inside.at_scale(2))) * 2
+      o = zero_outside(leaky_relu(fuse(o, zero_outside(upsampled, inside))), inside)
     return leaky_relu(make(name='offset_conv3')(o))
 
 
@@ -163,14 +206,15 @@ class RSABlock(nn.Module):
   dtype: Dtype = None
 
   @nn.compact
-  def __call__(self, x: jax.Array, offset_features: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, offset_features: jax.Array, inside: Inside | None = None) -> jax.Array:
     """[N, H, W, features] and [N, H, W, F] -> [N, H, W, features]."""
     check_option('RSABlock.order', self.order, Order)
     check_option('RSABlock.offset_init', self.offset_init, OffsetInit)
     plain = Conv(self.features, 3, dtype=self.dtype, name='conv1')
+    x, offset_features = zero_outside(x, inside), zero_outside(offset_features, inside)
     if self.order == 'deform_first':
-      return x + plain(leaky_relu(self._deform(x, offset_features)))
-    return x + self._deform(leaky_relu(plain(x)), offset_features)
+      return x + plain(zero_outside(leaky_relu(self._deform(x, offset_features)), inside))
+    return x + self._deform(zero_outside(leaky_relu(plain(x)), inside), offset_features)
 
   def _deform(self, x, offset_features):
     """Predicts offsets and masks, then samples and convolves x with them."""

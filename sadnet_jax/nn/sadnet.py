@@ -17,6 +17,7 @@ import numpy as np
 
 from sadnet_jax.nn.blocks import (
   ContextBlock,
+  Inside,
   OffsetBlock,
   OffsetInit,
   Order,
@@ -24,6 +25,7 @@ from sadnet_jax.nn.blocks import (
   RSABlock,
   check_option,
   leaky_relu,
+  zero_outside,
 )
 from sadnet_jax.nn.layers import Conv, Dtype, FusionConv, UpConv
 
@@ -94,20 +96,24 @@ class SADNet(nn.Module):
     super().__post_init__()
 
   @nn.compact
-  def __call__(self, noisy: jax.Array) -> jax.Array:
+  def __call__(self, noisy: jax.Array, inside: Inside | None = None) -> jax.Array:
     """Denoises a batch.
 
     Args:
       noisy: [N, H, W, channels], values in [0, 1] (noise may exceed that range).
         Any H and W: the image is padded to multiples of 8 by reflection
         (`pad_to_multiple`), and the result is cropped.
+      inside: Rows and columns at the top left that are image, both multiples of 8, where the
+        others only fill up the array: the result inside is that of the image alone, up to rounding.
+        They may be traced, so that one compiled program denoises images of many sizes.
+        By default everything is image.
 
     Returns:
       [N, H, W, channels], not clipped.
 
     Raises:
       ValueError: ``noisy`` is not [N, H, W, channels] with at least one pixel, or is
-        not floating point.
+        not floating point; ``inside`` is given, but H or W is not a multiple of 8.
     """
     if not jnp.issubdtype(noisy.dtype, jnp.floating):
       raise ValueError(f'noisy must be floating point with values in [0, 1], but has dtype {noisy.dtype}')
@@ -115,12 +121,17 @@ class SADNet(nn.Module):
       raise ValueError(
         f'noisy must be [N, H, W, {self.channels}] with H and W at least 1, but has shape {noisy.shape}'
       )
+    if inside is not None and any(side % STRIDE for side in noisy.shape[1:3]):
+      raise ValueError(
+        f'with `inside`, noisy must have sides that are multiples of {STRIDE}, but has shape {noisy.shape}'
+      )
     padded = pad_to_multiple(noisy, STRIDE)
-    negative_noise = self._negative_noise(padded)
+    negative_noise = self._negative_noise(padded, inside)
     denoised = padded + negative_noise.astype(padded.dtype)
     return denoised[:, : noisy.shape[1], : noisy.shape[2]]
 
-  def _negative_noise(self, x):
+  def _negative_noise(self, x, inside):
+    inside_at = {s: None if inside is None else inside.at_scale(s) for s in range(1, SCALES + 1)}
     width = [self.width * 2**i for i in range(SCALES)]
     make = functools.partial(Conv, dtype=self.dtype)
 
@@ -128,25 +139,27 @@ class SADNet(nn.Module):
     for scale in range(1, SCALES + 1):
       if scale > 1:
         x = leaky_relu(make(width[scale - 1], 2, stride=2, name=f'down{scale - 1}')(x))
-      x = ResBlock(width[scale - 1], project=scale == 1, dtype=self.dtype, name=f'res{scale}')(x)
+      x = ResBlock(width[scale - 1], project=scale == 1, dtype=self.dtype, name=f'res{scale}')(
+        x, inside_at[scale]
+      )
       encoded.append(x)
 
     if self.use_context:
-      x = ContextBlock(width[-1], self.dilations, dtype=self.dtype, name='context')(x)
-    x, offset_features = self._adapt(x, None, SCALES)
+      x = ContextBlock(width[-1], self.dilations, dtype=self.dtype, name='context')(x, inside_at[SCALES])
+    x, offset_features = self._adapt(x, None, SCALES, inside_at[SCALES])
     for scale in range(SCALES - 1, 0, -1):
       x = UpConv(width[scale - 1], dtype=self.dtype, name=f'up{scale}')(x)
       x = FusionConv(width[scale - 1], 1, dtype=self.dtype, name=f'dconv{scale}_1')(x, encoded[scale - 1])
-      x, offset_features = self._adapt(x, offset_features, scale)
-    return make(self.channels, self.last_kernel, name='out')(x)
+      x, offset_features = self._adapt(x, offset_features, scale, inside_at[scale])
+    return make(self.channels, self.last_kernel, name='out')(zero_outside(x, inside))
 
-  def _adapt(self, x, coarser, scale):
+  def _adapt(self, x, coarser, scale, inside):
     """Offset block and RSAB of one decoder scale, or the ResBlock that replaces them."""
     features = x.shape[-1]
     if not self.use_rsab:
-      return ResBlock(features, dtype=self.dtype, name=f'dres{scale}')(x), None
+      return ResBlock(features, dtype=self.dtype, name=f'dres{scale}')(x, inside), None
     offset_block = OffsetBlock(self.offset_width, dtype=self.dtype, name=f'offset{scale}')
-    offset_features = offset_block(x, coarser if self.use_offset_transfer else None)
+    offset_features = offset_block(x, coarser if self.use_offset_transfer else None, inside)
     block = RSABlock(
       features,
       self.deformable_groups,
@@ -155,7 +168,7 @@ class SADNet(nn.Module):
       dtype=self.dtype,
       name=f'dres{scale}',
     )
-    return block(x, offset_features), offset_features
+    return block(x, offset_features, inside), offset_features
 
 
 def model_from_fields(fields: Mapping[str, Any]) -> SADNet:
