@@ -177,6 +177,14 @@ BENCHMARKS = (
     tables.command_tables,
   ),
   Benchmark(
+    'many_sizes',
+    'Pictures of many sizes',
+    'Crops with sides of 96 to 192 pixels, no two of the same size. Pictures share programs for a few larger '
+    'arrays, which are told which part is image; the differences are from the network compiled for exactly '
+    'the size of the picture.',
+    tables.many_sizes_table,
+  ),
+  Benchmark(
     'data_readers',
     'Data readers',
     'Time until the patches are on the first device, without training.',

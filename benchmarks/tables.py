@@ -283,6 +283,38 @@ def _seams(content):
   return [text, '', *markdown_table(('sigma', *map(str, overlaps)), rows)]
 
 
+def many_sizes_table(content: Mapping[str, Any]) -> list[str]:
+  """A folder of small pictures, memory by number of sizes, and what sharing programs changes."""
+  resident, differences = content['resident_mib'], content['differences']
+  seconds = content['folder_seconds']
+  count = len(resident)
+  rows = [
+    (
+      f'command, 30 pictures of 30 sizes, empty cache: seconds, median of {len(seconds)}',
+      figure(statistics.median(seconds)),
+    ),
+    (f'`Denoiser`, {count} sizes: seconds', figure(content['seconds'])),
+    *(
+      (f'resident memory after {n} sizes', f'{resident[n - 1]:.0f} MiB')
+      for n in (1, 10, 50, 100, count)
+      if n <= count
+    ),
+    (
+      'shared program: largest difference, levels of 1/255',
+      figure(max(row['shared'] for row in differences)),
+    ),
+    (
+      'filled up by reflection instead: largest difference',
+      figure(max(row['reflected'] for row in differences)),
+    ),
+    (
+      'filled up by reflection instead: mean difference',
+      figure(statistics.mean(row['reflected_mean'] for row in differences)),
+    ),
+  ]
+  return markdown_table(('', 'measured'), rows)
+
+
 def data_readers_table(content: Mapping[str, Any]) -> list[str]:
   """Patches per second of each reader."""
   rows = [

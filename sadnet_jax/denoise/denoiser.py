@@ -9,6 +9,7 @@ import functools
 import math
 import numbers
 from pathlib import Path
+import threading
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -26,6 +27,7 @@ from sadnet_jax.denoise.tiling import (
 )
 from sadnet_jax.files import one_line
 from sadnet_jax.images.photograph import BT601_LUMA, to_float
+from sadnet_jax.nn.blocks import Inside
 from sadnet_jax.nn.sadnet import STRIDE, SADNet, pad_to_multiple, reflected_indices, round_up
 from sadnet_jax.ops.platform import target_platform
 from sadnet_jax.weights import loading
@@ -39,6 +41,16 @@ _CPU_HEIGHT_COST = 1 / 5000
 _LARGEST_EXCESS = 4.0
 # Flips and rotations of the self-ensemble.
 TRANSFORMS = 8
+# Sides of the arrays that images of different sizes share. A small picture is denoised much faster than a
+# program is compiled, so there are few sizes of small ones: 64, 128, 192 and 256.
+SHARED_STEP_PX = 64
+LARGEST_SQUARE_PX = 256
+# On two CPU cores compiling takes 5 to 10 s, and a megapixel 7 to 10 s. The value for accelerators is an
+# estimate: nothing was measured.
+_COMPILATION_PX_CPU = 2**20
+_COMPILATION_PX_ACCELERATOR = 2**26
+# Compiled programs that are kept in memory; each takes 20 to 50 MiB on a CPU.
+MAX_PROGRAMS = 12
 
 Image = TypeVar('Image', np.ndarray, jax.Array)
 Tile = int | Literal['auto', 'whole']
@@ -49,8 +61,9 @@ class Denoiser:
   """A trained SADNet, for images of any size and the usual dtypes.
 
   An image larger than a tile is denoised in overlapping tiles of one size; a smaller one in one piece,
-  which gives exactly what the network gives. Integer results are rounded and clipped; float results are
-  returned as the network computes them and may leave [0, 1] a little.
+  which gives what the network gives. Images of many sizes share a few compiled programs, which changes
+  results by rounding errors at most; see `CompiledNetwork`. Integer results are rounded and clipped; float
+  results are returned as the network computes them and may leave [0, 1] a little.
 
   Attributes:
     model: The network.
@@ -213,9 +226,9 @@ class Denoiser:
       plan, run_px = self._plan(*batch.shape[1:3])
       try:
         if plan.tiles == 1:
-          self._denoise_whole(batch, denoised, max(1, run_px // plan.pixels), progress)
+          self._denoise_whole(batch, denoised, plan.pixels, run_px, progress)
         else:
-          self._denoise_tiles(batch, denoised, plan, progress)
+          self._denoise_tiles(batch, denoised, plan, run_px, progress)
         return
       except jax.errors.JaxRuntimeError as error:
         reason = one_line(error, 200)
@@ -239,19 +252,19 @@ class Denoiser:
     longest_px = round_up(max(height, width), STRIDE) if self._tile_px == 'whole' else self._tile_px
     return plan_tiles(height, width, longest_px, self._overlap_px), longest_px**2
 
-  def _denoise_whole(self, batch, denoised, images_per_run, progress):
+  def _denoise_whole(self, batch, denoised, image_px, run_px, progress):
     """Without tiles, several small images at once."""
     n = len(batch)
-    size = min(n, images_per_run)
-    run = self._counted_runs(progress, -(-n // size))
+    size = min(n, max(1, run_px // image_px))
+    run = self._counted_runs(progress, -(-n // size), run_px)
     for start in range(0, n, size):
       part = to_float(batch[start : start + size])
       # Every run has the same size, for one compiled program; the last image fills up the last run.
       full = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
       self._store(denoised[start : start + size], part, run(full)[: len(part)])
 
-  def _denoise_tiles(self, batch, denoised, plan, progress):
-    run = self._counted_runs(progress, len(batch) * plan.tiles)
+  def _denoise_tiles(self, batch, denoised, plan, run_px, progress):
+    run = self._counted_runs(progress, len(batch) * plan.tiles, run_px)
     _, height, width, _ = batch.shape
     # Indices that extend the image to multiples of 8 by reflection, as the network does.
     rows, columns = (
@@ -268,13 +281,13 @@ class Denoiser:
         here = slice(top, min(top + len(finished), height))
         self._store(out[here], to_float(image[here]), finished[: height - top, :width])
 
-  def _counted_runs(self, progress, runs):
+  def _counted_runs(self, progress, runs, run_px):
     """The network as a function, with the ensemble if wanted, that reports progress."""
     done, total = 0, runs * (TRANSFORMS if self._ensemble else 1)
 
     def run(noisy):
       nonlocal done
-      denoised = self.network(noisy)
+      denoised = self.network(noisy, runs=total - done, most_px=run_px)
       done += 1
       progress(done, total)
       return denoised
@@ -286,46 +299,118 @@ class Denoiser:
 
 
 class CompiledNetwork:
-  """A SADNet on one device, compiled once per size (in multiples of 8) and batch.
+  """A SADNet on one device, with few compiled programs for images of many sizes.
+
+  Images are put into a larger array of one of few sizes (`shared_size`), whose program is told which part is
+  image, so the result is that of the image alone, up to rounding. A size whose unused pixels have taken
+  longer than compiling gets a program of its own. `MAX_PROGRAMS` are kept, those used last.
 
   Attributes:
     model: The network.
     params: Its weights, on the device.
     device: Where it runs.
-    apply: (params, noisy float32 [N, H, W, channels]) -> denoised, jitted.
+    programs: The compiled programs by (batch, height, width, whether images may be smaller), last used last.
   """
 
   def __init__(self, model: SADNet, params: Mapping[str, Any], device: jax.Device):
     """Puts the weights on the device."""
     self.model, self.device = model, device
     self.params = jax.device_put(params, device)
-    self.apply = jax.jit(
-      functools.partial(_apply, model, device.platform),
-      compiler_options=tile_memory.compiler_options(device.platform),
-    )
+    self.programs: dict[tuple[int, int, int, bool], jax.stages.Compiled] = {}
+    # By batch, height and width: pixels computed for nothing because the size has no program of its own.
+    self._unused_px: dict[tuple[int, int, int], int] = {}
+    self._lock = threading.Lock()
 
-  def __call__(self, noisy: np.ndarray) -> np.ndarray:
+  def __call__(self, noisy: np.ndarray, *, runs: int = 1, most_px: int | None = None) -> np.ndarray:
     """Denoises images in one piece.
 
     Args:
       noisy: float32 [N, H, W, 1 or the network's channels]; grey images are repeated to its channels.
+      runs: Number of calls with this shape that are already planned, this one included.
+      most_px: Most pixels of an array that is larger than the images, so that it fits in memory.
 
     Returns:
       The same shape, not clipped; the mean of the channels for grey images.
     """
-    _, height, width, channels = noisy.shape
+    n, height, width, channels = noisy.shape
     is_grey = channels < self.model.channels
     given = np.repeat(noisy, self.model.channels, axis=3) if is_grey else noisy
     # The network pads too. Padding here lets images of similar size share one compiled program.
-    padded = jax.device_put(pad_to_multiple(given, STRIDE), self.device)
-    denoised = np.asarray(self.apply(self.params, padded))[:, :height, :width]
+    padded = np.asarray(pad_to_multiple(given, STRIDE))
+    inside = padded.shape[1:3]
+    program, size = self._program((n, *inside), runs, most_px)
+    if size != inside:
+      larger = np.zeros((n, *size, padded.shape[3]), np.float32)
+      larger[:, : inside[0], : inside[1]] = padded
+      padded = larger
+    arguments = jax.device_put((padded, Inside(*map(np.int32, inside))), self.device)
+    denoised = np.asarray(program(self.params, *arguments))[:, :height, :width]
     return denoised.mean(axis=3, keepdims=True) if is_grey else denoised
 
+  def function(self, shared: bool) -> jax.stages.Wrapped:
+    """The network as a new jitted function, whose programs are freed with it.
 
-def _apply(model, platform, params, noisy):
+    Args:
+      shared: Whether the images may be smaller than the array that holds them.
+
+    Returns:
+      (params, noisy float32 [N, H, W, channels], `Inside`) -> denoised.
+    """
+    return jax.jit(
+      functools.partial(_apply, self.model, self.device.platform, shared),
+      compiler_options=tile_memory.compiler_options(self.device.platform),
+    )
+
+  def _program(self, shape, runs, most_px):
+    """The program for images of a shape (N, H, W), and the height and width of its array."""
+    n, *inside = shape
+    size = shared_size(*inside)
+    unused = n * (math.prod(size) - math.prod(inside))
+    with self._lock:
+      total = self._unused_px.get(shape, 0)
+      too_large = most_px is not None and n * math.prod(size) > most_px
+      own = (*shape, False) in self.programs or total + runs * unused > compilation_px(self.device.platform)
+      if unused and (own or too_large):
+        size = tuple(inside)
+        shared = False
+      else:
+        self._unused_px[shape] = total + unused
+        shared = True
+      key = (n, *size, shared)
+      program = self.programs.pop(key, None) or self._compile(key)
+      self.programs[key] = program
+      while len(self.programs) > MAX_PROGRAMS:
+        del self.programs[next(iter(self.programs))]
+    return program, size
+
+  def _compile(self, key):
+    *batch, shared = key
+    noisy = jax.ShapeDtypeStruct((*batch, self.model.channels), np.float32)
+    side = jax.ShapeDtypeStruct((), np.int32)
+    on_device = jax.sharding.SingleDeviceSharding(self.device)
+    arguments = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_device), (noisy, Inside(side, side))
+    )
+    return self.function(shared).lower(self.params, *arguments).compile()
+
+
+def _apply(model, platform, shared, params, noisy, inside):
   # The device need not be of JAX's default platform.
   with target_platform(platform):
-    return model.apply({'params': params}, noisy)
+    return model.apply({'params': params}, noisy, inside if shared else None)
+
+
+def shared_size(height: int, width: int) -> tuple[int, int]:
+  """The array that images of this size share with others: a square up to 256x256, else multiples of 64."""
+  longest = round_up(max(height, width), SHARED_STEP_PX)
+  if longest <= LARGEST_SQUARE_PX:
+    return longest, longest
+  return round_up(height, SHARED_STEP_PX), round_up(width, SHARED_STEP_PX)
+
+
+def compilation_px(platform: str) -> int:
+  """Pixels that are denoised in about the time that the network takes to compile."""
+  return _COMPILATION_PX_CPU if platform == 'cpu' else _COMPILATION_PX_ACCELERATOR
 
 
 def self_ensemble(denoise: Callable[[np.ndarray], np.ndarray], noisy: np.ndarray) -> np.ndarray:

@@ -37,12 +37,12 @@ class Inside(NamedTuple):
   """The part of a feature map that belongs to the image, at the top left.
 
   Attributes:
-    height: Rows of the image, an integer or a traced scalar.
+    height: Rows of the image, an integer or a scalar array, which may be traced.
     width: Columns of the image, likewise.
   """
 
-  height: int | jax.Array
-  width: int | jax.Array
+  height: Any
+  width: Any
 
   def at_scale(self, scale: int) -> 'Inside':
     """The same part at scale 1 (this one) to 4, where sides are halved scale - 1 times."""
@@ -56,7 +56,8 @@ def zero_outside(x: jax.Array, inside: Inside | None) -> jax.Array:
     return x
   rows, columns = (jnp.arange(size) < side for size, side in zip(x.shape[1:3], inside, strict=True))
   # Not a product: what is outside may be infinite.
-  return jnp.where((rows[:, None] & columns)[..., None], x, jnp.zeros((), x.dtype))
+  mask = rows[None, :, None, None] & columns[None, None, :, None]
+  return jnp.where(mask, x, jnp.zeros((), x.dtype))
 
 
 def repeat_edges(x: jax.Array, inside: Inside | None) -> jax.Array:

@@ -10,7 +10,7 @@ from sadnet_jax.denoise.denoiser import CompiledNetwork
 def stand_in_network():
   """Replaces the network by a function of the pixels, which saves compiling it. `undo` brings it back."""
 
-  def denoise(self, noisy):
+  def denoise(self, noisy, **_):
     # Differs between the networks for colour and for grey.
     return np.float32(0.8) * noisy + np.float32(0.05 * self.model.channels)
 

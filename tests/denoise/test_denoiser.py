@@ -9,8 +9,15 @@ import pytest
 
 from configs import default
 from sadnet_jax.denoise import tile_memory
-from sadnet_jax.denoise.denoiser import Denoiser, self_ensemble
+from sadnet_jax.denoise.denoiser import (
+  MAX_PROGRAMS,
+  CompiledNetwork,
+  Denoiser,
+  compilation_px,
+  self_ensemble,
+)
 from sadnet_jax.images.photograph import BT601_LUMA
+from sadnet_jax.nn.blocks import Inside
 from sadnet_jax.nn.sadnet import SADNet
 from sadnet_jax.weights.safetensors import save_weights
 from tests.support.small_networks import SMALL, apply, random_variables
@@ -28,7 +35,7 @@ class StandIn:
     self.device = types.SimpleNamespace(platform=platform)
     self.tiles = []
 
-  def __call__(self, noisy):
+  def __call__(self, noisy, **_):
     assert noisy.dtype == np.float32
     self.tiles.append(noisy)
     return self.function(noisy)
@@ -74,12 +81,68 @@ def test_an_image_within_a_tile_is_what_the_network_gives(real):
   # Images of similar size and tiles share a program.
   for size in ((26, 20), (32, 24), (56, 40)):
     assert np.isfinite(real(picture(*size, 3))).all()
-  assert real.network.apply._cache_size() == 1
+  assert len(real.network.programs) == 1
+
+
+def test_images_of_many_sizes_share_programs_and_are_what_the_network_gives():
+  params = random_variables(COLOR)['params']
+  instance = Denoiser(COLOR, params)
+  for size in ((64, 64), (9, 57)):
+    noisy = picture(1, *size, 3)
+    np.testing.assert_allclose(instance(noisy), whole(noisy), atol=1e-5)
+  for size in ((8, 8), (33, 64), (63, 1), (41, 23)):
+    assert np.isfinite(instance(picture(*size))).all()
+  assert len(instance.network.programs) == 1
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+  """A CompiledNetwork whose programs return their input."""
+  network = CompiledNetwork(COLOR, {}, jax.local_devices()[0])
+
+  class Function:
+    def lower(self, *_):
+      return self
+
+    def compile(self):
+      return lambda params, noisy, inside: noisy
+
+  monkeypatch.setattr(network, 'function', lambda shared: Function())
+  return network
+
+
+def test_few_programs_are_kept_however_many_sizes_there_are(uncompiled):
+  for height in range(96, 193, 4):
+    for width in range(96, 193, 12):
+      assert uncompiled(picture(1, height, width, 3)).shape == (1, height, width, 3)
+  assert {key[1:3] for key in uncompiled.programs} == {(128, 128), (192, 192)}
+  for height in range(64, 2000, 64):
+    uncompiled(picture(1, height, 300, 3))
+  assert len(uncompiled.programs) == MAX_PROGRAMS
+  # The programs that were used last stay.
+  assert {key[1] for key in uncompiled.programs} == set(range(1984, 1984 - 64 * MAX_PROGRAMS, -64))
+
+
+def test_a_size_that_repeats_gets_its_own_program(uncompiled):
+  noisy = picture(1, 136, 136, 3)
+  unused = 192**2 - 136**2
+  for _ in range(compilation_px('cpu') // unused):
+    uncompiled(noisy)
+  assert set(uncompiled.programs) == {(1, 192, 192, True)}
+  uncompiled(noisy)
+  assert set(uncompiled.programs) == {(1, 192, 192, True), (1, 136, 136, False)}
+  # Many tiles of one size have it from the first.
+  uncompiled(picture(1, 840, 1000, 3), runs=20)
+  assert (1, 840, 1000, False) in uncompiled.programs
+  # So has an image whose shared array would not fit in memory.
+  uncompiled(picture(1, 72, 72, 3), most_px=80**2)
+  assert (1, 72, 72, False) in uncompiled.programs
 
 
 def test_blocks_of_samples_are_those_of_its_device(real, monkeypatch):
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-  text = real.network.apply.lower(real.params, np.zeros((1, 512, 512, 3), np.float32)).as_text()
+  arguments = real.params, np.zeros((1, 512, 512, 3), np.float32), Inside(512, 512)
+  text = real.network.function(shared=True).lower(*arguments).as_text()
   # 72 samples of each of 8192 pixels on a CPU, of 131072 elsewhere; see test_export.
   assert 'tensor<8192x72xf32>' in text
   assert 'tensor<131072x72xf32>' not in text

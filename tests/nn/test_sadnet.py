@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sadnet_jax import SADNet, mean_abs_offsets
+from sadnet_jax.nn.blocks import Inside
 from sadnet_jax.nn.sadnet import pad_to_multiple, scale_of
 from tests.support.fast_jit import fast_jit
 from tests.support.small_networks import SMALL, apply, count, image, init, param_shapes, random_variables
@@ -64,6 +65,29 @@ def test_odd_image_is_the_crop_of_the_padded_image():
   padded = np.pad(x, [(0, 0), (0, 1), (0, 3), (0, 0)], mode='reflect')
   got = apply(MODEL, variables, x)
   np.testing.assert_allclose(got, apply(MODEL, variables, padded)[:, :31, :37], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {},
+    {'rsab_order': 'deform_last', 'dilations': (1, 2, 4, 8)},
+    {'use_rsab': False, 'last_kernel': 1},
+  ],
+)
+def test_an_image_in_a_larger_array_is_denoised_as_if_alone(fields):
+  model = SADNet(**SMALL, **fields)
+  variables = random_variables(model)
+  network = fast_jit(lambda noisy, height, width: model.apply(variables, noisy, Inside(height, width)))
+  height, width = 24, 8
+  noisy = image(size=(height, width), batch=2)
+  # What is outside is not read at all.
+  larger = np.full((2, 32, 24, 3), np.inf, np.float32)
+  larger[:, :height, :width] = noisy
+  alone = apply(model, variables, noisy)
+  np.testing.assert_allclose(network(larger, height, width)[:, :height, :width], alone, atol=1e-6)
+  with pytest.raises(ValueError, match=r'multiples of 8, but has shape \(1, 12, 8, 3\)'):
+    model.apply(variables, image(size=(12, 8)), Inside(8, 8))
 
 
 def test_empty_batch_keeps_its_shape():
