@@ -19,6 +19,7 @@ from ml_collections import config_flags
 
 from sadnet_jax import command_line
 from sadnet_jax.data.test_sets import SCORED, SIDD_FORMS, UNSCORED
+from sadnet_jax.denoise import compilation_cache
 from sadnet_jax.evaluation import run
 from sadnet_jax.evaluation.methods import BM3D, Method, Noisy, SADNetMethod
 from sadnet_jax.evaluation.protocols import PROTOCOLS, UNCLIPPED, protocol_for_training
@@ -92,6 +93,11 @@ _DND_MARGIN_PX = flags.DEFINE_integer(
 
 def main() -> None:
   """Evaluates what the command line asks for."""
+  with compilation_cache.enabled():
+    _evaluate()
+
+
+def _evaluate() -> None:
   config = _CONFIG.value
   sigmas_255: list[float] = []
   if _SIGMAS.value is not None:

@@ -13,6 +13,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from sadnet_jax import command_line
+from sadnet_jax.denoise import compilation_cache
 from sadnet_jax.training import distributed, loop
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -32,7 +33,8 @@ def main() -> None:
   if _DISTRIBUTED.value:
     distributed.initialize(_DISTRIBUTED.value)
   name = command_line.config_name(command_line.config_argument())
-  with distributed.exit_all_on_error('train.py') if _DISTRIBUTED.value else contextlib.nullcontext():
+  on_error = distributed.exit_all_on_error('train.py') if _DISTRIBUTED.value else contextlib.nullcontext()
+  with on_error, compilation_cache.enabled():
     loop.train(_CONFIG.value, _WORKDIR.value or Path('runs', name))
 
 

@@ -1,9 +1,12 @@
-"""A persistent cache of compiled programs, which makes the command start fast the second time."""
+"""A persistent cache of compiled programs, which makes the commands start fast the second time."""
 
+from collections.abc import Iterator
+import contextlib
 import hashlib
 from pathlib import Path
 import platform
 import tempfile
+import warnings
 
 # A program of SADNet takes about 0.1 MB on a CPU.
 MAX_BYTES = 2**28
@@ -44,6 +47,32 @@ def enable(folder: str | Path | None = None, *, max_bytes: int = MAX_BYTES) -> P
   jax.config.update('jax_compilation_cache_dir', str(folder))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', _MIN_COMPILE_SECONDS)
   return folder
+
+
+@contextlib.contextmanager
+def enabled() -> Iterator[None]:
+  """`enable`, and at the end `clear` if a program could not be read; other warnings are shown as ever.
+
+  ``JAX_ENABLE_COMPILATION_CACHE=false`` in the environment turns all caching off.
+  """
+  folder = enable()
+  damaged = False
+  with warnings.catch_warnings():
+    show = warnings.showwarning
+
+    def watch(message, *arguments, **options):
+      nonlocal damaged
+      if is_damage(str(message)):
+        damaged = True
+      else:
+        show(message, *arguments, **options)
+
+    warnings.showwarning = watch
+    try:
+      yield
+    finally:
+      if folder is not None and damaged:
+        clear(folder)
 
 
 def is_damage(warning: str) -> bool:

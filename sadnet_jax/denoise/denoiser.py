@@ -180,6 +180,10 @@ class Denoiser:
       return jax.device_put(denoised, image.sharding)
     return self._denoise(image, progress)
 
+  def replace_params(self, params: Mapping[str, Any]) -> None:
+    """Takes other weights of the same network, and keeps the compiled programs."""
+    self.params = self.network.params = jax.device_put(params, self.network.device)
+
   def plan(self, height_px: int, width_px: int) -> TilePlan:
     """The tiles in which an image of this size is denoised.
 
@@ -236,9 +240,11 @@ class Denoiser:
           self._areas_px = self._areas_px[1:]
           continue
         (height, width), (tile_height, tile_width) = batch.shape[1:3], plan.tile_size
+        # The automatic size has tried smaller ones.
+        smaller = '' if self._tile_px == 'auto' else 'smaller tiles or '
         raise ValueError(
           f'image of {width}x{height} pixels: the device fails on tiles of {tile_width}x{tile_height} '
-          f'({reason}); use smaller tiles or a device with more memory'
+          f'({reason}); use {smaller}a device with more memory'
         ) from error
 
   def _plan(self, height, width):

@@ -1,14 +1,17 @@
 """Denoisers behind one interface: SADNet, BM3D, and the noisy image itself as a baseline."""
 
 from collections.abc import Hashable, Sequence
-import contextlib
+import functools
 import importlib.metadata
+import math
 from typing import Any, Protocol
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
+from sadnet_jax.denoise import tile_memory
+from sadnet_jax.denoise.denoiser import Denoiser
 from sadnet_jax.files import one_line
 from sadnet_jax.nn.sadnet import STRIDE, SADNet, pad_to_multiple, round_up
 
@@ -151,6 +154,9 @@ class SADNetMethod:
   its images are padded to multiples of COARSE_PX instead, to avoid recompiling for every size. This can
   slightly change the result within a few hundred pixels of the bottom and right borders; `describe` reports
   the multiple used.
+
+  An image that `Denoiser` would cut into tiles is denoised by it, on the first device. So is one that
+  exhausts the memory of a device that denoises one image at a time.
   """
 
   name = 'sadnet'
@@ -184,6 +190,8 @@ class SADNetMethod:
       raise ValueError(f'--batch_size must be at least 1 image per device, not {batch_size}')
     self.batch = batch_size * len(devices)
     self._labels, self._devices, self._channels = labels, devices, model.channels
+    self._model, self._host_params = model, params
+    self._tiled: set[tuple[int, ...]] = set()
     self._chosen_px, self._pad_to_px = pad_to_px, pad_to_px or STRIDE
     replicated = NamedSharding(Mesh(np.asarray(devices), ('devices',)), PartitionSpec())
     self._params = jax.device_put(params, replicated)
@@ -193,8 +201,14 @@ class SADNetMethod:
     self._compiled: dict[Any, Any] = {}
 
   def describe(self) -> dict[str, Any]:
-    """Returns name, labels, and the multiple that sides are padded to."""
-    return {'name': self.name, **self._labels, 'pad_to_px': self._pad_to_px}
+    """Returns name, labels, the multiple that sides are padded to, and sizes that were cut into tiles."""
+    tiled = [f'{width}x{height}' for height, width in sorted(self._tiled)]
+    return {
+      'name': self.name,
+      **self._labels,
+      'pad_to_px': self._pad_to_px,
+      **({'tiled': tiled} if tiled else {}),
+    }
 
   def check(self, channels: int, real: bool) -> None:
     """Refuses images whose number of channels is not the network's."""
@@ -210,44 +224,73 @@ class SADNetMethod:
       padded = {_padded_size(size, STRIDE) for size in sizes}
       self._pad_to_px = STRIDE if len(padded) <= MAX_SIZES else COARSE_PX
 
-  def group(self, size: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the padded size."""
-    return _padded_size(size, self._pad_to_px)
+  def group(self, size: tuple[int, ...]) -> Hashable:
+    """Returns the padded size, or the size itself marked as one for tiles."""
+    return ('tiles', *size) if self._needs_tiles(size) else _padded_size(size, self._pad_to_px)
 
   def prepare(self, shape: tuple[int, ...]) -> None:
-    """Compiles the network for the padded size of images of this shape."""
-    size = self.group(shape[:2])
-    if size not in self._compiled:
-      devices = len(self._devices)
-      batch = jax.ShapeDtypeStruct((devices, self.batch // devices, *size, shape[2]), np.float32)
-      with _out_of_memory_as_value_error(size):
-        self._compiled[size] = self._apply.lower(self._params, batch).compile()
+    """Compiles the network for the padded size of images of this shape, unless they need tiles."""
+    if not self._needs_tiles(shape[:2]):
+      self._with_tiles_if_exhausted(shape[:2], lambda: self._compile(shape))
 
   def denoise(self, noisy: Sequence[np.ndarray], sigma_255: float | None) -> list[np.ndarray]:
     """Denoises; the network estimates the noise itself."""
-    size = self.group(noisy[0].shape[:2])
+    size = noisy[0].shape[:2]
     self.prepare(noisy[0].shape)
+    done = None
+    if not self._needs_tiles(size):
+      done = self._with_tiles_if_exhausted(size, lambda: self._denoise_batch(noisy))
+    if done is not None:
+      return done
+    try:
+      return [self._denoiser(image) for image in noisy]
+    except ValueError as error:
+      raise ValueError(f'sadnet: {error}') from error
+
+  def _compile(self, shape):
+    size = _padded_size(shape[:2], self._pad_to_px)
+    if size not in self._compiled:
+      devices = len(self._devices)
+      batch = jax.ShapeDtypeStruct((devices, self.batch // devices, *size, shape[2]), np.float32)
+      self._compiled[size] = self._apply.lower(self._params, batch).compile()
+
+  def _denoise_batch(self, noisy):
     # On the host: padding on a device would compile for every image size.
     images = [pad_to_multiple(image[None], self._pad_to_px)[0] for image in noisy]
     # The batch is always full: copies of the last image fill it.
     images += [images[-1]] * (self.batch - len(images))
     batch = np.stack(images).reshape(len(self._devices), -1, *images[0].shape)
-    with _out_of_memory_as_value_error(size):
-      output = np.asarray(self._compiled[size](self._params, batch)).reshape(self.batch, *images[0].shape)
+    program = self._compiled[images[0].shape[:2]]
+    output = np.asarray(program(self._params, batch)).reshape(self.batch, *images[0].shape)
     return [out[: image.shape[0], : image.shape[1]] for out, image in zip(output, noisy, strict=False)]
+
+  @functools.cached_property
+  def _denoiser(self):
+    return Denoiser(self._model, self._host_params, device=self._devices[0])
+
+  def _needs_tiles(self, size):
+    # No device is too small for the smallest tile.
+    is_large = math.prod(size) > tile_memory.AREAS_PX[-1]
+    if size not in self._tiled and is_large and self._denoiser.plan(*size).tiles > 1:
+      self._tiled.add(size)
+    return size in self._tiled
+
+  def _with_tiles_if_exhausted(self, size, function):
+    """Calls the function; returns None if the size is from now on denoised in tiles."""
+    try:
+      return function()
+    except jax.errors.JaxRuntimeError as error:
+      reason, advice = one_line(error, 200), 'use smaller images or a device with more memory'
+      if self.batch > len(self._devices):
+        advice = 'use a smaller --batch_size'
+      elif 'RESOURCE_EXHAUSTED' in reason:
+        self._tiled.add(size)
+        return None
+      height, width = _padded_size(size, self._pad_to_px)
+      raise ValueError(
+        f'sadnet: the device failed on images of {width}x{height} pixels ({reason}); {advice}'
+      ) from error
 
 
 def _padded_size(size, multiple):
   return tuple(round_up(side, multiple) for side in size)
-
-
-@contextlib.contextmanager
-def _out_of_memory_as_value_error(size):
-  """Turns JAX's error for an image that does not fit into a ValueError."""
-  try:
-    yield
-  except jax.errors.JaxRuntimeError as error:
-    raise ValueError(
-      f'sadnet: the device failed on images of {size[1]}x{size[0]} pixels ({one_line(error, 200)}); use '
-      'smaller images, a smaller --batch_size, or a device with more memory'
-    ) from error

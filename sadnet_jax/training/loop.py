@@ -27,7 +27,8 @@ repeats the steps after it with the same results:
 - during 4: Orbax's temporary folder is left behind and deleted on the next start.
 - during 5: as in 4.
 
-If validation raises an exception, the step is saved before the run ends. If a signal arrives during
+An image that fails in validation is logged and left out, and the run goes on. If validation itself raises an
+exception, the step is saved before the run ends. If a signal arrives during
 validation, validation is abandoned, the step is saved without a PSNR, and the run stops after the next step.
 """
 
@@ -331,14 +332,17 @@ class _Run:
     self._log.write(step, finite | {'learning_rate': float(self._schedule(step - 1 - skipped_before))})
 
   def _validate(self, step, state):
-    """Returns the PSNR of the first validation set in dB; None if it was interrupted or is not finite."""
+    """Returns the PSNR of the first validation set in dB.
+
+    None if it was interrupted, is not finite, or lacks images that failed: it would not compare with others.
+    """
     params = jax.tree.map(lambda a: a.addressable_data(0), state.best_params)
     results = self._validator(params, lambda: self._stop.received)
     if results is None:
       return None
     self._log.write_validation(step, results)
-    score = next(iter(results.values())).denoised_psnr
-    return score if math.isfinite(score) else None
+    first = next(iter(results.values()))
+    return first.denoised_psnr if math.isfinite(first.denoised_psnr) and not first.failed else None
 
   def _save(self, step, state, score):
     checkpoints.save(self._manager, state, self._config.to_dict(), self._data.fingerprint, score)

@@ -158,10 +158,9 @@ class RunLog:
     # Equal images have infinite PSNR, which JSON cannot express.
     self._add_scalars(step, {name: score for name, score in scores.items() if math.isfinite(score)})
     for name, result in results.items():
-      print(
-        f'step {step}/{self._total_steps}  {name}: {result.noisy_psnr:.3f} -> {result.denoised_psnr:.3f} dB',
-        flush=True,
-      )
+      failed = f', without {len(result.failed)} failed' if result.failed else ''
+      gain = f'{result.noisy_psnr:.3f} -> {result.denoised_psnr:.3f} dB'
+      print(f'step {step}/{self._total_steps}  {name}: {gain}{failed}', flush=True)
       for picture, pixels in result.pictures.items():
         # A file's name need not be UTF-8, but a tag must.
         tag = f'{name}/{picture}'.encode(errors='backslashreplace').decode()

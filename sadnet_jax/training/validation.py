@@ -6,6 +6,7 @@ import concurrent.futures
 import dataclasses
 from typing import Any
 
+from absl import logging
 import jax
 import numpy as np
 
@@ -13,10 +14,13 @@ from sadnet_jax.data.examples import Example
 from sadnet_jax.data.folders import look_for_data_dir
 from sadnet_jax.data.layouts import find_examples
 from sadnet_jax.data.test_sets import SIDD_FILES
+from sadnet_jax.denoise import tile_memory
+from sadnet_jax.denoise.denoiser import Denoiser
 from sadnet_jax.evaluation import image_sets
 from sadnet_jax.evaluation.image_sets import EvaluationImage, FileImage
 from sadnet_jax.evaluation.metrics import psnr
 from sadnet_jax.evaluation.protocols import FLOAT, ROUNDED, Protocol, protocol_for_training
+from sadnet_jax.files import one_line
 from sadnet_jax.images.arrays import side_by_side
 from sadnet_jax.nn.sadnet import SADNet
 
@@ -43,14 +47,16 @@ class ValidationResult:
   """Result on one set.
 
   Attributes:
-    noisy_psnr: Mean PSNR of the network's inputs in dB.
-    denoised_psnr: Mean PSNR of its outputs in dB.
+    noisy_psnr: Mean PSNR of the network's inputs in dB; NaN if every image failed.
+    denoised_psnr: Mean PSNR of its outputs in dB, likewise.
     pictures: Name -> uint8 [H, 3 * W, C]: noisy, denoised and clean side by side.
+    failed: Names of the images that could not be read or denoised and are not in the means.
   """
 
   noisy_psnr: float
   denoised_psnr: float
   pictures: dict[str, np.ndarray]
+  failed: tuple[str, ...] = ()
 
 
 def find_validation_sets(
@@ -118,7 +124,9 @@ def make_validator(
   """Returns a function (params, interrupted) -> result of every set by name.
 
   The function compiles once per image size, reads each image when it needs it, and runs on the device that
-  holds the parameters. It calls ``interrupted`` before each image and returns None once that is true.
+  holds the parameters. An image that `Denoiser` would cut into tiles is denoised by it. An image that fails
+  is logged and left out. The function calls ``interrupted`` before each image and returns None once that is
+  true.
 
   Args:
     model: The network.
@@ -127,24 +135,34 @@ def make_validator(
     clip: Probability that training noise is clipped; selects the protocol for clean images.
     pictures: Number of pictures to return per set.
   """
-  apply = jax.jit(lambda params, noisy: model.apply({'params': params}, noisy))
+  denoise = _Network(model)
   added_noise = protocol_for_training(clip)
 
   def measure(params, validation_set, interrupted):
     protocol = validation_set.protocol or added_noise
-    before, after = [], []
+    before, after, failed = [], [], []
     shown: dict[str, np.ndarray] = {}
     for image in validation_set.images:
       if interrupted():
         return None
-      noisy, clean = image.read(model.channels)
-      noisy, clean = protocol.prepare(noisy, clean, sigma_255)
-      denoised = protocol.finish(np.asarray(apply(params, noisy[None])[0]))
-      before.append(psnr(noisy, clean))
-      after.append(psnr(denoised, clean))
+      try:
+        noisy, clean = image.read(model.channels)
+        noisy, clean = protocol.prepare(noisy, clean, sigma_255)
+        denoised = protocol.finish(denoise(params, noisy))
+        scores = psnr(noisy, clean), psnr(denoised, clean)
+      except Exception as error:
+        # Hours of training are worth more than one score.
+        logging.warning(
+          'validation on %s: %s failed and is left out: %s', validation_set.name, image.name, one_line(error)
+        )
+        failed.append(image.name)
+        continue
+      before.append(scores[0])
+      after.append(scores[1])
       if len(shown) < pictures:
         shown[image.name] = side_by_side(noisy, denoised, clean)
-    return ValidationResult(float(np.mean(before)), float(np.mean(after)), shown)
+    noisy_psnr, denoised_psnr = (float(np.mean(x)) if x else float('nan') for x in (before, after))
+    return ValidationResult(noisy_psnr, denoised_psnr, shown, tuple(failed))
 
   def measure_all(params, interrupted):
     results = {}
@@ -156,3 +174,31 @@ def make_validator(
     return results
 
   return measure_all
+
+
+class _Network:
+  """Denoises an image in one piece, or in tiles if it does not fit in memory."""
+
+  def __init__(self, model):
+    self._model = model
+    self._apply = jax.jit(lambda params, noisy: model.apply({'params': params}, noisy))
+    self._denoiser: Denoiser | None = None
+
+  def __call__(self, params: Any, noisy: np.ndarray) -> np.ndarray:
+    """float32 [H, W, C] -> the same shape."""
+    height, width, _ = noisy.shape
+    # No device is too small for the smallest tile.
+    if height * width <= tile_memory.AREAS_PX[-1] or self._with(params).plan(height, width).tiles == 1:
+      try:
+        return np.asarray(self._apply(params, noisy[None])[0])
+      except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+          raise
+    return self._with(params)(noisy)
+
+  def _with(self, params):
+    if self._denoiser is None:
+      (device,) = jax.tree.leaves(params)[0].devices()
+      self._denoiser = Denoiser(self._model, params, device=device)
+    self._denoiser.replace_params(params)
+    return self._denoiser

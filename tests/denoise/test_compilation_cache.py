@@ -1,12 +1,13 @@
 """The persistent cache of compiled programs."""
 
 import os
+import warnings
 
 import jax
 import pytest
 
 from sadnet_jax.denoise import compilation_cache
-from tests.support.command import finish, start
+from tests.support.command import ROOT, finish, start
 from tests.support.denoise_command import picture, write_weights
 
 
@@ -81,3 +82,35 @@ def test_the_second_run_reads_the_cache_and_a_damaged_one_is_cleared(tmp_path):
   # JAX would never replace the damaged programs, so the command removes them.
   assert not denoise()
   assert (tmp_path / 'b.png').read_bytes() == wanted
+
+
+@pytest.mark.usefixtures('no_cache')
+def test_a_damaged_cache_is_cleared_and_other_warnings_are_shown(tmp_path, monkeypatch):
+  monkeypatch.setattr('platformdirs.user_cache_dir', lambda name: str(tmp_path / name))
+  for text, kept in (('something else', True), ('Error reading persistent compilation cache entry', False)):
+    shown = []
+    with warnings.catch_warnings():
+      warnings.showwarning = lambda message, *_: shown.append(str(message))  # noqa: B023
+      warnings.simplefilter('always')
+      jax.config.update('jax_compilation_cache_dir', None)
+      with compilation_cache.enabled():
+        entry = next((tmp_path / 'sadnet-jax/jax').iterdir()) / 'a-cache'
+        entry.touch()
+        warnings.warn(text, stacklevel=1)
+    assert entry.exists() == kept
+    assert shown == [text] * kept
+
+
+@pytest.mark.parametrize('script', ['train.py', 'evaluate.py'])
+def test_training_and_evaluation_use_the_cache(script, tmp_path):
+  # Even where they refuse their arguments right after.
+  options = [
+    '--config=configs/color.py:50',
+    f'--config.data.train.clean={tmp_path}',
+    f'--workdir={tmp_path}/run',
+  ]
+  if script == 'evaluate.py':
+    options = ['--methods=noisy', f'--datasets={tmp_path}', '--sigmas=50', f'--output={tmp_path}/out']
+  variables = {'XDG_CACHE_HOME': str(tmp_path / 'cache'), 'JAX_COMPILATION_CACHE_DIR': ''}
+  finish(start(ROOT / script, *options, **variables), succeeds=False)
+  assert list((tmp_path / 'cache/sadnet-jax/jax').iterdir())

@@ -274,11 +274,16 @@ def test_smaller_tiles_are_tried_if_memory_runs_out(monkeypatch):
 
 
 @pytest.mark.parametrize(
-  ('options', 'tile'), [({}, '104x320'), ({'tile_px': 256}, '104x240'), ({'tile_px': 'whole'}, '104x704')]
+  ('options', 'tile', 'advice'),
+  [
+    ({}, '104x320', 'a device'),
+    ({'tile_px': 256}, '104x240', 'smaller tiles or a device'),
+    ({'tile_px': 'whole'}, '104x704', 'smaller tiles or a device'),
+  ],
 )
-def test_an_image_that_never_fits_is_an_error(monkeypatch, options, tile):
+def test_an_image_that_never_fits_is_an_error(monkeypatch, options, tile, advice):
   monkeypatch.setattr(tile_memory, 'tile_areas', lambda *_: (256**2, 192**2))
-  message = f'100x700 pixels: the device fails on tiles of {tile} .*RESOURCE_EXHAUSTED.*use smaller tiles'
+  message = f'100x700 pixels: the device fails on tiles of {tile} .*RESOURCE_EXHAUSTED.*use {advice}'
   with pytest.raises(ValueError, match=message):
     denoiser(out_of_memory_above(0), **options)(picture(700, 100, 3))
 

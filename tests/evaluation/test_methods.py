@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sadnet_jax.data.noise import add_benchmark_noise
+from sadnet_jax.denoise import tile_memory
 from sadnet_jax.evaluation.methods import BM3D, COARSE_PX, MAX_SIZES, Noisy, SADNetMethod
 from sadnet_jax.evaluation.metrics import psnr
 from sadnet_jax.nn.sadnet import SADNet, pad_to_multiple
@@ -28,11 +29,14 @@ class _ShiftNetwork:
   It compiles at once, and shows where an image went and how it was padded.
   """
 
+  # From these follows how large a tile may be.
+  use_rsab, width = False, 8
+
   def __init__(self, channels):
     self.channels = channels
     self.compiled_for = []
 
-  def apply(self, variables, noisy):
+  def apply(self, variables, noisy, inside=None):
     self.compiled_for.append(noisy.shape[1:3])
     return noisy + variables['params']['shift'] + jnp.roll(noisy, (-1, -1), axis=(1, 2))
 
@@ -229,12 +233,41 @@ def test_arguments_are_checked():
     method.check(1, real=False)
 
 
-def test_running_out_of_memory_is_reported_with_the_size():
-  def fail(variables, noisy):
-    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of\nmemory')
+def _out_of_memory_above(network, limit_px):
+  """Makes the network fail on larger arrays, as a device does that runs out of memory."""
+  apply = network.apply
 
-  method, network = _shift_method()
+  def fail(variables, noisy, inside=None):
+    if noisy.shape[-3] * noisy.shape[-2] > limit_px:
+      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of\nmemory')
+    return apply(variables, noisy, inside)
+
   network.apply = fail
-  message = r'sadnet: the device failed on images of 24x16 pixels \(RESOURCE_EXHAUSTED: out of memory\); use'
-  with pytest.raises(ValueError, match=message):
-    method.denoise(_images((16, 24)), None)
+
+
+def test_running_out_of_memory_is_reported_with_the_size():
+  for batch_size, advice in ((1, 'use a device with more memory'), (2, 'use a smaller --batch_size')):
+    method, network = _shift_method(batch_size=batch_size)
+    _out_of_memory_above(network, 0)
+    with pytest.raises(ValueError, match=r'24x16 pixels.*\(RESOURCE_EXHAUSTED: out of memory\)') as caught:
+      method.denoise(_images((16, 24)), None)
+    assert str(caught.value).startswith('sadnet: ')
+    assert str(caught.value).endswith(f'; {advice}')
+
+
+@pytest.mark.parametrize('by', ['plan', 'memory'])
+def test_large_images_go_by_tiles(monkeypatch, by):
+  monkeypatch.setattr(tile_memory, 'AREAS_PX', (400**2, 160**2) if by == 'memory' else (160**2,))
+  method, network = _shift_method()
+  _out_of_memory_above(network, 160**2)
+  small, large = _images((16, 24), (170, 200))
+  method.plan([(16, 24), (170, 200)])
+  for image in (small, large):
+    method.prepare(image.shape)
+    (denoised,) = method.denoise([image], None)
+    # The last row and column wrap around to the first ones of the padded image or tile.
+    wanted = _shifted(image, (16, 24) if image is small else (176, 200))
+    np.testing.assert_allclose(denoised[:-1, :-1], wanted[:-1, :-1], atol=1e-6)
+  assert method.group((16, 24)) != method.group((170, 200))
+  assert method.describe()['tiled'] == ['200x170']
+  assert 'tiled' not in _shift_method()[0].describe()

@@ -539,6 +539,28 @@ def test_a_bad_validation_image_is_named_before_anything_is_trained(photographs,
   assert not (tmp_path / 'run').exists()
 
 
+def test_a_run_goes_on_although_a_validation_image_fails(photographs, tmp_path, monkeypatch, capsys):
+  folder = tmp_path / 'validation'
+  folder.mkdir()
+  for name in ('0.png', '1.png'):
+    (folder / name).write_bytes((photographs / name).read_bytes())
+  check = loop.validation.check_images
+
+  def damage_later(*arguments):
+    check(*arguments)
+    (folder / '1.png').write_bytes(b'')
+
+  monkeypatch.setattr(loop.validation, 'check_images', damage_later)
+  saved = []
+  save = loop.checkpoints.save
+  monkeypatch.setattr(loop.checkpoints, 'save', lambda *a: saved.append(a[-1]) or save(*a))
+  config = _config(photographs, **{'steps': 4, 'validation.every': 2, 'validation.clean': (str(folder),)})
+  assert int(train(config, tmp_path / 'run', jax.devices()[:1]).step) == 4
+  assert capsys.readouterr().out.count(' dB, without 1 failed') == 2
+  # A mean over fewer images would not compare with other steps.
+  assert saved == [None, None]
+
+
 def test_a_step_is_saved_although_its_validation_fails(photographs, tmp_path, monkeypatch):
   def fails(*arguments, **fields):
     def validate(params, interrupted):

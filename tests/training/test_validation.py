@@ -1,9 +1,11 @@
 """What is measured while a run is training."""
 
+import jax
 import numpy as np
 import pytest
 
-from sadnet_jax.training.validation import ValidationSet, check_images, find_validation_sets
+from sadnet_jax.denoise import tile_memory
+from sadnet_jax.training.validation import ValidationSet, check_images, find_validation_sets, make_validator
 from tests.support import dataset_files, matlab_files
 
 
@@ -34,3 +36,58 @@ def test_a_damaged_image_is_found_by_reading_all(tmp_path):
   check_images(ValidationSet('first two', found.images[:2]), 3)
   with pytest.raises(ValueError, match=r'2\.png: the file is damaged or incomplete'):
     check_images(found, 3)
+
+
+class _Network:
+  """A network that adds its weight to every pixel, on a device with memory for some pixels only."""
+
+  channels = 3
+  # From these follows how large a tile may be.
+  use_rsab, width = False, 8
+
+  def __init__(self, most_px):
+    self.most_px, self.compiled_for = most_px, []
+
+  def apply(self, variables, noisy, inside=None):
+    if noisy.shape[1] * noisy.shape[2] > self.most_px:
+      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
+    self.compiled_for.append(noisy.shape[1:3])
+    return noisy + variables['params']
+
+
+def _validate(network, folder, offset=0.2):
+  sets, _ = find_validation_sets((str(folder),), (), (), images=0)
+  validate = make_validator(network, sets, sigma_255=0, clip=0, pictures=0)
+  # Twice, with other weights: nothing is compiled anew.
+  validate(jax.device_put(np.float32(1)), lambda: False)
+  compiled = len(network.compiled_for)
+  results = validate(jax.device_put(np.float32(offset)), lambda: False)
+  assert len(network.compiled_for) == compiled
+  return results[folder.name]
+
+
+@pytest.mark.parametrize('areas_px', [(160**2,), (400**2, 160**2)])
+def test_large_images_are_validated_in_tiles(tmp_path, monkeypatch, areas_px):
+  monkeypatch.setattr(tile_memory, 'AREAS_PX', areas_px)
+  for name, size in (('large', (170, 200)), ('small', (16, 24))):
+    dataset_files.write(tmp_path / 'images' / f'{name}.png', np.full((*size, 3), 100, np.uint8))
+  network = _Network(most_px=160**2)
+  result = _validate(network, tmp_path / 'images')
+  assert result.failed == ()
+  assert result.denoised_psnr == pytest.approx(20 * np.log10(1 / 0.2), abs=1e-3)
+  # The small one as a whole and not padded.
+  assert (16, 24) in network.compiled_for
+
+
+def test_an_image_that_fails_is_logged_by_name_and_left_out(tmp_path, caplog):
+  for name in 'ab':
+    dataset_files.write(tmp_path / 'images' / f'{name}.png', np.full((16, 24, 3), 100, np.uint8))
+  dataset_files.truncate(tmp_path / 'images' / 'a.png')
+  result = _validate(_Network(most_px=160**2), tmp_path / 'images')
+  assert result.failed == ('a',)
+  assert result.denoised_psnr == pytest.approx(20 * np.log10(1 / 0.2), abs=1e-3)
+  assert 'validation on images: a failed and is left out: ' in caplog.text
+  dataset_files.write(tmp_path / 'images' / 'a.png', np.full((200, 170, 3), 100, np.uint8))
+  result = _validate(_Network(most_px=500), tmp_path / 'images')
+  assert result.failed == ('a',)
+  assert '170x200 pixels: the device fails on tiles' in caplog.text
