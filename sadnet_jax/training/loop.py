@@ -2,7 +2,8 @@
 
 The state after step k is a function of (config, seed, k) alone: the patches of a step come from (seed, k)
 (see `data.pipeline` and `data.on_device`), its noise from (seed, k) and the position of the patch in the
-batch (see `step`). There is no random state to save, so a run that was stopped continues bit for bit.
+batch (see `step`). There is no random state to save, so a run that was stopped continues bit for bit, on the
+same number of cores and devices: with another, sums are rounded in another order.
 
 After each step these happen, in this order, each only if it is due:
 
@@ -30,6 +31,8 @@ repeats the steps after it with the same results:
 An image that fails in validation is logged and left out, and the run goes on. If validation itself raises an
 exception, the step is saved before the run ends. If a signal arrives during
 validation, validation is abandoned, the step is saved without a PSNR, and the run stops after the next step.
+A validation that was due at the newest checkpoint but is missing is made up when the run continues, also if
+the run is finished otherwise.
 """
 
 import collections
@@ -108,17 +111,20 @@ def train(
     stack.enter_context(jax.numpy_rank_promotion('allow'))
     stack.enter_context(jax.numpy_dtype_promotion('standard'))
     # From here on, validator, folder, manager and log exist on process 0 only and are None on the others.
-    validator, folder = distributed.on_first_process(
+    (validator, measured_on), folder = distributed.on_first_process(
       lambda: (_make_validator(config, data), stack.enter_context(open_run_folder(workdir)))
-    ) or (None, None)
+    ) or ((None, None), None)
     # Entered before the manager, to catch signals while leaving the manager waits for the last checkpoint.
     stop = stack.enter_context(distributed.StopSignal())
     manager = None
     if folder is not None:
-      manager = stack.enter_context(checkpoints.open_for_training(folder, config.keep_checkpoints))
+      opened = checkpoints.open_for_training(folder, config.keep_checkpoints, measured_on)
+      manager = stack.enter_context(opened)
     state = _restore_or_create(config, data, manager)
     first = int(state.step)
-    if first >= config.steps:
+    is_due = bool(first and validator and _is_validated(config, first))
+    is_missing = is_due and not checkpoints.is_validated(manager, first)
+    if first >= config.steps and not is_missing:
       if folder is not None:
         print(f'{workdir}: nothing to do, the run is at step {first} of {config.steps}')
       return state
@@ -126,13 +132,17 @@ def train(
     if folder is not None:
       print(f'{folder}: {data.description}, {len(devices)} device(s), from step {first}', flush=True)
       log = stack.enter_context(RunLog(folder, first, config.steps, config.batch_size))
-    return _Run(config, data, devices, validator, manager, log, stop).loop(state)
+    run = _Run(config, data, devices, validator, measured_on, manager, log, stop)
+    if is_missing:
+      run.make_up_validation(first, state)
+    return run.loop(state)
 
 
 def _make_validator(config, data):
+  """Returns the validator and what its first PSNR is measured on; None twice without one."""
   fields = config.validation
   if not fields.every:
-    return None
+    return None, None
   sets, missing = validation.find_validation_sets(
     fields.clean if set(training_sets(config)) & set(CLEAN_SETS) else (),
     fields.pairs if set(training_sets(config)) & set(PAIRED_SETS) else (),
@@ -144,14 +154,16 @@ def _make_validator(config, data):
   for validation_set in sets:
     validation.check_images(validation_set, config.model.channels)
   if not sets:
-    return None
-  return validation.make_validator(
-    model_from_config(config.model),
-    sets,
-    sigma_255=config.noise.sigma_255,
-    clip=config.noise.clip,
-    pictures=fields.pictures,
-  )
+    return None, None
+  noise = {'sigma_255': config.noise.sigma_255, 'clip': config.noise.clip}
+  model = model_from_config(config.model)
+  validator = validation.make_validator(model, sets, **noise, pictures=fields.pictures)
+  return validator, validation.measured_on(sets[0], **noise)
+
+
+def _is_validated(config, step):
+  every = config.validation.every
+  return bool(every) and (step % every == 0 or step == config.steps)
 
 
 def _restore_or_create(config, data, manager):
@@ -250,14 +262,22 @@ def sampling_from_config(
 class _Run:
   """One run, from its first or restored state to its last step."""
 
-  def __init__(self, config, data, devices, validator, manager, log, stop):
+  def __init__(self, config, data, devices, validator, measured_on, manager, log, stop):
     self._config, self._data = config, data
-    self._validator, self._manager, self._log, self._stop = validator, manager, log, stop
+    self._validator, self._measured_on = validator, measured_on
+    self._manager, self._log, self._stop = manager, log, stop
     self._local_devices = distributed.local(devices)
     self._take_step = step_from_config(config, devices, data.device_images, data.device_pairs)
     self._schedule = schedule_from_config(config)
     self._unchecked: collections.deque[tuple[int, Any]] = collections.deque()
     self._skipped_in_a_row = 0
+
+  def make_up_validation(self, step: int, state: TrainState) -> None:
+    """Validates the restored state, whose checkpoint lacks the PSNR."""
+    score = self._validate(step, state)
+    if score is not None:
+      checkpoints.add_validation(self._manager, step, score, self._measured_on)
+      self._print_best(step)
 
   def loop(self, state: TrainState) -> TrainState:
     first = int(state.step) + 1
@@ -286,7 +306,7 @@ class _Run:
     config = self._config
     is_last = stops or step == config.steps
     logs = is_last or step % config.log_every == 0
-    validates = not stops and self._is_validated(step)
+    validates = not stops and _is_validated(config, step)
     saves = is_last or validates or step % config.checkpoint_every == 0
 
     self._check_finite(lag=0 if logs or saves else _CHECK_LAG_STEPS)
@@ -305,10 +325,6 @@ class _Run:
     if stops and self._manager:
       checkpoints.wait(self._manager)
       print(f'stopped at step {step}, which is saved; run the same command to continue', flush=True)
-
-  def _is_validated(self, step):
-    every = self._config.validation.every
-    return bool(every) and (step % every == 0 or step == self._config.steps)
 
   def _check_finite(self, lag):
     """Reads the metrics of all steps but the newest ``lag``; raises ValueError if the run must end."""
@@ -345,8 +361,13 @@ class _Run:
     return first.denoised_psnr if math.isfinite(first.denoised_psnr) and not first.failed else None
 
   def _save(self, step, state, score):
-    checkpoints.save(self._manager, state, self._config.to_dict(), self._data.fingerprint, score)
-    if score is not None and (best := self._manager.best_step()) is not None:
+    config, images = self._config.to_dict(), self._data.fingerprint
+    checkpoints.save(self._manager, state, config, images, score, self._measured_on)
+    if score is not None:
+      self._print_best(step)
+
+  def _print_best(self, step):
+    if (best := self._manager.best_step()) is not None:
       print(f'step {step}/{self._config.steps}  best checkpoint so far: {best}', flush=True)
 
 

@@ -104,7 +104,8 @@ def make_schedule(
       at ``total_steps``).
     learning_rate: The highest rate.
     halve_every: Steps between halvings; only used by 'step_halving'.
-    warmup_steps: Steps of linear increase from zero before the schedule starts.
+    warmup_steps: Steps of linear increase before the schedule starts: step k, counted from 0, has the rate
+      learning_rate * (k + 1) / (warmup_steps + 1).
     total_steps: Length of the training.
 
   Returns:
@@ -131,7 +132,8 @@ def make_schedule(
   if not warmup_steps:
     return schedule
   return optax.join_schedules(
-    [optax.linear_schedule(0, learning_rate, warmup_steps), schedule], [warmup_steps]
+    [optax.linear_schedule(learning_rate / (warmup_steps + 1), learning_rate, warmup_steps), schedule],
+    [warmup_steps],
   )
 
 

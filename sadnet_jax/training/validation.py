@@ -4,6 +4,7 @@ import collections
 from collections.abc import Callable, Mapping, Sequence
 import concurrent.futures
 import dataclasses
+import hashlib
 from typing import Any
 
 from absl import logging
@@ -116,6 +117,23 @@ def check_images(validation_set: ValidationSet, channels: int) -> None:
   """Reads every image once, so that a bad one is found before anything is trained; ValueError names it."""
   with concurrent.futures.ThreadPoolExecutor() as pool:
     collections.deque(pool.map(lambda image: image.read(channels)[0], validation_set.images), maxlen=0)
+
+
+def measured_on(validation_set: ValidationSet, *, sigma_255: float, clip: float) -> str:
+  """Identifies what a PSNR is measured on: only such of the same images and noise can be compared.
+
+  Args:
+    validation_set: The set.
+    sigma_255: As in `make_validator`.
+    clip: As in `make_validator`.
+  """
+  digest = hashlib.sha256()
+  for image in validation_set.images:
+    digest.update(f'{image.name} {image.shape()}\n'.encode(errors='surrogateescape'))
+  protocol = validation_set.protocol or protocol_for_training(clip)
+  noise = protocol.name if validation_set.protocol else f'{protocol.name}, sigma {sigma_255:g}'
+  count = len(validation_set.images)
+  return f'{validation_set.name}: {count} images, {digest.hexdigest()[:8]}, {noise}'
 
 
 def make_validator(

@@ -7,13 +7,14 @@ The folder of a run holds ``checkpoints/<step>/``, where ``step`` counts the ste
   optimizer  the state of the optimiser
   config     JSON
   progress   JSON: number of skipped steps, fingerprint of the training images
-  metrics    JSON: PSNR, if the step was validated
+  metrics    JSON: PSNR and what it was measured on, if the step was validated
 
 With several processes, only process 0 reads and writes.
 """
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 import contextlib
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -25,7 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from sadnet_jax.files import one_line
+from sadnet_jax.files import one_line, write_text
 from sadnet_jax.nn.sadnet import SADNet, model_from_fields, param_shapes
 from sadnet_jax.weights.paths import CHECKPOINTS, is_run, split_run_path
 
@@ -40,6 +41,8 @@ _FREE_ON_RESUME = (
   'keep_checkpoints',
   'data.train',
   'data.tiles_dir',
+  # Which images they leave is compared.
+  'data.skip_bad',
   'validation',
   # Only used before the first step.
   'init_from',
@@ -56,20 +59,27 @@ _NEUTRAL_FIELDS = {
   'teacher': '""',
   'teacher_share': '0.0',
 }
+# Where Orbax stores metrics in a checkpoint.
+_METRICS_FILE = ('metrics', 'metrics')
 # Fields of a network that do not change what trained weights mean.
 _FREE_WITH_SAME_WEIGHTS = ('model.dtype', 'model.offset_init')
 
 
 @contextlib.contextmanager
-def open_for_training(run: str | Path, keep: int) -> Iterator[ocp.CheckpointManager]:
+def open_for_training(
+  run: str | Path, keep: int, measured_on: str | None = None
+) -> Iterator[ocp.CheckpointManager]:
   """Opens the checkpoints of a run for `save` and `restore_latest`.
 
   Saving happens in the background; leaving the context waits for it. The newest ``keep`` checkpoints and the
-  one with the highest PSNR are kept, older ones are deleted.
+  one with the highest PSNR are kept, older ones are deleted. PSNRs that were measured on other images or with
+  other noise are not compared: of each kind the best is kept.
 
   Args:
     run: Folder of the run; must exist.
     keep: Number of newest checkpoints to keep.
+    measured_on: What the PSNRs of this run are measured on, see `save`; the best checkpoint is that of the
+      highest of these.
 
   Yields:
     The manager.
@@ -77,11 +87,15 @@ def open_for_training(run: str | Path, keep: int) -> Iterator[ocp.CheckpointMana
   Raises:
     ValueError: A checkpoint could not be written, for example because the disk is full.
   """
-  # A checkpoint without metrics is the rest of an interrupted deletion.
-  best = checkpoint_managers.BestN(get_metric_fn=_psnr, n=1, keep_checkpoints_without_metrics=False)
+
+  def psnr(metrics):
+    """Ranks checkpoints; one that was not validated, or on something else, is never the best."""
+    return metrics['psnr'] if 'psnr' in metrics and metrics.get('measured_on') == measured_on else -math.inf
+
+  policies = [checkpoint_managers.LatestN(keep), _BestOfEachKind()]
   options = ocp.CheckpointManagerOptions(
-    best_fn=_psnr,
-    preservation_policy=checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(keep), best]),
+    best_fn=psnr,
+    preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
     cleanup_tmp_directories=True,
     create=False,
     multiprocessing_options=_this_process_only(),
@@ -105,9 +119,25 @@ class _Manager(ocp.CheckpointManager):
     return False
 
 
-def _psnr(metrics):
-  """Ranks checkpoints; one that was not validated is never the best."""
-  return metrics.get('psnr', -math.inf)
+@dataclasses.dataclass
+class _BestOfEachKind(checkpoint_managers.PreservationPolicy):
+  """Keeps the checkpoint of highest PSNR for everything that PSNR was measured on."""
+
+  def should_preserve(
+    self,
+    checkpoints: Sequence[checkpoint_managers.PolicyCheckpointInfo],
+    *,
+    context: checkpoint_managers.PreservationContext,
+  ) -> Sequence[bool]:
+    best: dict[Any, tuple[float, int]] = {}
+    for i, checkpoint in enumerate(checkpoints):
+      # A checkpoint without metrics is the rest of an interrupted deletion.
+      metrics: Any = checkpoint.metrics or {}
+      if 'psnr' in metrics:
+        kind = metrics.get('measured_on')
+        best[kind] = max(best.get(kind, (-math.inf, i)), (metrics['psnr'], i))
+    kept = {i for _, i in best.values()}
+    return [i in kept for i in range(len(checkpoints))]
 
 
 def save(
@@ -116,6 +146,7 @@ def save(
   config: dict[str, Any],
   images: str,
   psnr: float | None = None,
+  measured_on: str | None = None,
 ) -> None:
   """Starts saving a state in the background; does nothing if its step is already saved.
 
@@ -125,6 +156,7 @@ def save(
     config: Config of the run.
     images: Fingerprint of the training images.
     psnr: PSNR of the validation at this step in dB, None without one.
+    measured_on: Identifies the images and the noise of this validation.
 
   Raises:
     ValueError: This checkpoint or the one before could not be written. Earlier ones are intact.
@@ -141,7 +173,33 @@ def save(
   if state.ema is not None:
     items['ema'] = ocp.args.StandardSave(_on_host(state.ema))
   with _write_errors(manager.directory):
-    manager.save(step, args=ocp.args.Composite(**items), metrics={} if psnr is None else {'psnr': psnr})
+    manager.save(step, args=ocp.args.Composite(**items), metrics=_metrics(psnr, measured_on))
+
+
+def _metrics(psnr, measured_on):
+  return {} if psnr is None else {'psnr': psnr, 'measured_on': measured_on}
+
+
+def is_validated(manager: ocp.CheckpointManager, step: int) -> bool:
+  """Whether the checkpoint of a step has the PSNR of a validation."""
+  return 'psnr' in (manager.metrics(step) or {})
+
+
+def add_validation(manager: ocp.CheckpointManager, step: int, psnr: float, measured_on: str | None) -> None:
+  """Adds the PSNR of a validation to the checkpoint of a step that was saved without one.
+
+  Args:
+    manager: From `open_for_training`.
+    step: The step.
+    psnr: As in `save`.
+    measured_on: As in `save`.
+
+  Raises:
+    ValueError: It could not be written; the checkpoint is as before.
+  """
+  with _write_errors(manager.directory):
+    write_text(Path(manager.directory, str(step), *_METRICS_FILE), json.dumps(_metrics(psnr, measured_on)))
+    manager.reload()
 
 
 def _on_host(tree):
@@ -181,10 +239,7 @@ def restore_latest(
   if step is None:
     return state
   saved = _restore(manager, step, config=ocp.args.JsonRestore(), progress=ocp.args.JsonRestore())
-  ignored = set(_FREE_ON_RESUME)
-  if config['optimizer']['schedule'] == 'step_halving':
-    ignored.add('steps')  # This schedule does not depend on the length of the run.
-  check_same(saved['config'], config, ignored)
+  check_same(saved['config'], config, _free_on_resume(config))
   if saved['progress']['images'] != images:
     raise ValueError(
       f'the training images have changed: their fingerprint is {images}, but the checkpoint was trained on '
@@ -204,6 +259,24 @@ def restore_latest(
     ema=restored.get('ema'),
     skipped=jnp.int32(saved['progress']['skipped_steps']),
   )
+
+
+def _free_on_resume(config):
+  """Fields that may differ from those in the checkpoint."""
+  free = set(_FREE_ON_RESUME)
+  if config['data']['reader'] != 'tiles':
+    free |= {'data.tile_px', 'data.stride_px'}
+  if config['data']['reader'] == 'memory':
+    free.add('data.crops_per_image')
+  if config['optimizer']['schedule'] == 'step_halving':
+    free.add('steps')  # This schedule does not depend on the length of the run.
+  else:
+    free.add('optimizer.halve_every')
+  if config['optimizer']['name'] != 'muon':
+    free.add('optimizer.bias_rate')
+  if tuple(config['noise']['sigma_255_range']):
+    free.add('noise.sigma_255')  # Then it is that of validation alone.
+  return free
 
 
 def load_run(run: str | Path) -> tuple[SADNet, dict[str, Any], int, dict[str, Any]]:

@@ -22,7 +22,7 @@ from sadnet_jax.evaluation.methods import SADNetMethod
 from sadnet_jax.evaluation.protocols import CLIPPED8, UNCLIPPED
 from sadnet_jax.evaluation.scoring import evaluate_set
 from sadnet_jax.images.arrays import read_image
-from sadnet_jax.training import inputs, loop
+from sadnet_jax.training import inputs, loop, validation
 from sadnet_jax.training.loop import step_from_config, train, warn_of_offsets
 from sadnet_jax.training.state import create_train_state, model_from_config, state_from_params
 from sadnet_jax.weights.loading import load_params
@@ -212,6 +212,18 @@ def test_saved_weights_are_those_of_the_state_and_keep_is_respected(photographs,
 def test_a_run_is_not_continued_with_another_recipe(short_run, photographs, changes, message):
   with pytest.raises(ValueError, match=message):
     train(_config(photographs, **{'steps': 1, **changes}), short_run, jax.devices()[:1])
+
+
+def test_fields_that_do_not_matter_to_a_run_may_change(short_run, photographs, capsys):
+  changes = {
+    'data.tile_px': 200,
+    'data.stride_px': 100,
+    'data.skip_bad': True,
+    'optimizer.bias_rate': 0.1,
+    'validation.pictures': 1,
+  }
+  train(_config(photographs, steps=1, **changes), short_run, jax.devices()[:1])
+  assert 'nothing to do' in capsys.readouterr().out
 
 
 @pytest.fixture(scope='module')
@@ -573,6 +585,48 @@ def test_a_step_is_saved_although_its_validation_fails(photographs, tmp_path, mo
   with pytest.raises(RuntimeError, match='out of memory'):
     train(config, tmp_path / 'run', jax.devices()[:1])
   assert sorted(p.name for p in (tmp_path / 'run' / 'checkpoints').iterdir()) == ['2', '3']
+
+
+def _scores(run):
+  lines = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
+  return [line['step'] for line in lines if any(name.startswith('psnr/') for name in line)]
+
+
+def test_a_last_validation_that_was_interrupted_is_made_up(photographs, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(loop, 'step_from_config', _idle_step)
+  config = _config(
+    photographs, **{'validation.every': 2, 'validation.clean': (str(photographs),), 'steps': 2}
+  )
+  run, devices = tmp_path / 'run', jax.devices()[:1]
+  # First what validation returns after SIGTERM.
+  results = iter([None, {'a': validation.ValidationResult(20.0, 30.0, {})}])
+  monkeypatch.setattr(loop.validation, 'make_validator', lambda *_, **__: lambda *_: next(results))
+  train(config, run, devices)
+  assert _scores(run) == []
+  train(config, run, devices)
+  assert _scores(run) == [2]
+  assert 'best checkpoint so far: 2' in capsys.readouterr().out
+  train(config, run, devices)
+  assert _scores(run) == [2]
+  assert 'nothing to do, the run is at step 2 of 2' in capsys.readouterr().out
+
+
+def test_psnr_on_other_images_is_not_compared(photographs, tmp_path, monkeypatch, capsys):
+  scores = iter([40.0, 30.0, 31.0, 29.0])
+
+  def validate(params, interrupted):
+    return {'a': validation.ValidationResult(20.0, next(scores), {})}
+
+  monkeypatch.setattr(loop, 'step_from_config', _idle_step)
+  monkeypatch.setattr(loop.validation, 'make_validator', lambda *_, **__: validate)
+  changes = {'validation.every': 1, 'validation.clean': (str(photographs),), 'keep_checkpoints': 1}
+  changes['optimizer.schedule'] = 'step_halving'
+  run, devices = tmp_path / 'run', jax.devices()[:1]
+  train(_config(photographs, **changes, steps=1), run, devices)
+  train(_config(photographs, **changes, **{'validation.images': 1}, steps=4), run, devices)
+  assert capsys.readouterr().out.split('best checkpoint so far: ')[-1].strip() == '3'
+  # The best of each kind, and the newest.
+  assert sorted(p.name for p in (run / 'checkpoints').iterdir()) == ['1', '3', '4']
 
 
 def test_equal_images_validate_to_infinity_without_harm(tmp_path, pairs, monkeypatch):

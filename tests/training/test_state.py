@@ -35,7 +35,9 @@ def test_step_halving_at_its_corners(step, rate):
 
 def test_warmup_rises_linearly_and_the_schedule_starts_after_it():
   schedule = _schedule(warmup_steps=10, halve_every=100)
-  assert [float(schedule(s)) for s in (0, 5, 10, 109, 110)] == pytest.approx([0, 5e-5, 1e-4, 1e-4, 5e-5])
+  assert [float(schedule(s)) for s in (0, 5, 10, 109, 110)] == pytest.approx(
+    [1e-4 / 11, 6e-4 / 11, 1e-4, 1e-4, 5e-5]
+  )
 
 
 def test_cosine_ends_at_zero():
