@@ -45,6 +45,7 @@ class _Format:
     bits: The most per channel, 32 for floats.
     alpha: Whether it stores transparency.
     max_side: In pixels.
+    max_bytes: Of pixels and transparency together.
     rotates: Whether all viewers follow its orientation; images are stored upright where they do not.
     max_exif_bytes: Orientation is lost with longer EXIF data.
   """
@@ -54,6 +55,7 @@ class _Format:
   bits: int
   alpha: bool
   max_side: int = 2**31 - 1
+  max_bytes: float = float('inf')
   rotates: bool = False
   max_exif_bytes: int = 2**31 - 1
 
@@ -82,12 +84,19 @@ def check_output(path: str | Path, photograph: Photograph | None = None) -> None
   if photograph is None:
     return
   height, width = photograph.pixels.shape[:2]
+  alpha = photograph.alpha
   if max(height, width) > form.max_side:
     raise ValueError(
       f'{shown}: {width}x{height} pixels are too many for {form.name}, '
       f'which stores at most {form.max_side} per side; write PNG'
     )
-  if photograph.alpha is not None and not form.alpha and not _is_opaque(photograph.alpha):
+  size = photograph.pixels.nbytes + (0 if alpha is None else alpha.nbytes)
+  if size > form.max_bytes:
+    raise ValueError(
+      f'{shown}: the pixels take {size / 2**30:.2f} GiB, too much for {form.name}, '
+      f'which stores {form.max_bytes / 2**30:.2f}; write OpenEXR or PNG'
+    )
+  if alpha is not None and not form.alpha and not _is_opaque(alpha):
     raise ValueError(
       f'{shown}: the photograph has transparency, which {form.name} cannot store; write PNG or TIFF'
     )
@@ -304,7 +313,6 @@ def _write_png(path, photograph):
   return notes + lost_fields(metadata, ('photoshop',), 'PNG')
 
 
-_MAX_TIFF_BYTES = 2**32 - 2**26
 _EXTRA_SAMPLES, _UNASSOCIATED_ALPHA = 338, 2
 
 
@@ -312,8 +320,6 @@ def _write_tiff(path, photograph):
   if photograph.linear and photograph.pixels.dtype == np.float32:
     photograph = dataclasses.replace(photograph, pixels=linear_from_srgb(photograph.pixels))
   array = _channels(photograph)
-  if array.nbytes > _MAX_TIFF_BYTES:
-    raise ValueError('the image has more than 4 GiB, too much for TIFF; write PNG')
   predictor = 3 if array.dtype == np.float32 else 2
   _write_pixels(path, array, {'compression': 'zip', 'tiff:predictor': predictor})
   return _add_tiff_metadata(path, photograph)
@@ -409,7 +415,8 @@ _JPEG = _Format(
   rotates=True,
   max_exif_bytes=_MAX_JPEG_EXIF_BYTES,
 )
-_TIFF = _Format('TIFF', _write_tiff, bits=32, alpha=True, rotates=True)
+# Offsets in TIFF have 32 bits; 64 MiB are left for compression that does not help, and for metadata.
+_TIFF = _Format('TIFF', _write_tiff, bits=32, alpha=True, max_bytes=2**32 - 2**26, rotates=True)
 _FORMATS: Mapping[str, _Format] = {
   '.png': _PNG,
   '.jpg': _JPEG,

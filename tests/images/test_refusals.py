@@ -229,6 +229,13 @@ def test_outputs_are_checked_before_the_work(tmp_path, monkeypatch):
     check_output(tmp_path / f'a{extension}', Photograph(np.zeros((1, side, 1), np.uint8)))
     with pytest.raises(ValueError, match=rf'1x{side + 1} pixels are too many for .* at most {side} per side'):
       write_photograph(tmp_path / f'a{extension}', Photograph(np.zeros((side + 1, 1, 1), np.uint8)))
+  # Without taking that much memory.
+  large = np.broadcast_to(np.float32(0), (20_000, 20_000, 3))
+  with pytest.raises(
+    ValueError, match=r'a\.tif: the pixels take 4\.47 GiB, too much for TIFF, which stores 3\.94'
+  ):
+    check_output(tmp_path / 'a.tif', Photograph(large))
+  check_output(tmp_path / 'a.tif', Photograph(large[:10_000]))
   monkeypatch.setattr(writing.os, 'access', lambda *_: False)
   with pytest.raises(ValueError, match='its folder may not be written to'):
     check_output(tmp_path / 'a.png')
