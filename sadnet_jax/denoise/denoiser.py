@@ -65,6 +65,10 @@ class Denoiser:
   results by rounding errors at most; see `CompiledNetwork`. Integer results are rounded and clipped; float
   results are returned as the network computes them and may leave [0, 1] a little.
 
+  Threads may share a denoiser. For other processes it can be pickled, with its weights and options; start
+  them with ``multiprocessing.get_context('spawn')``. JAX has threads of its own, which a forked process
+  lacks: it may hang if JAX was used before the fork.
+
   Attributes:
     model: The network.
     params: Its weights, on the device.
@@ -122,6 +126,21 @@ class Denoiser:
       # Chosen once, so that images of one size always get the same tiles.
       least_px = min((overlap_px + 2 * RAMP_PX) ** 2, tile_memory.AREAS_PX[0])
       self._areas_px = tile_memory.tile_areas(model, self.network.device, least_px)
+    self._areas_lock = threading.Lock()
+
+  def __reduce__(self):
+    """For pickle: weights and options; the device becomes that of the same platform and number, if any."""
+    options = {
+      'about': self.about,
+      'tile_px': self._tile_px,
+      'overlap_px': self._overlap_px,
+      'ensemble': self._ensemble,
+      'strength': self._strength,
+      'chroma_strength': self._chroma_strength,
+    }
+    device = self.network.device
+    place = (device.platform, jax.local_devices(backend=device.platform).index(device))
+    return _unpickled, (self.model, jax.tree.map(np.asarray, self.params), options, place)
 
   @classmethod
   def from_pretrained(cls, name: str, **options: Any) -> 'Denoiser':
@@ -227,6 +246,7 @@ class Denoiser:
   def _denoise_batch(self, batch, denoised, progress):
     """Denoises into an array; tries smaller tiles if memory runs out and their size is ours to choose."""
     while True:
+      areas_px = self._areas_px if self._tile_px == 'auto' else ()
       plan, run_px = self._plan(*batch.shape[1:3])
       try:
         if plan.tiles == 1:
@@ -236,8 +256,10 @@ class Denoiser:
         return
       except jax.errors.JaxRuntimeError as error:
         reason = one_line(error, 200)
-        if 'RESOURCE_EXHAUSTED' in reason and self._tile_px == 'auto' and len(self._areas_px) > 1:
-          self._areas_px = self._areas_px[1:]
+        if 'RESOURCE_EXHAUSTED' in reason and len(areas_px) > 1:
+          with self._areas_lock:
+            # Another thread may have chosen smaller tiles already.
+            self._areas_px = min(self._areas_px, areas_px[1:], key=len)
           continue
         (height, width), (tile_height, tile_width) = batch.shape[1:3], plan.tile_size
         # The automatic size has tried smaller ones.
@@ -302,6 +324,12 @@ class Denoiser:
 
   def _store(self, out, noisy, denoised):
     store(out, blend(noisy, denoised, self._strength, self._chroma_strength))
+
+
+def _unpickled(model, params, options, place):
+  platform, number = place
+  devices = [device for device in jax.local_devices() if device.platform == platform]
+  return Denoiser(model, params, **options, device=devices[number] if number < len(devices) else None)
 
 
 class CompiledNetwork:

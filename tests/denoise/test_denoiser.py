@@ -1,5 +1,8 @@
 """Denoiser: shapes, dtypes, tiles, memory, strength. A stand-in for the network saves compiling it."""
 
+import concurrent.futures
+import pickle
+import threading
 import types
 
 import jax
@@ -251,6 +254,39 @@ def test_progress_counts_runs_of_the_network(shape, options, runs):
   seen = []
   denoiser(**options)(picture(*shape), progress=lambda done, total: seen.append((done, total)))
   assert seen == [(done, runs) for done in range(1, runs + 1)]
+
+
+def test_a_pickled_denoiser_keeps_weights_options_and_device():
+  options = {
+    'tile_px': 256,
+    'overlap_px': 64,
+    'about': {'a': 'b'},
+    'strength': 0.0,
+    'device': jax.devices()[3],
+  }
+  first = Denoiser(COLOR, random_variables(COLOR)['params'], **options, device=jax.devices()[3])
+  again = pickle.loads(pickle.dumps(first))
+  assert (again.model, again.about, again.network.device) == (COLOR, {'a': 'b'}, jax.devices()[3])
+  jax.tree.map(np.testing.assert_array_equal, again.params, first.params)
+  assert again.plan(700, 500) == first.plan(700, 500) != Denoiser(COLOR, {}).plan(700, 500)
+  noisy = picture(8, 8, 3)
+  np.testing.assert_array_equal(again(noisy), noisy)
+
+
+def test_threads_that_run_out_of_memory_at_once_choose_smaller_tiles_once(monkeypatch):
+  monkeypatch.setattr(tile_memory, 'tile_areas', lambda *_: (512**2, 256**2))
+  both, limit = threading.Barrier(2), out_of_memory_above(450)
+
+  def network(noisy):
+    if max(noisy.shape[1:3]) > 450:
+      # Both threads have chosen their tiles.
+      both.wait(timeout=60)
+    return limit(noisy)
+
+  instance, noisy = denoiser(network), picture(700, 100, 3)
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    for denoised in pool.map(instance, [noisy, noisy]):
+      np.testing.assert_allclose(denoised, noisy, atol=1e-6)
 
 
 def out_of_memory_above(limit_px):
