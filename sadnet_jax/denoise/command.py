@@ -99,6 +99,7 @@ def _denoise(arguments: argparse.Namespace) -> int:
           overwrite=arguments.overwrite,
           skip_existing=arguments.skip_existing,
           linear=arguments.linear,
+          white_level=arguments.white_level,
         )
   except (ValueError, ImportError, OSError) as error:
     if isinstance(error, BrokenPipeError):
@@ -231,6 +232,13 @@ def _parser() -> argparse.ArgumentParser:
     action=argparse.BooleanOptionalAction,
     help='whether floating-point files hold linear light (default: OpenEXR does, TIFF does not)',
   )
+  files.add_argument(
+    '--white-level',
+    metavar='VALUE',
+    type=_white_level,
+    help='white in 16-bit PNG and TIFF files, such as 4095 for data of 12 bits (default: by their tags, else '
+    '65535)',
+  )
   denoising = parser.add_argument_group('denoising')
   denoising.add_argument(
     '--model', metavar='NAME', help='weights: a name from --list-models, a file, a training run or a URL'
@@ -318,6 +326,13 @@ def _strength(text: str) -> float:
     value = float('nan')
   if not 0 <= value <= 1:
     raise argparse.ArgumentTypeError(f'must be a number from 0 to 1, not {text!r}')
+  return value
+
+
+def _white_level(text: str) -> int:
+  value = int(text) if text.isdecimal() else 0
+  if not 1 <= value <= 65535:
+    raise argparse.ArgumentTypeError(f'must be a whole number from 1 to 65535, not {text!r}')
   return value
 
 

@@ -83,6 +83,7 @@ def denoise_all(
   overwrite: bool,
   skip_existing: bool = False,
   linear: bool | None = None,
+  white_level: int | None = None,
 ) -> None:
   """Denoises pictures; reports an error in one and continues with the others.
 
@@ -94,6 +95,7 @@ def denoise_all(
       differ only by case are one file.
     skip_existing: Skip pictures whose output has appeared meanwhile, from another process on the same folder.
     linear: Whether floating-point files hold linear light, as `read_photograph` takes it.
+    white_level: White in 16-bit files, as `read_photograph` takes it.
   """
   outputs = Outputs(overwrite=overwrite)
   for target in targets:
@@ -103,18 +105,18 @@ def denoise_all(
       continue
     report.start(target)
     try:
-      _denoise(target, networks, report, outputs, linear)
+      _denoise(target, networks, report, outputs, {'linear': linear, 'white_level': white_level})
     except Exception as error:
       report.fail(target, error_line(target.source, error))
 
 
-def _denoise(target, networks, report, outputs, linear):
+def _denoise(target, networks, report, outputs, reading):
   def progress(done, total):
     report.advance(target, done, total)
     interruption.check()
 
   start = time.perf_counter()
-  photograph = read_photograph(target.source, linear=linear)
+  photograph = read_photograph(target.source, **reading)
   height, width, channels = photograph.pixels.shape
   report.set_size(target, width, height)
   report.note(target.source, photograph.notes)

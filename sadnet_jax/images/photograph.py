@@ -50,6 +50,9 @@ class Photograph:
     lossless: Whether the file stores pixels exactly, unlike JPEG.
     linear: Whether a floating-point file stores linear light, so that one written from it does too.
     notes: What was ignored or assumed while reading, as sentences for the user.
+    white_level: White in the file, if its 16-bit values have a smaller range, as those of many cameras and
+      microscopes. `pixels` and `alpha` are scaled to the full range; PNG and TIFF files written from them get
+      the file's range again. None for the full range.
   """
 
   pixels: np.ndarray
@@ -58,6 +61,7 @@ class Photograph:
   lossless: bool = True
   linear: bool = False
   notes: tuple[str, ...] = ()
+  white_level: int | None = None
 
   def __post_init__(self):
     """Raises ValueError for arrays of another dtype or shape."""
@@ -162,6 +166,18 @@ def to_16_bits(array: np.ndarray) -> np.ndarray:
   if array.dtype != np.float32:
     return array
   return np.round(np.clip(array, 0, 1) * np.float32(65535)).astype(np.uint16)
+
+
+def to_full_range(array: np.ndarray, white_level: int) -> np.ndarray:
+  """Scales uint16 from 0 to ``white_level`` to the full range; larger values become white."""
+  levels = np.minimum(np.arange(2**16, dtype=np.int64), white_level)
+  return ((levels * 65535 + white_level // 2) // white_level).astype(np.uint16)[array]
+
+
+def from_full_range(array: np.ndarray, white_level: int) -> np.ndarray:
+  """Scales uint16 of the full range to 0 to ``white_level``; the inverse of `to_full_range`."""
+  levels = np.arange(2**16, dtype=np.int64)
+  return ((levels * white_level + 32767) // 65535).astype(np.uint16)[array]
 
 
 def to_float(array: np.ndarray) -> np.ndarray:

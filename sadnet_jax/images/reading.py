@@ -22,7 +22,7 @@ from PIL import JpegImagePlugin
 from sadnet_jax.files import one_line
 from sadnet_jax.images import metadata as blocks
 from sadnet_jax.images.metadata import Directory, Metadata
-from sadnet_jax.images.photograph import MAX_PIXELS, Photograph, check_size, srgb_from_linear
+from sadnet_jax.images.photograph import MAX_PIXELS, Photograph, check_size, srgb_from_linear, to_full_range
 
 _READABLE = 'PNG, JPEG, TIFF, WebP, BMP, OpenEXR, JPEG XL, HEIC or camera raw'
 _HEAD_BYTES = 32
@@ -56,7 +56,9 @@ _HDR_TRANSFERS = (16, 18)
 _PIXEL_TYPES = {'uint8': ('uint8', 1), 'uint16': ('uint16', 2), 'half': ('float', 4), 'float': ('float', 4)}
 
 
-def read_photograph(path: str | Path, *, linear: bool | None = None) -> Photograph:
+def read_photograph(
+  path: str | Path, *, linear: bool | None = None, white_level: int | None = None
+) -> Photograph:
   """Reads a photograph and its metadata.
 
   Integers of 8 and 16 bits are returned as stored, without rotation (HEIC, JPEG XL and raw files are
@@ -70,19 +72,27 @@ def read_photograph(path: str | Path, *, linear: bool | None = None) -> Photogra
       with the extra ``raw``.
     linear: Whether floating-point files hold linear light, which is then converted to display-referred
       values; None for what is usual: OpenEXR does, TIFF and JPEG XL do not.
+    white_level: White in 16-bit PNG and TIFF files, from 1 to 65535, such as 4095 for data of 12 bits; see
+      `Photograph`. None for what the file's tags say, or the full range. Ignored for other files.
 
   Returns:
     The photograph; its notes say what was ignored.
 
   Raises:
     ValueError: The file is missing, unreadable, of another format or kind, damaged, incomplete, or too large,
-      or its format needs an extra that is not installed.
+      or its format needs an extra that is not installed; or ``white_level`` is out of range.
   """
+  if white_level is not None and not 1 <= white_level <= _FULL_WHITE:
+    raise ValueError(f'white_level is {white_level}, but must be from 1 to {_FULL_WHITE}')
   with _explained_errors(path):
     form = _format_of(Path(path))
     with warnings.catch_warnings():
       # The notes contain what matters from the decoders' warnings.
       warnings.simplefilter('ignore')
+      if form == 'PNG':
+        return _read_png(Path(path), white_level)
+      if form == 'TIFF':
+        return _read_tiff(Path(path), linear, white_level)
       if form in _READERS_OF_FLOATS:
         return _READERS_OF_FLOATS[form](Path(path), linear)
       return _READERS[form](Path(path))
@@ -250,6 +260,43 @@ def _decode(path, max_pixels=float('inf'), *, single=True):
   return array, spec
 
 
+_FULL_WHITE = 65535
+# Where a 16-bit file uses less than a sixteenth of its range, its white is probably another.
+_SUSPICIOUSLY_DARK = 2**12
+
+
+def _in_full_range(array, given, tagged):
+  """Scales 16-bit values to the full range.
+
+  Args:
+    array: As decoded.
+    given: White as the user says, None if unknown.
+    tagged: White as the file's tags say, None if they do not.
+
+  Returns:
+    The array, white in the file (None if that is of the full range or not known), and notes for the user.
+  """
+  if array.dtype != np.uint16:
+    return array, None, []
+  brightest = int(array.max())
+  # Tags are wrong at times: many programs copy them.
+  level = given if given is not None else tagged if tagged and tagged >= brightest else None
+  if level is None:
+    dark = 0 < brightest < _SUSPICIOUSLY_DARK
+    likely = 2 ** brightest.bit_length() - 1
+    note = (
+      f'its values use less than a sixteenth of the range of 16 bits: the highest is {brightest}; if white '
+      f'is {likely}, pass --white-level {likely}'
+    )
+    return array, None, [note] if dark else []
+  if level == _FULL_WHITE:
+    return array, None, []
+  notes = [] if given is not None else [f'white is {level} by its tags (--white-level sets another)']
+  if brightest > level:
+    notes.append(f'its values above the white level {level} (the highest is {brightest}) are clipped')
+  return to_full_range(array, level), level, notes
+
+
 def _split(array, colours):
   """Colours [H, W, 1 or 3], and alpha [H, W] or None."""
   if array.shape[2] not in (colours, colours + 1):
@@ -363,7 +410,7 @@ _MAX_INFLATION = 1032
 _STEP_BYTES = 2**20
 
 
-def _read_png(path):
+def _read_png(path, white_level):
   with _contents(path) as data:
     all_chunks = list(blocks.png_chunks(data))
   notes = [f'its damaged chunk {kind!r} was ignored' for kind, _, sound in all_chunks if not sound]
@@ -378,11 +425,15 @@ def _read_png(path):
   stored = [content for kind, content in chunks if kind == b'IDAT']
   _check_png_pixels(chunks, named, stored)
   array, _ = _decode(path)
+  bits = max(named.get(b'sBIT', b'') or b'\0')
+  array, white_level, white_notes = _in_full_range(array, white_level, 2**bits - 1 if bits < 16 else None)
+  notes += white_notes
   pixels, alpha = _split(array, 1 if array.shape[2] < 3 else 3)
   profile, profile_notes = blocks.checked_profile(metadata_parts.icc_profile, pixels.shape[2])
   exif, exif_notes = blocks.checked_exif(named.get(b'eXIf'))
   parts = vars(metadata_parts) | {'icc_profile': profile, 'exif': exif}
-  return Photograph(pixels, alpha, Metadata(**parts), notes=(*notes, *profile_notes, *exif_notes))
+  notes += [*profile_notes, *exif_notes]
+  return Photograph(pixels, alpha, Metadata(**parts), notes=tuple(notes), white_level=white_level)
 
 
 def _png_metadata(chunks, named, notes):
@@ -488,6 +539,7 @@ def _check_png_rows(stored, starts, total):
 
 _DNG_VERSION, _PHOTOSHOP_LAYERS = 50706, 37724
 XMP_TAG, PHOTOSHOP_TAG, ICC_TAG = 700, 34377, 34675
+MAX_SAMPLE_VALUE = 281
 # Tags that say how a TIFF file stores its pixels; others are the user's.
 _STORAGE_TAGS = (
   *(*range(254, 267), 273, 277, 278, 279, 280, 281, *range(284, 294), 297, 301, *range(317, 326), 330, 332),
@@ -533,12 +585,14 @@ def _first_tags(data):
   return blocks.read_directory(data, header, header.offset), header
 
 
-def _read_tiff(path, linear):
+def _read_tiff(path, linear, white_level):
   with _contents(path) as data:
     tags, header = _first_tags(data)
     notes = _check_pages(data, header, tags)
     max_pixels = _check_tiff(tags, len(data))
   array, _ = _decode(path, max_pixels, single=False)
+  array, white_level, white_notes = _in_full_range(array, white_level, _tagged_white(tags))
+  notes += white_notes
   photometric = tags.number(262, -1)
   pixels, alpha = _split(array, _TIFF_COLOURS[photometric])
   if photometric == _WHITE_IS_ZERO and pixels.dtype == np.uint16:
@@ -562,7 +616,13 @@ def _read_tiff(path, linear):
     notes.append('its layers were ignored; the flattened image is read')
   metadata = Metadata(profile, _tiff_exif(tags), _tiff_content(tags, XMP_TAG), resources, dpi=tags.dpi())
   lossless = tags.number(259, 1) not in _TIFF_JPEG
-  return Photograph(pixels, alpha, metadata, lossless, linear, tuple(notes))
+  return Photograph(pixels, alpha, metadata, lossless, linear, tuple(notes), white_level)
+
+
+def _tagged_white(tags):
+  """DNG's WhiteLevel; or SMaxSampleValue or MaxSampleValue, if it stands for a number of bits."""
+  levels = [(tag, tags.number(tag)) for tag in (50717, 341, MAX_SAMPLE_VALUE)]
+  return next((v for tag, v in levels if 0 < v < _FULL_WHITE and (tag == 50717 or not v & (v + 1))), None)
 
 
 def _tiff_content(tags, tag):
@@ -796,7 +856,6 @@ def _raw_exif(path):
 
 
 _READERS: Mapping[str, Callable[[Path], Photograph]] = {
-  'PNG': _read_png,
   'JPEG': _read_jpeg,
   'WebP': _read_webp,
   'BMP': _read_bmp,
@@ -804,7 +863,6 @@ _READERS: Mapping[str, Callable[[Path], Photograph]] = {
   'camera raw': _read_raw,
 }
 _READERS_OF_FLOATS: Mapping[str, Callable[[Path, bool | None], Photograph]] = {
-  'TIFF': _read_tiff,
   'OpenEXR': _read_exr,
   'JPEG XL': _read_jxl,
 }

@@ -16,6 +16,7 @@ from sadnet_jax.images import metadata as blocks
 from sadnet_jax.images.metadata import Directory, Entry
 from sadnet_jax.images.photograph import (
   Photograph,
+  from_full_range,
   linear_from_srgb,
   lost_fields,
   to_8_bits,
@@ -25,6 +26,7 @@ from sadnet_jax.images.photograph import (
 )
 from sadnet_jax.images.reading import (
   ICC_TAG,
+  MAX_SAMPLE_VALUE,
   PHOTOSHOP_TAG,
   STRUCTURE_TAGS,
   XMP_TAG,
@@ -186,6 +188,18 @@ def _channels(photograph):
   return np.dstack([photograph.pixels, photograph.alpha])
 
 
+def _stored_white(photograph):
+  """White in a file of 16 bits, None if that is of the full range."""
+  return photograph.white_level if photograph.pixels.dtype == np.uint16 else None
+
+
+def _in_own_range(photograph):
+  """As `_channels`, in the range of the file that the photograph was read from."""
+  white = _stored_white(photograph)
+  array = _channels(photograph)
+  return array if white is None else from_full_range(array, white)
+
+
 def _pillow_image(array):
   return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
 
@@ -289,10 +303,14 @@ def _write_png(path, photograph):
   # bytes of 16 bits are noise, on which higher levels spend time in vain.
   level = 3 if photograph.pixels.dtype == np.uint16 else 5
   options = {'png:compressionLevel': level, 'png:filter': _PNG_PAETH}
-  _write_pixels(path, _channels(photograph), options)
+  array = _in_own_range(photograph)
+  _write_pixels(path, array, options)
   chunks = [(kind, content) for kind, content, _ in blocks.png_chunks(path.read_bytes())]
   header, pixels = chunks[0], [chunk for chunk in chunks if chunk[0] == b'IDAT']
   extra = []
+  white = _stored_white(photograph)
+  if white and not white & (white + 1):
+    extra.append((b'sBIT', bytes([white.bit_length()] * array.shape[2])))
   if profile:
     extra.append((b'iCCP', b'ICC profile\0\0' + zlib.compress(profile)))
   if metadata.exif:
@@ -319,7 +337,7 @@ _EXTRA_SAMPLES, _UNASSOCIATED_ALPHA = 338, 2
 def _write_tiff(path, photograph):
   if photograph.linear and photograph.pixels.dtype == np.float32:
     photograph = dataclasses.replace(photograph, pixels=linear_from_srgb(photograph.pixels))
-  array = _channels(photograph)
+  array = _in_own_range(photograph)
   predictor = 3 if array.dtype == np.float32 else 2
   _write_pixels(path, array, {'compression': 'zip', 'tiff:predictor': predictor})
   return _add_tiff_metadata(path, photograph)
@@ -338,6 +356,8 @@ def _add_tiff_metadata(path, photograph):
     del tags.entries[tag]
   if photograph.alpha is not None:
     tags.set_integers(_EXTRA_SAMPLES, [_UNASSOCIATED_ALPHA])
+  if white := _stored_white(photograph):
+    tags.set_integers(MAX_SAMPLE_VALUE, [white])
   for tag, kind, content in (
     (XMP_TAG, blocks.BYTE, metadata.xmp),
     (PHOTOSHOP_TAG, blocks.UNDEFINED, metadata.photoshop),

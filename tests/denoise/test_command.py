@@ -465,3 +465,13 @@ def test_formats_that_are_only_read_become_png_and_tiff(folder, weights, capsys)
   assert status == 0, lines
   assert all_files(folder / 'out') == ['a.tif', 'b.png']
   assert read_photograph('out/a.tif').pixels.dtype == np.uint16
+
+
+def test_white_of_16_bits_can_be_given(folder, weights, capsys):
+  pixels = np.array([[0, 800], [400, 900]], np.uint16)
+  Image.fromarray(pixels).save(folder / 'a.png')
+  arguments = ('a.png', '-o', 'b.png', '--model', weights, '--strength', '0')
+  assert run(*arguments, '--white-level', '800', capsys=capsys)[0] == 0
+  np.testing.assert_array_equal(pixels_of(folder / 'b.png')[:, :, 0], [[0, 800], [400, 800]])
+  status, errors = run(*arguments, '--white-level', '70000', capsys=capsys)
+  assert (status, errors[-1].endswith("must be a whole number from 1 to 65535, not '70000'")) == (2, True)

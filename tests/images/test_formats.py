@@ -262,3 +262,47 @@ def test_alpha_that_is_opaque_everywhere_may_be_dropped(tmp_path):
   opaque = dataclasses.replace(random_photograph(), alpha=np.full((17, 31), 255, np.uint8))
   (note,) = write_photograph(tmp_path / 'a.jpg', opaque)
   assert note == 'its transparency is dropped, because it is opaque everywhere and JPEG stores none'
+
+
+def _tiff(path, pixels, *tags):
+  # Code, type (3: 16 bits), count, value, whether it is written once.
+  tifffile.imwrite(
+    path, pixels, photometric='minisblack', extratags=[(tag, 3, 1, v, True) for tag, v in tags]
+  )
+
+
+def test_the_white_level_is_given_or_tagged_and_kept(tmp_path):
+  pixels = np.random.default_rng(0).integers(0, 4096, (9, 8), dtype=np.uint16)
+  pixels[0, :2] = 0, 4095
+  paths = [tmp_path / name for name in ('given.tif', 'dng.tif', 'largest.tif', 'tagged.png')]
+  _tiff(paths[0], pixels)
+  _tiff(paths[1], pixels, (50717, 4095))
+  _tiff(paths[2], pixels, (281, 4095))
+  write_photograph(paths[3], Photograph(pixels[:, :, None]))
+  chunks = png_chunks(paths[3].read_bytes())
+  paths[3].write_bytes(png_file([chunks[0], (b'sBIT', b'\x0c'), *chunks[1:]]))
+  for path in paths:
+    given = 4095 if path == paths[0] else None
+    photograph = read_photograph(path, white_level=given)
+    assert (photograph.white_level, photograph.pixels[0, :2, 0].tolist()) == (4095, [0, 65535])
+    assert any('white is 4095 by its tags' in note for note in photograph.notes) == (given is None)
+    for extension in ('.png', '.tif'):
+      write_photograph(tmp_path / f'out{extension}', photograph)
+      np.testing.assert_array_equal(_independently(tmp_path / f'out{extension}')[:, :, 0], pixels)
+      assert read_photograph(tmp_path / f'out{extension}').white_level == 4095
+
+
+def test_a_wrong_or_missing_white_level_is_noted(tmp_path):
+  path, pixels = tmp_path / 'a.tif', np.full((4, 4), 900, np.uint16)
+  _tiff(path, pixels)
+  (note,) = read_photograph(path).notes
+  assert 'the highest is 900; if white is 1023, pass --white-level 1023' in note
+  photograph = read_photograph(path, white_level=800)
+  assert (photograph.pixels == 65535).all()
+  assert 'above the white level 800 (the highest is 900) are clipped' in photograph.notes[0]
+  # What one picture reaches is no white level, and one below its values is wrong.
+  for tag, value in ((281, 1000), (281, 511), (50717, 800)):
+    _tiff(path, pixels, (tag, value))
+    assert read_photograph(path).white_level is None
+  with pytest.raises(ValueError, match='white_level is 0, but must be from 1 to 65535'):
+    read_photograph(path, white_level=0)
