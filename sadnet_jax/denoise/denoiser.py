@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sadnet_jax.denoise import tile_memory
+from sadnet_jax.denoise.grey import as_colour, has_equal_channels
 from sadnet_jax.denoise.tiling import (
   RAMP_PX,
   TilePlan,
@@ -181,7 +182,8 @@ class Denoiser:
 
     Args:
       image: [H, W, C], [H, W] or [N, H, W, C]; uint8, uint16, or floats in [0, 1] that noise may have
-        moved out of that range. A colour network also takes grey images (as three equal channels).
+        moved out of that range. A colour network also takes grey images (see `sadnet_jax.denoise.grey`), and
+        a grey network colour images whose channels are equal.
       progress: Called as ``progress(done, total)`` after each run of the network. Starts over with a larger
         total if the first tiles did not fit in memory.
 
@@ -216,12 +218,17 @@ class Denoiser:
 
   def _denoise(self, image, progress):
     check_dtype(image)
+    if image.size and image.ndim > 2 and image.shape[-1] == len(BT601_LUMA) and has_equal_channels(image):
+      grey = self._denoise(image[..., :1], progress)
+      return np.repeat(grey, image.shape[-1], axis=-1)
     batch = self._as_batch(image)
     check_values(image)
     if self._keeps_everything(channels=batch.shape[3]):
       return image.copy()
     denoised = np.empty(batch.shape, image.dtype)
     if denoised.size:
+      if batch.shape[3] < self.model.channels:
+        batch = as_colour(to_float(batch), self.model.channels)
       self._denoise_batch(batch, denoised, progress or _ignore_progress)
     return denoised.reshape(image.shape)
 
@@ -323,6 +330,8 @@ class Denoiser:
     return functools.partial(self_ensemble, run) if self._ensemble else run
 
   def _store(self, out, noisy, denoised):
+    if out.shape[-1] < noisy.shape[-1]:
+      noisy, denoised = (image.mean(axis=-1, keepdims=True) for image in (noisy, denoised))
     store(out, blend(noisy, denoised, self._strength, self._chroma_strength))
 
 
@@ -359,18 +368,16 @@ class CompiledNetwork:
     """Denoises images in one piece.
 
     Args:
-      noisy: float32 [N, H, W, 1 or the network's channels]; grey images are repeated to its channels.
+      noisy: float32 [N, H, W, the network's channels].
       runs: Number of calls with this shape that are already planned, this one included.
       most_px: Most pixels of an array that is larger than the images, so that it fits in memory.
 
     Returns:
-      The same shape, not clipped; the mean of the channels for grey images.
+      The same shape, not clipped.
     """
-    n, height, width, channels = noisy.shape
-    is_grey = channels < self.model.channels
-    given = np.repeat(noisy, self.model.channels, axis=3) if is_grey else noisy
+    n, height, width, _ = noisy.shape
     # The network pads too. Padding here lets images of similar size share one compiled program.
-    padded = np.asarray(pad_to_multiple(given, STRIDE))
+    padded = np.asarray(pad_to_multiple(noisy, STRIDE))
     inside = padded.shape[1:3]
     program, size = self._program((n, *inside), runs, most_px)
     if size != inside:
@@ -378,8 +385,7 @@ class CompiledNetwork:
       larger[:, : inside[0], : inside[1]] = padded
       padded = larger
     arguments = jax.device_put((padded, Inside(*map(np.int32, inside))), self.device)
-    denoised = np.asarray(program(self.params, *arguments))[:, :height, :width]
-    return denoised.mean(axis=3, keepdims=True) if is_grey else denoised
+    return np.asarray(program(self.params, *arguments))[:, :height, :width]
 
   def function(self, shared: bool) -> jax.stages.Wrapped:
     """The network as a new jitted function, whose programs are freed with it.

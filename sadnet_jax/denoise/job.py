@@ -11,6 +11,7 @@ import numpy as np
 
 from sadnet_jax.denoise import interruption
 from sadnet_jax.denoise.denoiser import Denoiser
+from sadnet_jax.denoise.grey import has_equal_channels
 from sadnet_jax.denoise.report import Report
 from sadnet_jax.denoise.targets import Target, file_identity
 from sadnet_jax.files import one_line
@@ -120,7 +121,7 @@ def _denoise(target, networks, report, outputs, reading):
   height, width, channels = photograph.pixels.shape
   report.set_size(target, width, height)
   report.note(target.source, photograph.notes)
-  denoiser = networks.for_channels(channels)
+  denoiser = networks.for_channels(1 if has_equal_channels(photograph.pixels) else channels)
   for path in target.files:
     path.parent.mkdir(parents=True, exist_ok=True)
     outputs.check(path)

@@ -19,6 +19,7 @@ from sadnet_jax.denoise.denoiser import (
   compilation_px,
   self_ensemble,
 )
+from sadnet_jax.denoise.grey import as_colour
 from sadnet_jax.images.photograph import BT601_LUMA
 from sadnet_jax.nn.blocks import Inside
 from sadnet_jax.nn.sadnet import SADNet
@@ -79,7 +80,7 @@ def test_an_image_within_a_tile_is_what_the_network_gives(real):
   np.testing.assert_allclose(real(noisy), whole(noisy), atol=1e-5)
   assert {d for leaf in jax.tree.leaves(real.params) for d in leaf.devices()} == {real.network.device}
   gray = picture(31, 17)
-  wanted = whole(np.repeat(gray[None, :, :, None], 3, axis=3))[0].mean(axis=-1)
+  wanted = whole(as_colour(gray[None, :, :, None], 3))[0].mean(axis=-1)
   np.testing.assert_allclose(real(gray), wanted, atol=1e-5)
   # Images of similar size and tiles share a program.
   for size in ((26, 20), (32, 24), (56, 40)):
