@@ -49,7 +49,7 @@ def bytes_per_pixel(model: SADNet, platform: str) -> int:
   if not model.use_rsab:
     return round(4 * 4.5 * model.width)
   if platform == 'cpu' and compiler_options(platform):
-    return round(4 * (3.5 * model.width + 1.6 * model.offset_width + 8))
+    return round(4 * (2.5 * model.width + 1.6 * model.offset_width + 46))
   if platform == 'cpu':
     return round(4 * (4.2 * model.width + 3 * model.offset_width))
   return 4 * (54 * model.deformable_groups + 5 * model.width)
