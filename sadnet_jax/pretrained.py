@@ -1,10 +1,10 @@
-"""Weights by name (those that ship with the package), or from a file, a training run or a URL.
+"""Weights by name (those that ship with the package), from files, training runs, URLs, the Hugging Face Hub.
 
   print(*pretrained.available().values(), sep='\\n')
   model, params, about = pretrained.load('color_50')
   denoised = model.apply({'params': params}, noisy)
 
-Weights that ship with the package are available offline. A URL is downloaded on first use.
+Weights that ship with the package are available offline. Others are downloaded on first use.
 """
 
 from sadnet_jax.weights.index import Entry, Noise, available

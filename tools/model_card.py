@@ -27,6 +27,9 @@ UNKNOWN = 'unknown'
 # Required and optional texts of the facts; `precision` and `seed` only if the weights' file has none.
 REQUIRED = ('summary', 'data', 'training', 'command', 'hardware', 'hours', 'limits', 'licence')
 OPTIONAL = ('commit', 'seed', 'precision')
+# In the header, for the Hugging Face Hub.
+_TAGS = ('image-denoising', 'sadnet', 'deformable-convolution', 'jax', 'flax')
+_LICENCE = 'Apache-2.0'
 _HEAD = ('images', 'sigma', 'protocol', 'noisy', 'PSNR', 'SSIM, Wang et al.', 'SSIM, MATLAB')
 
 
@@ -115,7 +118,7 @@ def card(
   content: Mapping[str, Any],
   curve: str | None = None,
 ) -> str:
-  """The text of the card.
+  """The text of the card, which begins with the metadata that the Hugging Face Hub reads.
 
   Args:
     entry: The weights' entry in the index.
@@ -145,6 +148,8 @@ def card(
   }
   return '\n'.join(
     [
+      *_metadata(known['licence']),
+      '',
       f'# {entry.name}',
       '',
       facts['summary'],
@@ -179,6 +184,23 @@ def card(
       '',
     ]
   )
+
+
+def _metadata(licence):
+  """YAML; no data sets, because the Hub takes only the names of its own."""
+  is_ours = licence.strip().startswith(_LICENCE)
+  return [
+    '---',
+    f'license: {_LICENCE.lower() if is_ours else "other"}',
+    'library_name: sadnet-jax',
+    'pipeline_tag: image-to-image',
+    'tags:',
+    *(f'- {tag}' for tag in _TAGS),
+    'metrics:',
+    '- psnr',
+    '- ssim',
+    '---',
+  ]
 
 
 def _average(text):

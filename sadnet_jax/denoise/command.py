@@ -241,7 +241,9 @@ def _parser() -> argparse.ArgumentParser:
   )
   denoising = parser.add_argument_group('denoising')
   denoising.add_argument(
-    '--model', metavar='NAME', help='weights: a name from --list-models, a file, a training run or a URL'
+    '--model',
+    metavar='NAME',
+    help='weights: a name from --list-models, a file, a training run, a URL or hf://OWNER/NAME',
   )
   denoising.add_argument(
     '--strength',

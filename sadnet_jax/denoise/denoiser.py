@@ -149,7 +149,7 @@ class Denoiser:
 
     Args:
       name: One of `sadnet_jax.pretrained.available`, or whatever else `pretrained.load` accepts: the path
-        of a file or run, or a URL.
+        of a file or run, a URL, or ``hf://OWNER/NAME``.
       **options: Options of the constructor.
 
     Raises:

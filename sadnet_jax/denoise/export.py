@@ -213,7 +213,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     description='Exports a denoiser with its weights as one file: StableHLO for JAX, or ONNX.',
   )
   parser.add_argument(
-    '--weights', required=True, metavar='NAME', help='a published name, a file, a training run or a URL'
+    '--weights',
+    required=True,
+    metavar='NAME',
+    help='a published name, a file, a training run, a URL or hf://OWNER/NAME',
   )
   parser.add_argument(
     '--output',

@@ -185,6 +185,9 @@ def _shareable_location(match: re.Match[str]) -> str:
   if '://' not in location:
     return Path(location).name
   parts = urlsplit(location)
+  if parts.scheme == 'hf':
+    # Upper and lower case of the owner count, and the part before an @ is no user.
+    return f'hf://{parts.netloc}{parts.path}'
   return Path(parts.path).name if parts.scheme == 'file' else f'{parts.scheme}://{parts.hostname}{parts.path}'
 
 

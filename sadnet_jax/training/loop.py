@@ -75,7 +75,7 @@ from sadnet_jax.training.step import (
   Teacher,
   make_parallel_step,
 )
-from sadnet_jax.weights import checkpoints
+from sadnet_jax.weights import checkpoints, hub
 from sadnet_jax.weights.loading import load, load_params, locate
 from sadnet_jax.weights.paths import CHECKPOINTS, is_run, split_run_path
 
@@ -228,6 +228,11 @@ def step_from_config(
 def _teacher_from_config(config):
   if not config.teacher:
     return None
+  if config.teacher.startswith(hub.SCHEME) and '@' not in config.teacher:
+    raise ValueError(
+      f'config.teacher: {config.teacher} may change; name a commit, such as '
+      f'{hub.SCHEME}OWNER/NAME@0123456789abcdef0123456789abcdef01234567'
+    )
   path = locate(config.teacher)
   if is_run(path) and split_run_path(path)[1] is None:
     raise ValueError(

@@ -1,4 +1,4 @@
-"""Loads weights from wherever they are: a published name, a file, a training run, or a URL.
+"""Loads weights from wherever they are: a published name, a file, a training run, a URL, or the hub.
 
 Importing this, and finding weights without reading them, needs neither JAX nor Orbax.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 import re
 from typing import TYPE_CHECKING, Any
 
-from sadnet_jax.weights import index
+from sadnet_jax.weights import hub, index
 from sadnet_jax.weights.index import available, file_sha256
 from sadnet_jax.weights.paths import SAFETENSORS_SUFFIX, SUFFIXES, TORCH_SUFFIXES, is_run
 
@@ -86,7 +86,7 @@ def load_params(source: str | Path, model: Mapping[str, Any]) -> tuple[int, dict
 
 
 def locate(source: str | Path, *, progress: 'Progress | None' = None) -> Path:
-  """Finds weights, downloading them if ``source`` is a URL.
+  """Finds weights, downloading them if ``source`` is a URL or on the Hugging Face Hub.
 
   Args:
     source: One of these:
@@ -96,16 +96,23 @@ def locate(source: str | Path, *, progress: 'Progress | None' = None) -> Path:
         as a name or URL);
       - the URL of such a file (http, https or file). To have its hash checked, append it:
         ``https://host/a.safetensors#sha256=HEX``. http and https are downloaded once into the user's
-        cache folder.
+        cache folder;
+      - ``hf://OWNER/NAME``: the .safetensors file of a repository on the Hugging Face Hub, optionally of a
+        revision, ``hf://OWNER/NAME@REVISION``; if there are several files, append ``/FILE``. Needs the extra
+        `hub`. It is downloaded again only if it has changed; without a connection the cached version is used.
     progress: Called during a download with the number of bytes received and the total, None if unknown.
 
   Returns:
     The path of a file or of a run's folder.
 
   Raises:
-    ValueError: No such name, file or URL (similar names are suggested), a hash does not match, or the
-      download fails; then nothing is kept.
+    ValueError: No such name, file, URL or repository (similar names are suggested), a hash does not match, or
+      the download fails; then nothing is kept.
   """
+  if isinstance(source, str) and source.startswith(hub.SCHEME):
+    from sadnet_jax.weights.download import MAX_BYTES
+
+    return hub.fetch(source, progress=progress, max_bytes=MAX_BYTES)
   if isinstance(source, str) and '://' in source:
     return _from_url(source, progress)
   if isinstance(source, str) and source in available() and not is_run(source):
@@ -168,7 +175,7 @@ def _from_url(source, progress):
   except ValueError as error:
     raise ValueError(f'{source}: not a valid URL ({error})') from error
   if parts.scheme not in ('http', 'https', 'file'):
-    raise ValueError(f'{source}: scheme {parts.scheme!r} is not supported; use http, https or file')
+    raise ValueError(f'{source}: scheme {parts.scheme!r} is not supported; use http, https, file or hf')
   if not unquote(parts.path).endswith(SUFFIXES):
     raise ValueError(f'{source}: the path of the URL must have one of the extensions {_SUFFIXES_TEXT}')
   if parts.scheme == 'file':

@@ -285,6 +285,7 @@ def test_json_is_written_completely_or_not_at_all(tmp_path):
     # What is relative, or no path at all, stays.
     ('runs/color ./a ../b ~/c 3 images/s, 1 / 2, [...]', 'runs/color ./a ../b ~/c 3 images/s, 1 / 2, [...]'),
     ('https://host/w.safetensors', 'https://host/w.safetensors'),
+    ('--checkpoint=hf://Owner/Name@v1/w.safetensors', '--checkpoint=hf://Owner/Name@v1/w.safetensors'),
   ],
 )
 def test_published_results_hold_no_absolute_path_and_no_signature(text, shared):

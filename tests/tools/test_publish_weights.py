@@ -131,6 +131,7 @@ def test_file_card_and_index_are_written(request_, monkeypatch):
   )
   assert 0 < float(precision[1]) < 0.1
   assert abs(float(precision[2])) == float(precision[1])
+  assert card.startswith('---\nlicense: other\nlibrary_name: sadnet-jax\n')
   for line in (
     '# small',
     '| task | colour images, Gaussian noise of sigma 25, clipped |',

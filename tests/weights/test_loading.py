@@ -439,7 +439,7 @@ def test_without_a_server_the_download_fails(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   ('source', 'match'),
   [
-    ('ftp://host/a.pth', r"scheme 'ftp' is not supported; use http, https or file"),
+    ('ftp://host/a.pth', r"scheme 'ftp' is not supported; use http, https, file or hf"),
     ('https://host/a.zip', r'the path of the URL must have one of the extensions \.safetensors, \.pth, \.pt'),
     ('https://host/', 'the path of the URL must have one of the extensions'),
     ('https://[host/a.pth', r'not a valid URL \(Invalid IPv6 URL\)'),

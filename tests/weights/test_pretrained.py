@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 import re
 
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
@@ -65,6 +66,19 @@ def test_the_index_is_of_these_files(weights):
   model, _, about = pretrained.load(weights)
   assert (entry.sha256, entry.bytes, entry.channels) == (about['sha256'], path.stat().st_size, model.channels)
   assert entry.summary == model_card.read_facts(path.with_suffix('.toml'))['summary']
+
+
+@pytest.mark.parametrize('weights', ENTRIES)
+def test_the_hub_understands_the_card(weights):
+  card = huggingface_hub.ModelCard.load(FOLDER / f'{weights}.md', ignore_metadata_errors=False)
+  assert card.data.to_dict() == {
+    'license': 'apache-2.0',
+    'library_name': 'sadnet-jax',
+    'pipeline_tag': 'image-to-image',
+    'tags': ['image-denoising', 'sadnet', 'deformable-convolution', 'jax', 'flax'],
+    'metrics': ['psnr', 'ssim'],
+  }
+  assert card.text.strip().startswith(f'# {weights}\n')
 
 
 @pytest.mark.parametrize('weights', ENTRIES)
