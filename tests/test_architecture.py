@@ -14,7 +14,7 @@ MAY_IMPORT = {
   'ops': set(),
   'nn': {'ops'},
   'images': {'files', 'machine'},
-  'data': {'images', 'files'},
+  'data': {'images', 'files', 'machine'},
   'weights': {'nn', 'files'},
   'denoise': {'ops.platform', 'nn', 'weights', 'images', 'files', 'machine'},
   'evaluation': {'data', 'images', 'nn', 'denoise', 'files', 'machine'},

@@ -139,12 +139,17 @@ def check_examples(examples: Sequence[Example], channels: int, patch_px: int) ->
   """
 
   def check(example):
-    height, width, _ = read_example(example, channels)[1].shape
-    if min(height, width) < patch_px:
-      raise ValueError(
-        f'{example.files[0]}: {width}x{height} pixels are fewer than a patch of {patch_px}x{patch_px}; lower '
-        'data.patch_px, or remove the image'
-      )
+    check_side(example, read_example(example, channels)[1].shape[:2], patch_px)
 
   with concurrent.futures.ThreadPoolExecutor() as pool:
     collections.deque(pool.map(check, examples), maxlen=0)
+
+
+def check_side(example: Example, size: tuple[int, int], patch_px: int) -> None:
+  """Raises ValueError if an image of this height and width is smaller than a patch."""
+  height, width = size
+  if min(height, width) < patch_px:
+    raise ValueError(
+      f'{example.files[0]}: {width}x{height} pixels are fewer than a patch of {patch_px}x{patch_px}; lower '
+      'data.patch_px, or remove the image'
+    )

@@ -6,8 +6,10 @@ one permutation per epoch, and its corner and orientation from a key folded with
 of `pipeline`, because the random generators differ.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import concurrent.futures
+import contextlib
+import dataclasses
 from typing import Any
 
 from flax import struct
@@ -15,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sadnet_jax.data.examples import Example, example_shape, read_example
+from sadnet_jax import machine
+from sadnet_jax.data.examples import Example, check_side, example_shape, read_example
 
 
 @struct.dataclass
@@ -47,48 +50,131 @@ class DeviceImages:
     return sum(array.nbytes for array in jax.tree.leaves(self))
 
 
-def load(examples: Sequence[Example], channels: int, device: jax.Device | None = None) -> DeviceImages:
-  """Reads all images into the host's memory.
+# Called with an image that cannot be used, and why.
+OnBadImage = Callable[[Example, ValueError], None]
+
+
+def load(
+  sets: Sequence[Sequence[Example]],
+  channels: int,
+  device: jax.Device | None = None,
+  *,
+  patch_px: int = 1,
+  on_bad: OnBadImage | None = None,
+) -> list[DeviceImages]:
+  """Reads sets of images into the host's memory; decodes each file once.
+
+  Whether all sets fit into memory is checked by the headers of the files, before any is decoded.
 
   Args:
-    examples: Images, all or none with a noisy version.
+    sets: The images of each set, all or none with a noisy version.
     channels: 3, or 1 (colour files are converted).
-    device: One of the devices they will be placed on, whose free memory is checked before reading.
+    device: One of the devices they will be placed on, whose free memory is checked too.
+    patch_px: Least side of an image in pixels.
+    on_bad: Called for each image that cannot be used, which is then skipped, possibly from several threads;
+      None to raise its error.
 
   Returns:
-    NumPy arrays, to be placed with ``jax.device_put``.
+    A data set of NumPy arrays for each set, to be placed with ``jax.device_put``.
 
   Raises:
-    ValueError: A file is damaged, sizes within an example differ, only some examples have noisy images, or
-      the device has too little memory.
+    ValueError: A file is damaged or smaller than a patch, sizes within an example differ, only some examples
+      of a set have noisy images, no image is left, or the sets do not fit into memory.
   """
+  plans = [_plan(examples, channels, patch_px, on_bad) for examples in sets]
+  nbytes = sum(plan.nbytes for plan in plans)
+  check_host_memory(nbytes, machine.free_host_bytes())
+  if device is not None:
+    check_memory(nbytes, device)
+  return [_read(plan, channels, on_bad) for plan in plans]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+  """Where each image of a set goes: its first row, height and width, turned to landscape."""
+
+  examples: list[Example]
+  table: np.ndarray
+  names: tuple[str, ...]
+  shape: tuple[int, int]
+
+  @property
+  def nbytes(self):
+    return len(self.names) * self.shape[0] * self.shape[1]
+
+
+def _plan(examples, channels, patch_px, on_bad):
   if len({example.noisy is None for example in examples}) != 1:
     raise ValueError(
       f'{sum(e.noisy is not None for e in examples)} of {len(examples)} training images have a noisy '
       'version; at least one image is needed, and all or none with a noisy version'
     )
-  sides = np.array([sorted(example_shape(example)[:2]) for example in examples], np.int32)
-  heights, widths = sides[:, 0], sides[:, 1]
+  good, sides = [], []
+  for example in examples:
+    with _passed_to(on_bad, example):
+      size = example_shape(example)[:2]
+      check_side(example, size, patch_px)
+      good.append(example)
+      sides.append(sorted(size))
+  _check_any_left(good, examples)
+  heights, widths = np.array(sides, np.int32).T
   first_rows = np.concatenate([[0], np.cumsum(heights, dtype=np.int64)])
-  shape = (int(first_rows[-1]), int(widths.max()) * channels)
+  table = np.stack([first_rows[:-1], heights, widths], axis=1).astype(np.int32)
   names = ('clean',) if examples[0].noisy is None else ('clean', 'noisy')
-  if device is not None:
-    check_memory(len(names) * shape[0] * shape[1], device)
-  stacks = {name: np.zeros(shape, np.uint8) for name in names}
+  return _Plan(good, table, names, (int(first_rows[-1]), int(widths.max()) * channels))
 
-  def read(example, row):
-    noisy, clean = read_example(example, channels)
-    for name, image in (('clean', clean), ('noisy', noisy)):
-      if image is not None:
-        landscape = image if image.shape[0] <= image.shape[1] else np.rot90(image)
-        height, width, _ = landscape.shape
-        stacks[name][row : row + height, : width * channels] = landscape.reshape(height, -1)
+
+def _read(plan, channels, on_bad):
+  stacks = {name: np.zeros(plan.shape, np.uint8) for name in plan.names}
+
+  def read(example, place):
+    row, height, width = place
+    with _passed_to(on_bad, example):
+      noisy, clean = read_example(example, channels)
+      for name, image in (('clean', clean), ('noisy', noisy)):
+        if image is not None:
+          landscape = image if image.shape[0] <= image.shape[1] else np.rot90(image)
+          stacks[name][row : row + height, : width * channels] = landscape.reshape(height, -1)
+      return True
+    return False
 
   with concurrent.futures.ThreadPoolExecutor() as pool:
-    for _ in pool.map(read, examples, first_rows[:-1].tolist()):
-      pass
-  table = np.stack([first_rows[:-1], heights, widths], axis=1).astype(np.int32)
-  return DeviceImages(stacks['clean'], stacks.get('noisy'), table, channels, int(heights.min()))
+    is_good = list(pool.map(read, plan.examples, plan.table.tolist()))
+  table = plan.table[is_good]
+  _check_any_left(table, plan.examples)
+  return DeviceImages(stacks['clean'], stacks.get('noisy'), table, channels, int(table[:, 1].min()))
+
+
+@contextlib.contextmanager
+def _passed_to(on_bad, example):
+  try:
+    yield
+  except ValueError as error:
+    if on_bad is None:
+      raise
+    on_bad(example, error)
+
+
+def _check_any_left(good, examples):
+  if not len(good):
+    raise ValueError(f'none of the {len(examples)} training images can be used')
+
+
+def check_host_memory(nbytes: int, free: int | None) -> None:
+  """Checks that a data set fits into the host's memory.
+
+  Args:
+    nbytes: Size of the images in bytes.
+    free: Free memory in bytes, None if it is not known.
+
+  Raises:
+    ValueError: It does not fit; both sizes are named.
+  """
+  if free is not None and nbytes > free:
+    raise ValueError(
+      f'the images have {nbytes / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free in this machine; '
+      "use data.reader = 'tiles' or 'files' instead of 'memory'"
+    )
 
 
 def check_memory(nbytes: int, device: jax.Device) -> None:

@@ -59,14 +59,22 @@ def _open_files(config, device):
     itertools.chain.from_iterable(f.examples for f in found.values()), config.data.held_out
   )
   problems = list(itertools.chain.from_iterable(f.problems for f in found.values()))
-  kept, damaged = _check(config, kept)
-  description = _describe(len(kept), 'images', held_out, problems + damaged)
   if config.data.reader == 'memory':
+    bad: dict[Example, str] = {}
+    on_bad = (lambda example, error: bad.update({example: str(error)})) if config.data.skip_bad else None
     # Clean images, pairs, or both.
     sets = [[e for e in kept if e.noisy is None], [e for e in kept if e.noisy is not None]]
-    images, *pairs = (on_device.load(kind, config.model.channels, device) for kind in sets if kind)
+    images, *pairs = on_device.load(
+      [kind for kind in sets if kind],
+      config.model.channels,
+      device,
+      patch_px=config.data.patch_px,
+      on_bad=on_bad,
+    )
+    damaged = [bad[example] for example in kept if example in bad]
+    kept = [example for example in kept if example not in bad]
     return TrainingData(
-      description,
+      _describe(len(kept), 'images', held_out, problems + damaged),
       fingerprint(kept),
       held_out,
       images,
@@ -75,6 +83,8 @@ def _open_files(config, device):
     )
   from sadnet_jax.data.pipeline import FileImages  # Imports TensorFlow.
 
+  kept, damaged = _check(config, kept)
+  description = _describe(len(kept), 'images', held_out, problems + damaged)
   source = FileImages(kept, config.model.channels)
   batches = _stream(config, source, lambda: _check(config, kept))
   return TrainingData(description, fingerprint(kept), held_out, None, batches)

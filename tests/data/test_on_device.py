@@ -12,6 +12,7 @@ import pytest
 from sadnet_jax.data import on_device
 from sadnet_jax.data.examples import Example, read_example
 from sadnet_jax.images.arrays import rgb_to_gray
+from tests.support import dataset_files
 from tests.support.labelled_images import images_of, labelled_image, place_of, write_examples
 
 
@@ -22,7 +23,7 @@ def examples(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def images(examples):
-  return on_device.load(examples, 3)
+  return on_device.load([examples], 3)[0]
 
 
 @functools.partial(jax.jit, static_argnames=('batch_size', 'patch_px', 'count'))
@@ -43,7 +44,7 @@ def _clean(images, steps, *, seed=7, first=0, **fields):
 
 
 def _only(examples, numbers, channels=3):
-  return on_device.load([examples[i] for i in numbers], channels)
+  return on_device.load([[examples[i] for i in numbers]], channels)[0]
 
 
 def test_every_patch_is_a_crop_up_to_flip_and_rotation_and_the_same_of_the_noisy_image(images):
@@ -57,7 +58,7 @@ def test_every_patch_is_a_crop_up_to_flip_and_rotation_and_the_same_of_the_noisy
 
 
 def test_clean_images_come_alone_and_are_cut_as_those_of_pairs(examples, images):
-  alone = on_device.load([Example(e.name, e.scene, e.clean, None) for e in examples], 3)
+  (alone,) = on_device.load([[Example(e.name, e.scene, e.clean, None) for e in examples]], 3)
   batch = _sample(alone, 7, 3, 0)
   assert set(batch) == {'clean'}
   np.testing.assert_array_equal(batch['clean'], _sample(images, 7, 3, 0)['clean'])
@@ -134,7 +135,7 @@ def test_under_pmap_every_device_cuts_its_share(images, device_count):
 
 
 def test_one_channel_is_the_grey_version_of_the_same_crops(examples, images):
-  grey = on_device.load(examples, 1)
+  (grey,) = on_device.load([examples], 1)
   assert grey.nbytes < images.nbytes / 2
   np.testing.assert_array_equal(_clean(grey, range(9)), rgb_to_gray(_clean(images, range(9))))
 
@@ -143,7 +144,7 @@ def test_the_mean_of_two_clean_files_is_what_is_cut(tmp_path, examples):
   lighter = tmp_path / 'lighter.png'
   Image.fromarray(labelled_image(4) + np.uint8(3)).save(lighter)
   example = Example('mean', 'mean', (*examples[4].clean, lighter), None)
-  patches = _clean(on_device.load([example], 3), range(3))
+  patches = _clean(on_device.load([[example]], 3)[0], range(3))
   np.testing.assert_array_equal(read_example(example, 3)[1], labelled_image(4) + 2)
   for patch in np.concatenate(patches):
     place_of(patch - np.uint8(2))
@@ -165,9 +166,48 @@ def test_a_data_set_that_the_device_has_no_room_for_is_refused(examples):
   on_device.check_memory(4_000_000_000, _device_with(bytes_limit=6 * 10**9, bytes_in_use=2 * 10**9))
   on_device.check_memory(10**15, _device_with())
   pixels = 2 * (12 + 9 + 9 + 17 + 10) * 40 * 3
-  on_device.load(examples, 3, _device_with(bytes_limit=pixels, bytes_in_use=0))
+  on_device.load([examples], 3, _device_with(bytes_limit=pixels, bytes_in_use=0))
   with pytest.raises(ValueError, match='are free on'):
-    on_device.load(examples, 3, _device_with(bytes_limit=pixels - 1, bytes_in_use=0))
+    on_device.load([examples], 3, _device_with(bytes_limit=pixels - 1, bytes_in_use=0))
+
+
+def test_clean_images_and_pairs_share_the_memory_which_is_checked_before_decoding(examples, monkeypatch):
+  clean = [Example(e.name, e.scene, e.clean, None) for e in examples]
+  pixels = 3 * (12 + 9 + 9 + 17 + 10) * 40 * 3
+  on_device.load([clean, examples], 3, _device_with(bytes_limit=pixels, bytes_in_use=0))
+  monkeypatch.setattr(on_device, 'read_example', lambda *_: pytest.fail('an image was decoded'))
+  with pytest.raises(ValueError, match='are free on'):
+    on_device.load([clean, examples], 3, _device_with(bytes_limit=pixels - 1, bytes_in_use=0))
+  monkeypatch.setattr(on_device.machine, 'free_host_bytes', lambda: pixels - 1)
+  with pytest.raises(ValueError, match=r"are free in this machine; use data.reader = 'tiles'"):
+    on_device.load([clean, examples], 3)
+
+
+def test_each_file_is_decoded_once_and_bad_ones_are_skipped_where_wanted(examples, tmp_path, monkeypatch):
+  decoded, read, bad = [], on_device.read_example, {}
+  monkeypatch.setattr(
+    on_device, 'read_example', lambda example, channels: decoded.append(example) or read(example, channels)
+  )
+  path = tmp_path / 'half.png'
+  dataset_files.write(path, dataset_files.picture(40, 40, 0))
+  dataset_files.truncate(path)
+  half = Example('half', 'half', (path,), None)
+  clean = [Example(e.name, e.scene, e.clean, None) for e in examples]
+  (images,) = on_device.load(
+    [[half, *clean]], 3, patch_px=10, on_bad=lambda e, error: bad.update({e.name: str(error)})
+  )
+  assert [(h, w) for _, h, w in images.table.tolist()] == _landscapes_of_at_least(10, examples)
+  assert len(decoded) == len(set(decoded))
+  assert 'half.png: the file is damaged' in bad.pop('half')
+  assert bad
+  assert all('are fewer than a patch of 10x10' in text for text in bad.values())
+  with pytest.raises(ValueError, match=r'half\.png: the file is damaged'):
+    on_device.load([[half, *clean]], 3)
+
+
+def _landscapes_of_at_least(side_px, examples):
+  sizes = [sorted(on_device.example_shape(example)[:2]) for example in examples]
+  return [tuple(size) for size in sizes if size[0] >= side_px]
 
 
 def test_patches_larger_than_an_image_are_refused(images):
@@ -178,6 +218,6 @@ def test_patches_larger_than_an_image_are_refused(images):
 def test_examples_of_which_some_have_noisy_images_are_refused(examples):
   clean = Example('clean', 'clean', examples[0].clean, None)
   with pytest.raises(ValueError, match=r'1 of 2 training images have a noisy version; .* all or none'):
-    on_device.load([examples[1], clean], 3)
+    on_device.load([[examples[1], clean]], 3)
   with pytest.raises(ValueError, match=r'0 of 0 .*at least one image'):
-    on_device.load([], 3)
+    on_device.load([[]], 3)
