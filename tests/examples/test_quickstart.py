@@ -1,0 +1,41 @@
+"""The notebook runs from its first cell to its last."""
+
+import json
+
+from configs import default
+from sadnet_jax.nn.sadnet import SADNet
+from sadnet_jax.weights.safetensors import save_weights
+from tests.support.command import ROOT, finish, start
+from tests.support.small_networks import SMALL, random_variables
+
+NOTEBOOK = ROOT / 'examples' / 'quickstart.ipynb'
+# Added after the last cell.
+CHECK = """
+with_shapes = [noisy.shape, denoised.shape, with_strength(0.6, 1.0).shape]
+assert with_shapes == [picture.shape] * 3 and denoised.dtype == np.uint8 and (denoised != noisy).any()
+assert (with_strength(0.0, 0.0) == noisy).all() and (with_strength(1.0, 1.0) == denoised).all()
+assert Image.open(buffer).width == 1000 and sorted(samplings) == [1, 2, 3, 4]
+assert len(losses) == 20 and np.mean(losses[-3:]) < np.mean(losses[:3])
+"""
+
+
+def _cells():
+  return json.loads(NOTEBOOK.read_text())['cells']
+
+
+def test_no_outputs_are_committed():
+  for cell in _cells():
+    assert cell.get('outputs', []) == []
+    assert cell.get('execution_count') is None
+
+
+def test_the_cells_run(tmp_path):
+  path = tmp_path / 'small.safetensors'
+  model = {**default.get_config().to_dict()['model'], **SMALL}
+  save_weights(path, random_variables(SADNet(**SMALL))['params'], model=model, step=1, about={})
+  code = '\n'.join(''.join(cell['source']) for cell in _cells() if cell['cell_type'] == 'code')
+  # With a network that compiles quickly.
+  small = code.replace("MODEL = 'color_blind'", f'MODEL = {str(path)!r}')
+  assert small != code
+  output, _ = finish(start('-c', small + CHECK, cwd=NOTEBOOK.parent))
+  assert output.startswith('loss at the first steps ')
