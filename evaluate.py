@@ -13,21 +13,24 @@ public ground truth.
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from absl import flags
-import jax
-from ml_collections import config_flags
+from sadnet_jax.extras import required
 
-from sadnet_jax import command_line
-from sadnet_jax.data.test_sets import SCORED, SIDD_FORMS, UNSCORED
-from sadnet_jax.denoise import compilation_cache
-from sadnet_jax.evaluation import run
-from sadnet_jax.evaluation.methods import BM3D, Method, Noisy, SADNetMethod
-from sadnet_jax.evaluation.protocols import PROTOCOLS, UNCLIPPED, protocol_for_training
-from sadnet_jax.files import local_path
-from sadnet_jax.nn.sadnet import model_from_fields
-from sadnet_jax.weights.loading import load_params
-from sadnet_jax.weights.paths import is_run, split_run_path
-from sadnet_jax.weights.safetensors import params_hash
+with required('evaluate'):
+  from absl import flags
+  import jax
+  from ml_collections import config_flags
+
+  from sadnet_jax import command_line
+  from sadnet_jax.data.test_sets import SCORED, SIDD_FORMS, UNSCORED
+  from sadnet_jax.denoise import compilation_cache
+  from sadnet_jax.evaluation import run
+  from sadnet_jax.evaluation.methods import BM3D, Method, Noisy, SADNetMethod
+  from sadnet_jax.evaluation.protocols import PROTOCOLS, UNCLIPPED, protocol_for_training
+  from sadnet_jax.files import local_path
+  from sadnet_jax.nn.sadnet import model_from_fields
+  from sadnet_jax.weights.loading import load_params
+  from sadnet_jax.weights.paths import is_run, split_run_path
+  from sadnet_jax.weights.safetensors import params_hash
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Config of the run, such as configs/color.py:50. Required for sadnet.'

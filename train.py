@@ -9,12 +9,15 @@ same command in each of them with ``--distributed``.
 import contextlib
 from pathlib import Path
 
-from absl import flags
-from ml_collections import config_flags
+from sadnet_jax.extras import required
 
-from sadnet_jax import command_line
-from sadnet_jax.denoise import compilation_cache
-from sadnet_jax.training import distributed, loop
+with required('train'):
+  from absl import flags
+  from ml_collections import config_flags
+
+  from sadnet_jax import command_line
+  from sadnet_jax.denoise import compilation_cache
+  from sadnet_jax.training import distributed, loop
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'The experiment to run, such as configs/color.py:50.'

@@ -12,8 +12,11 @@ import shutil
 import subprocess
 import sys
 
-from PIL import Image
-import skimage
+from sadnet_jax.extras import required
+
+with required('train,demo'):
+  from PIL import Image
+  import skimage
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / 'demo_output'

@@ -15,15 +15,18 @@ The file can be used wherever a run can: ``evaluate.py --checkpoint=color_50.saf
 import math
 from pathlib import Path
 
-from absl import flags
-from ml_collections import config_flags
+from sadnet_jax.extras import required
 
-from sadnet_jax import command_line
-from sadnet_jax.files import refuse_existing
-from sadnet_jax.weights import checkpoints
-from sadnet_jax.weights.loading import load_params
-from sadnet_jax.weights.paths import is_run
-from sadnet_jax.weights.safetensors import AVERAGE_OF, average_text, averaged, params_hash, save_weights
+with required('evaluate'):
+  from absl import flags
+  from ml_collections import config_flags
+
+  from sadnet_jax import command_line
+  from sadnet_jax.files import refuse_existing
+  from sadnet_jax.weights import checkpoints
+  from sadnet_jax.weights.loading import load_params
+  from sadnet_jax.weights.paths import is_run
+  from sadnet_jax.weights.safetensors import AVERAGE_OF, average_text, averaged, params_hash, save_weights
 
 
 def main() -> None:

@@ -19,11 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sadnet_jax import command_line
-from sadnet_jax.data.camera_noise import PRESETS, add_camera_noise
-from sadnet_jax.data.examples import read_example
-from sadnet_jax.data.layouts import find_examples
-from sadnet_jax.files import replacing, write_text
+from sadnet_jax.extras import required
+
+with required('evaluate,plot'):
+  from sadnet_jax import command_line
+  from sadnet_jax.data.camera_noise import PRESETS, add_camera_noise
+  from sadnet_jax.data.examples import read_example
+  from sadnet_jax.data.layouts import find_examples
+  from sadnet_jax.files import replacing, write_text
 
 LARGEST_DISTANCE_PX = 4
 _BLOCK_PX, _BLOCKS = 32, 16

@@ -8,7 +8,7 @@ given curve or stage counts their pixels too; ``--before`` gives those of a stag
 Pixels are steps * batch_size * patch_px**2. ``--fit=RUN,RUN`` fits a line to the last PSNR of finished stages
 of one task against the logarithm of their pixels; ``--target`` prints where it reaches a PSNR, which is an
 extrapolation.
-Needs ``pip install 'sadnet-jax[evaluate,plot]'``.
+Needs ``pip install 'sadnet-jax[train,plot]'``.
 """
 
 from collections.abc import Mapping, Sequence

@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from sadnet_jax.data.noise import add_benchmark_noise
+from sadnet_jax.extras import required
 from sadnet_jax.files import refuse_existing
 from sadnet_jax.images.arrays import read_image, write_png
 from sadnet_jax.nn.sadnet import SCALES, SADNet
@@ -263,12 +264,13 @@ def parse_pixel(text: str) -> tuple[int, int]:
 
 def main() -> None:
   """The command. Only this needs the packages of the extra `evaluate`."""
-  from absl import flags
-  from ml_collections import config_flags
+  with required('evaluate,plot'):
+    from absl import flags
+    from ml_collections import config_flags
 
-  from sadnet_jax import command_line
-  from sadnet_jax.training.state import model_from_config
-  from sadnet_jax.weights.loading import load_params
+    from sadnet_jax import command_line
+    from sadnet_jax.training.state import model_from_config
+    from sadnet_jax.weights.loading import load_params
 
   config_file = config_flags.DEFINE_config_file(
     'config', None, 'The experiment, such as configs/color.py:50.'

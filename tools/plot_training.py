@@ -7,7 +7,7 @@
 A run is drawn up to its newest checkpoint, or with ``RUN/checkpoints/STEP`` up to that one. In the second
 line, each run started from the weights of the previous one (``config.init_from``): they are the stages of one
 training. The third line draws a curve again whose data `publish_weights` has stored; the runs may be gone.
-Needs ``pip install 'sadnet-jax[evaluate,plot]'``.
+Needs ``pip install 'sadnet-jax[train,plot]'``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,12 +24,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from sadnet_jax.files import refuse_existing, replacing
-from sadnet_jax.training.run_folder import METRICS_FILE, read_metrics
-from sadnet_jax.weights import checkpoints, safetensors
-from sadnet_jax.weights.index import FOLDER
-from sadnet_jax.weights.paths import CHECKPOINTS, has_checkpoint, split_run_path
-from sadnet_jax.weights.safetensors import params_hash
+from sadnet_jax.extras import required
+
+with required('train,plot'):
+  from sadnet_jax.files import refuse_existing, replacing
+  from sadnet_jax.training.run_folder import METRICS_FILE, read_metrics
+  from sadnet_jax.weights import checkpoints, safetensors
+  from sadnet_jax.weights.index import FOLDER
+  from sadnet_jax.weights.paths import CHECKPOINTS, has_checkpoint, split_run_path
+  from sadnet_jax.weights.safetensors import params_hash
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure

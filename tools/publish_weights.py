@@ -30,21 +30,24 @@ import re
 import shutil
 from typing import Any
 
-from ml_collections import ConfigDict
+from sadnet_jax.extras import required
 
-from sadnet_jax.data.layouts import find_examples
-from sadnet_jax.evaluation.protocols import ROUNDED, protocol_for_training
-from sadnet_jax.files import replacing, write_text
-from sadnet_jax.nn.sadnet import SADNet, model_from_fields
-from sadnet_jax.training.config import training_noise
-from sadnet_jax.weights import checkpoints, safetensors
-from sadnet_jax.weights.checkpoints import check_same
-from sadnet_jax.weights.index import FOLDER, Entry, Noise, file_sha256, read_index, write_index
-from sadnet_jax.weights.loading import locate
-from sadnet_jax.weights.paths import SAFETENSORS_SUFFIX
-from sadnet_jax.weights.safetensors import params_hash
-from tools import model_card, plot_training
-from tools.model_card import float16_cost
+with required('train,plot'):
+  from ml_collections import ConfigDict
+
+  from sadnet_jax.data.layouts import find_examples
+  from sadnet_jax.evaluation.protocols import ROUNDED, protocol_for_training
+  from sadnet_jax.files import replacing, write_text
+  from sadnet_jax.nn.sadnet import SADNet, model_from_fields
+  from sadnet_jax.training.config import training_noise
+  from sadnet_jax.weights import checkpoints, safetensors
+  from sadnet_jax.weights.checkpoints import check_same
+  from sadnet_jax.weights.index import FOLDER, Entry, Noise, file_sha256, read_index, write_index
+  from sadnet_jax.weights.loading import locate
+  from sadnet_jax.weights.paths import SAFETENSORS_SUFFIX
+  from sadnet_jax.weights.safetensors import params_hash
+  from tools import model_card, plot_training
+  from tools.model_card import float16_cost
 
 # Tasks that weights can be the default for, and the channels that each requires.
 DEFAULTS = {'color': 3, 'gray': 1, 'real': 3}

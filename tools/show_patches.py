@@ -6,20 +6,23 @@ The patches are those of the first steps of a run with this config, with its ima
 ``pip install 'sadnet-jax[train]'``.
 """
 
-from absl import flags
-import jax
-from ml_collections import config_flags
-import numpy as np
+from sadnet_jax.extras import required
 
-from sadnet_jax import command_line
-from sadnet_jax.files import refuse_existing
-from sadnet_jax.images.arrays import write_png
-from sadnet_jax.images.photograph import to_8_bits
-from sadnet_jax.training.config import check_config, noise_from_config
-from sadnet_jax.training.inputs import open_training_data
-from sadnet_jax.training.loop import sampling_from_config
-from sadnet_jax.training.state import run_key
-from sadnet_jax.training.step import noisy_images, patch_keys, sample_batch
+with required('train'):
+  from absl import flags
+  import jax
+  from ml_collections import config_flags
+  import numpy as np
+
+  from sadnet_jax import command_line
+  from sadnet_jax.files import refuse_existing
+  from sadnet_jax.images.arrays import write_png
+  from sadnet_jax.images.photograph import to_8_bits
+  from sadnet_jax.training.config import check_config, noise_from_config
+  from sadnet_jax.training.inputs import open_training_data
+  from sadnet_jax.training.loop import sampling_from_config
+  from sadnet_jax.training.state import run_key
+  from sadnet_jax.training.step import noisy_images, patch_keys, sample_batch
 
 _GAP_PX = 4
 

@@ -19,7 +19,10 @@ def main() -> None:
   # Read by TensorFlow when `tiles` imports it.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
-  from sadnet_jax.data import tiles
+  try:
+    from sadnet_jax.data import tiles
+  except ModuleNotFoundError as error:
+    raise SystemExit(f"{error.name} is missing; install it: pip install 'sadnet-jax[train]'") from error
 
   parser = argparse.ArgumentParser(
     prog='python -m sadnet_jax.data', description='Cuts a training set into tiles.'
