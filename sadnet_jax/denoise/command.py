@@ -2,6 +2,7 @@
 
   sadnet-denoise photo.jpg -o denoised.png
   sadnet-denoise photos -o denoised/ --recursive --compare
+  sadnet-denoise --app
 
 Exit status: 0 if all pictures were denoised, 1 if some were not (one line on stderr for each), 2 if nothing
 was started because of wrong arguments, 130 after Ctrl-C.
@@ -33,6 +34,7 @@ examples:
   sadnet-denoise photo.jpg -o denoised.png
   sadnet-denoise photos -o denoised/ --recursive --compare
   sadnet-denoise 'photos/**/*.tif' -o denoised/ --model runs/color-blind
+  sadnet-denoise --app
 
 exit status: 0 if all pictures were denoised, 1 if some were not, 2 if nothing was started, 130 after
 Ctrl-C"""
@@ -52,7 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   """
   try:
     with interruption.deferred():
-      return _denoise(_parser().parse_intermixed_args(_protect_names(argv)))
+      given = _protect_names(argv)
+      if '--app' in given[: given.index('--') if '--' in given else None]:
+        return _serve_page(_app_parser().parse_args(given))
+      return _denoise(_parser().parse_intermixed_args(given))
   except KeyboardInterrupt:
     print_error('interrupted; all written pictures are complete')
     return 130
@@ -88,8 +93,9 @@ def _denoise(arguments: argparse.Namespace) -> int:
       from sadnet_jax.denoise.report import Report
 
       interruption.check()
+      strengths = {'strength': arguments.strength, 'chroma_strength': arguments.chroma_strength}
       networks = job.Networks(
-        arguments.model, dilations=arguments.dilations, options=_denoiser_options(arguments)
+        arguments.model, dilations=arguments.dilations, options={**_denoiser_options(arguments), **strengths}
       )
       with Report(targets, sizes, quiet=arguments.quiet, skipped=skipped) as report:
         job.denoise_all(
@@ -110,12 +116,32 @@ def _denoise(arguments: argparse.Namespace) -> int:
   return 1 if report.failed else 0
 
 
+def _serve_page(arguments: argparse.Namespace) -> int:
+  try:
+    with _quiet_libraries(), _cached_programs(arguments.compilation_cache):
+      from sadnet_jax.denoise import app
+
+      app.serve(
+        model=arguments.model,
+        strength=arguments.strength,
+        chroma_strength=arguments.chroma_strength,
+        dilations=arguments.dilations,
+        reading={'linear': arguments.linear, 'white_level': arguments.white_level},
+        options=_denoiser_options(arguments),
+        host=arguments.host,
+        port=arguments.port,
+      )
+  except (ValueError, ImportError, OSError) as error:
+    print_error(str(error))
+    return 2
+  return 0
+
+
 def _denoiser_options(arguments):
+  """The options of `Denoiser` but the strengths."""
   options: dict[str, Any] = {
     'tile_px': arguments.tile,
     'ensemble': arguments.self_ensemble,
-    'strength': arguments.strength,
-    'chroma_strength': arguments.chroma_strength,
     'device': choose_device(arguments.device),
   }
   if arguments.overlap is not None:
@@ -227,18 +253,58 @@ def _parser() -> argparse.ArgumentParser:
     action='store_true',
     help='also write NAME.compare.png, with noisy and denoised side by side',
   )
-  files.add_argument(
+  _add_reading_options(files)
+  _add_denoising_options(parser)
+  _add_device_options(parser)
+  parser.add_argument('-q', '--quiet', action='store_true', help='print errors only')
+  parser.add_argument(
+    '--app',
+    action='store_true',
+    help=f'show a page in the browser instead, to drop pictures on; see {COMMAND} --app --help',
+  )
+  parser.add_argument(
+    '--list-models', action=_ListModels, nargs=0, help='list the published weights and exit'
+  )
+  parser.add_argument('--version', action=_Version, nargs=0, help='print the version and exit')
+  return parser
+
+
+def _app_parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    f'{COMMAND} --app',
+    description='Shows a page in the browser, to drop pictures on; uploads and results are removed.',
+    allow_abbrev=False,
+  )
+  parser.add_argument('--app', action='store_true', required=True, help=argparse.SUPPRESS)
+  page = parser.add_argument_group('page')
+  page.add_argument(
+    '--host',
+    default='127.0.0.1',
+    help='address to listen on (default: 127.0.0.1, for this machine only; 0.0.0.0: for everyone)',
+  )
+  page.add_argument('--port', type=_port, help='port to listen on (default: the first free one from 7860)')
+  _add_reading_options(page)
+  _add_denoising_options(parser)
+  _add_device_options(parser)
+  return parser
+
+
+def _add_reading_options(group):
+  group.add_argument(
     '--linear',
     action=argparse.BooleanOptionalAction,
     help='whether floating-point files hold linear light (default: OpenEXR does, TIFF does not)',
   )
-  files.add_argument(
+  group.add_argument(
     '--white-level',
     metavar='VALUE',
     type=_white_level,
     help='white in 16-bit PNG and TIFF files, such as 4095 for data of 12 bits (default: by their tags, else '
     '65535)',
   )
+
+
+def _add_denoising_options(parser):
   denoising = parser.add_argument_group('denoising')
   denoising.add_argument(
     '--model',
@@ -269,6 +335,9 @@ def _parser() -> argparse.ArgumentParser:
     type=_dilations,
     help='dilation rates of the context block, for .pth files, which do not record them',
   )
+
+
+def _add_device_options(parser):
   running = parser.add_argument_group('device and memory')
   running.add_argument(
     '--device', metavar='DEVICE', type=_device, help="cpu, gpu, gpu:1, ... (default: JAX's first device)"
@@ -289,12 +358,6 @@ def _parser() -> argparse.ArgumentParser:
     action='store_false',
     help='do not keep compiled programs on disk',
   )
-  parser.add_argument('-q', '--quiet', action='store_true', help='print errors only')
-  parser.add_argument(
-    '--list-models', action=_ListModels, nargs=0, help='list the published weights and exit'
-  )
-  parser.add_argument('--version', action=_Version, nargs=0, help='print the version and exit')
-  return parser
 
 
 class _ListModels(argparse.Action):
@@ -336,6 +399,12 @@ def _white_level(text: str) -> int:
   if not 1 <= value <= 65535:
     raise argparse.ArgumentTypeError(f'must be a whole number from 1 to 65535, not {text!r}')
   return value
+
+
+def _port(text: str) -> int:
+  if not (text.isdecimal() and 0 < int(text) < 2**16):
+    raise argparse.ArgumentTypeError(f'must be a number from 1 to {2**16 - 1}, not {text!r}')
+  return int(text)
 
 
 def _tile(text: str) -> int | Literal['auto', 'whole']:

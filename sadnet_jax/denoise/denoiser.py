@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import copy
 import functools
 import math
 import numbers
@@ -115,10 +116,7 @@ class Denoiser:
       if not isinstance(tile_px, numbers.Integral):
         raise ValueError(f"tile_px must be a number of pixels, 'auto' or 'whole', not {tile_px!r}")
       check_tiles(tile_px, overlap_px)
-    self._strength = _checked_strength('strength', strength)
-    self._chroma_strength = (
-      self._strength if chroma_strength is None else _checked_strength('chroma_strength', chroma_strength)
-    )
+    self._set_strength(strength, chroma_strength)
     self.model, self.about = model, dict(about or {})
     self.network = CompiledNetwork(model, params, device or jax.local_devices()[0])
     self.params = self.network.params
@@ -205,6 +203,20 @@ class Denoiser:
     """Takes other weights of the same network, and keeps the compiled programs."""
     self.params = self.network.params = jax.device_put(params, self.network.device)
 
+  def with_strength(self, strength: float, chroma_strength: float | None = None) -> 'Denoiser':
+    """The same denoiser with other strengths; both share weights and compiled programs.
+
+    Args:
+      strength: As the constructor takes it.
+      chroma_strength: As the constructor takes it.
+
+    Raises:
+      ValueError: A strength is not between 0 and 1.
+    """
+    other = copy.copy(self)
+    other._set_strength(strength, chroma_strength)
+    return other
+
   def plan(self, height_px: int, width_px: int) -> TilePlan:
     """The tiles in which an image of this size is denoised.
 
@@ -245,6 +257,12 @@ class Denoiser:
         f'not of shape {image.shape}'
       )
     return image.reshape(shape)
+
+  def _set_strength(self, strength, chroma_strength):
+    self._strength = _checked_strength('strength', strength)
+    self._chroma_strength = (
+      self._strength if chroma_strength is None else _checked_strength('chroma_strength', chroma_strength)
+    )
 
   def _keeps_everything(self, channels):
     has_chroma = channels == len(BT601_LUMA)

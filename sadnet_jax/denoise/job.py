@@ -1,6 +1,7 @@
 """Denoising picture files one after another; an error in one does not stop the others."""
 
 from collections.abc import Mapping, Sequence
+import copy
 import dataclasses
 import os
 from pathlib import Path
@@ -44,17 +45,31 @@ class Networks:
     """
     self._model, self._dilations, self._options = model, dilations, options
     self._loaded: dict[str, Denoiser] = {}
+    self._strength: tuple[float, float | None] | None = None
     self._load(self._name(3))
+
+  def with_strength(self, strength: float, chroma_strength: float | None = None) -> 'Networks':
+    """The same networks, which are loaded once for both, with other strengths.
+
+    Args:
+      strength: As `Denoiser` takes it.
+      chroma_strength: As `Denoiser` takes it.
+    """
+    other = copy.copy(self)
+    other._strength = strength, chroma_strength
+    return other
 
   def for_channels(self, channels: int) -> Denoiser:
     """The denoiser for pictures with 1 or 3 channels.
 
     Raises:
-      ValueError: The picture is in colour and the weights of --model are for grey pictures.
+      ValueError: The picture is in colour and the weights are for grey ones.
     """
     denoiser = self._load(self._name(channels))
+    if self._strength is not None:
+      denoiser = denoiser.with_strength(*self._strength)
     if channels > denoiser.model.channels:
-      raise ValueError('this is a colour picture, but the weights of --model are for grey ones')
+      raise ValueError('this is a colour picture, but these weights are for grey ones; choose other weights')
     return denoiser
 
   def _name(self, channels):

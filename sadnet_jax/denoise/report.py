@@ -90,7 +90,7 @@ class Report:
     self._count(target)
     left = '' if self._bar is not None or self._pictures == 1 else f'  ({self._progress()})'
     self._print_unless_quiet(
-      f'{_shown(target.source)} -> {_shown(target.output)}  {width}x{height}, {_duration(seconds)}{left}'
+      f'{_shown(target.source)} -> {_shown(target.output)}  {width}x{height}, {duration(seconds)}{left}'
     )
 
   def summarize(self) -> None:
@@ -99,7 +99,7 @@ class Report:
     if given < 2 or (self._quiet and not self.failed):
       return
     denoised = f'{self._done - self.failed} of {given} pictures denoised'
-    parts = [f'{denoised} in {_duration(time.monotonic() - self._start)}']
+    parts = [f'{denoised} in {duration(time.monotonic() - self._start)}']
     parts += [f'{self.failed} failed'] * bool(self.failed)
     parts += [f'{self._skipped} skipped because their output exists'] * bool(self._skipped)
     self._print(f'{COMMAND}: {", ".join(parts)}')
@@ -145,7 +145,7 @@ class Report:
     if self._done == self._pictures or not self._finished:
       return count
     elapsed = time.monotonic() - self._start
-    return f'{count}, {_duration(elapsed * (self._total / self._finished - 1))} left'
+    return f'{count}, {duration(elapsed * (self._total / self._finished - 1))} left'
 
   def _show_bar(self):
     from tqdm import tqdm
@@ -160,8 +160,8 @@ class Report:
     )
 
 
-def _duration(seconds):
-  """For example '1.2 s', '34 s', '12 min' or '3 h 05 min'."""
+def duration(seconds):
+  """Seconds in words, for example '1.2 s', '34 s', '12 min' or '3 h 05 min'."""
   if seconds < 10:
     return f'{seconds:.1f} s'
   if seconds < 100:

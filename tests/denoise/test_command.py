@@ -361,7 +361,7 @@ def test_each_kind_of_picture_has_its_network(folder, weights, monkeypatch, caps
   assert_denoised_by(weights)
   status, lines = run('in', '-o', 'new', '--model', grey_weights, capsys=capsys)
   assert status == 1
-  assert 'in/rgb.png: this is a colour picture, but the weights of --model are for grey ones' in lines[1]
+  assert 'in/rgb.png: this is a colour picture, but these weights are for grey ones' in lines[1]
   published()
   status, lines = run('in', '-o', 'newer', capsys=capsys)
   assert status == 2

@@ -1,0 +1,351 @@
+"""A page to drop a picture on: ``sadnet-denoise --app``, or a Space of Hugging Face (``examples/space``).
+
+Pictures go through `job.denoise_all`, so a download holds the very bytes that the command writes. All files
+lie in a temporary folder that is removed at the end; nothing is fetched from, or sent to, other machines.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import os
+from pathlib import Path
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sadnet_jax.denoise import interruption, job
+from sadnet_jax.denoise.report import Report, duration
+from sadnet_jax.denoise.targets import Target
+from sadnet_jax.images import Metadata, Photograph, read_photograph, upright, writable_name, write_photograph
+from sadnet_jax.images.photograph import to_8_bits
+from sadnet_jax.images.reading import shown_path
+from sadnet_jax.weights.index import available
+
+HOST = '127.0.0.1'
+MAX_UPLOAD_MB = 200
+# Uploads and results are removed after an hour; looked for every minute.
+_KEPT_SECONDS = 3600
+_SWEEP_SECONDS = 60
+# Longest side of the previews of whole pictures, and height and width of the crop at full size.
+PREVIEW_PX = 1600
+CROP_PX = (600, 1000)
+_AUTOMATIC = 'automatic'
+_INTRODUCTION = """\
+# Denoise a picture
+Drop a photograph, press **Denoise**, compare, and download the result: in the same format and bit depth, with
+its metadata. PNG, JPEG, TIFF, WebP, BMP, OpenEXR and JPEG XL; HEIC and camera raw become PNG and TIFF."""
+
+
+@contextlib.contextmanager
+def serving(
+  *,
+  model: str | None = None,
+  strength: float = 1.0,
+  chroma_strength: float | None = None,
+  dilations: Sequence[int] | None = None,
+  reading: Mapping[str, Any] | None = None,
+  options: Mapping[str, Any] | None = None,
+  host: str = HOST,
+  port: int | None = None,
+) -> Iterator[str]:
+  """Serves the page while the context is open.
+
+  Args:
+    model: Weights that are selected at first, as `pretrained.load` takes them; None for the default of each
+      kind of picture. The published weights can be selected too.
+    strength: The strength at first, from 0 to 1.
+    chroma_strength: The strength for colour noise at first; None for `strength`.
+    dilations: Dilation rates of the context block of `model`, as `pretrained.load` takes them.
+    reading: Options of `read_photograph`.
+    options: Further options of `Denoiser`.
+    host: The address to listen on; 0.0.0.0 for all of this machine's.
+    port: The port; None for the first free one from 7860 on.
+
+  Yields:
+    The page's URL.
+
+  Raises:
+    ImportError: Gradio is not installed.
+    ValueError: The weights do not exist, or an option is out of range.
+    OSError: The port is taken.
+  """
+  with tempfile.TemporaryDirectory(prefix='sadnet-denoise-') as folder, _environment(folder):
+    gradio = _gradio()
+    networks = _NetworksByName(model, dilations, options or {})
+    networks.get(model or _AUTOMATIC)
+    page = _page(gradio, networks, Path(folder), strength, chroma_strength, dict(reading or {}))
+    try:
+      # What would send the page elsewhere, or needs Node.js, is off even if the environment asks for it.
+      _, url, _ = page.launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        ssr_mode=False,
+        pwa=False,
+        enable_monitoring=False,
+        footer_links=[],
+        max_file_size=MAX_UPLOAD_MB * 10**6,
+        theme=gradio.themes.Default(
+          font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace']
+        ),
+        prevent_thread_lock=True,
+        quiet=True,
+      )
+      yield url
+    finally:
+      page.close(verbose=False)
+
+
+def serve(**options: Any) -> None:
+  """Serves the page until Ctrl-C or a termination signal; takes the arguments of `serving`."""
+  with serving(**options) as url:
+    print(f'Open {url} in a browser; Ctrl-C ends.', flush=True)
+    try:
+      while True:
+        interruption.check()
+        time.sleep(0.2)
+    # It is the way to end the page.
+    except KeyboardInterrupt:
+      return
+
+
+@contextlib.contextmanager
+def _environment(folder):
+  """Sets what Gradio reads from the environment: its folder, and that it reports to nobody."""
+  wanted = {
+    'GRADIO_TEMP_DIR': folder,
+    'GRADIO_ANALYTICS_ENABLED': 'False',
+    'GRADIO_RUN_HISTORY': 'False',
+    'HF_HUB_DISABLE_TELEMETRY': '1',
+  }
+  before = {name: os.environ.get(name) for name in wanted}
+  os.environ.update(wanted)
+  try:
+    yield
+  finally:
+    for name, value in before.items():
+      if value is None:
+        os.environ.pop(name, None)
+      else:
+        os.environ[name] = value
+
+
+def _gradio():
+  try:
+    import gradio
+  except ImportError as error:
+    raise ImportError(f"the page needs Gradio ({error}): pip install 'sadnet-jax[app]'") from error
+  return gradio
+
+
+class _NetworksByName:
+  """The networks of each choice of weights, loaded when first chosen."""
+
+  def __init__(self, model, dilations, options):
+    self._model, self._dilations, self._options = model, dilations, options
+    self._loaded: dict[str, job.Networks] = {}
+
+  @property
+  def choices(self):
+    """(label, name) of each choice of weights."""
+    entries = available()
+    given = [] if self._model is None or self._model in entries else [self._model]
+    return [
+      (_AUTOMATIC, _AUTOMATIC),
+      *((shown_path(name), name) for name in given),
+      *((name, name) for name in entries),
+    ]
+
+  def about(self, name):
+    """What a choice is for, in a sentence."""
+    if name == _AUTOMATIC:
+      return 'The safe choice; for a JPEG from a camera at high ISO, try color_real.'
+    entry = available().get(name)
+    return entry.summary if entry is not None else 'Your own weights.'
+
+  @property
+  def first(self):
+    return self._model or _AUTOMATIC
+
+  def get(self, name):
+    if name not in self._loaded:
+      self._loaded[name] = job.Networks(
+        None if name == _AUTOMATIC else name,
+        dilations=self._dilations if name == self._model else None,
+        options=self._options,
+      )
+    return self._loaded[name]
+
+
+class _Progress(Report):
+  """Shows on the page what the command shows in the terminal.
+
+  Attributes:
+    lines: What there is to say about the picture.
+  """
+
+  def __init__(self, target, show):
+    super().__init__([target], {}, quiet=True)
+    self.lines: list[str] = []
+    self._show, self._started = show, time.monotonic()
+    self._folders = {f'{shown_path(path.parent)}{os.sep}' for path in (target.source, target.output)}
+
+  def start(self, target):
+    self._show(0, desc='Reading')
+
+  def set_size(self, target, width, height):
+    self._started = time.monotonic()
+    self._show(0, desc='Denoising')
+
+  def advance(self, target, done, total):
+    left = (time.monotonic() - self._started) * (total / done - 1)
+    self._show(done / total, desc=f'Denoising, {duration(left)} left' if done < total else 'Writing')
+
+  def finish(self, target, *, width, height, seconds):
+    self.lines.insert(0, f'{target.output.name}: {width}x{height} pixels, {duration(seconds)}')
+
+  def note(self, path, notes):
+    self.lines += [self._without_folders(f'{shown_path(path)}: {note}') for note in notes]
+
+  def fail(self, target, text):
+    self.failed += 1
+    self.lines.append(self._without_folders(text))
+
+  def _without_folders(self, text):
+    for folder in self._folders:
+      text = text.replace(folder, '')
+    return text
+
+
+def _page(gradio, networks, folder, strength, chroma_strength, reading):
+  """The page; its files are written below `folder`."""
+
+  def nothing(text=''):
+    """No result, and perhaps why."""
+    return None, None, gradio.update(value=None, visible=False), gradio.update(value=text, visible=bool(text))
+
+  def forget(upload):
+    return *nothing(), gradio.update(interactive=upload is not None)
+
+  def denoise(upload, name, strength, chroma_strength, progress=gradio.Progress()):  # noqa: B008
+    if upload is None:
+      return nothing('Drop a picture first.')
+    source = Path(upload)
+    # Inside Gradio's folder, so that Gradio makes no copy, and removes the files.
+    results = Path(tempfile.mkdtemp(dir=folder))
+    output = writable_name(results / f'{source.stem}-denoised{source.suffix}')
+    report = _Progress(Target(source, output), progress)
+    try:
+      chosen = networks.get(name).with_strength(strength, chroma_strength)
+      job.denoise_all([Target(source, output)], chosen, report, overwrite=False, **reading)
+      if report.failed:
+        return nothing('\n'.join(report.lines))
+      progress(1, desc='Preparing the preview')
+      whole, crop = _previews((source, output), results, reading)
+    except (KeyboardInterrupt, SystemExit):
+      raise gradio.Error('The page has been stopped.', print_exception=False) from None
+    text = '\n'.join(report.lines)
+    return (
+      whole,
+      crop,
+      gradio.update(value=output, visible=True),
+      gradio.update(value=text, lines=len(report.lines), visible=True),
+    )
+
+  with gradio.Blocks(
+    title='Denoise a picture', analytics_enabled=False, delete_cache=(_SWEEP_SECONDS, _KEPT_SECONDS)
+  ) as page:
+    gradio.Markdown(_INTRODUCTION)
+    with gradio.Row():
+      with gradio.Column(scale=1, min_width=300):
+        upload = gradio.File(label=f'Picture (up to {MAX_UPLOAD_MB} MB)', height=150)
+        model = gradio.Dropdown(
+          networks.choices,
+          value=networks.first,
+          label='Weights',
+          info=networks.about(networks.first),
+        )
+        luma = gradio.Slider(
+          0, 1, strength, step=0.05, label='Strength', info='Grain: 0 keeps it, 1 removes all of it.'
+        )
+        chroma = gradio.Slider(
+          0,
+          1,
+          strength if chroma_strength is None else chroma_strength,
+          step=0.05,
+          label='Chroma strength',
+          info='Colour noise: 0 keeps it, 1 removes all of it.',
+        )
+        button = gradio.Button('Denoise', variant='primary', interactive=False)
+      with gradio.Column(scale=3, min_width=300):
+        with gradio.Tab('Whole picture'):
+          whole = _slider(gradio, 'whole')
+        with gradio.Tab('Middle, full size'):
+          crop = _slider(gradio, 'crop')
+        status = gradio.Textbox(
+          show_label=False, interactive=False, container=False, visible=False, elem_id='status'
+        )
+        download = gradio.DownloadButton('Download', variant='primary', visible=False, elem_id='download')
+    shown = [whole, crop, download, status]
+    upload.change(forget, upload, [*shown, button], show_progress='hidden', api_visibility='private')
+    model.change(
+      lambda name: gradio.update(info=networks.about(name)),
+      model,
+      model,
+      show_progress='hidden',
+      api_visibility='private',
+    )
+    button.click(
+      denoise,
+      [upload, model, luma, chroma],
+      shown,
+      show_progress_on=[whole, crop],
+      api_visibility='private',
+    )
+  return page
+
+
+def _slider(gradio, name):
+  return gradio.ImageSlider(
+    label='Noisy (left) and denoised (right)',
+    format='png',
+    type='filepath',
+    buttons=['fullscreen'],
+    interactive=False,
+    max_height=CROP_PX[0],
+    elem_id=name,
+  )
+
+
+def _previews(paths, folder, reading):
+  """Writes PNG files of bounded size: of each picture the whole, reduced, and the middle at full size."""
+  whole, crop = [], []
+  for number, path in enumerate(paths):
+    photograph = upright(read_photograph(path, **reading))
+    metadata = Metadata(icc_profile=photograph.metadata.icc_profile)
+    pixels = photograph.pixels
+    middle = tuple(
+      slice(max(0, side - longest) // 2, max(0, side - longest) // 2 + longest)
+      for side, longest in zip(pixels.shape[:2], CROP_PX, strict=True)
+    )
+    for found, name, part in (
+      (whole, 'whole', _reduced(pixels)),
+      (crop, 'crop', to_8_bits(pixels[middle])),
+    ):
+      found.append(folder / f'{name}{number}.png')
+      write_photograph(found[-1], Photograph(part, metadata=metadata))
+  return tuple(whole), tuple(crop)
+
+
+def _reduced(pixels):
+  """8 bits, and at most `PREVIEW_PX` on a side."""
+  height, width, channels = pixels.shape
+  scale = min(1, PREVIEW_PX / max(height, width))
+  size = max(1, round(width * scale)), max(1, round(height * scale))
+  # Without copies of channels: large pictures take much memory.
+  parts = [
+    Image.fromarray(to_8_bits(pixels[:, :, i])).resize(size, Image.Resampling.BOX) for i in range(channels)
+  ]
+  return np.stack([np.asarray(part) for part in parts], axis=2)
