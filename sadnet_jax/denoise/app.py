@@ -28,9 +28,9 @@ MAX_UPLOAD_MB = 200
 # Uploads and results are removed after an hour; looked for every minute.
 _KEPT_SECONDS = 3600
 _SWEEP_SECONDS = 60
-# Longest side of the previews of whole pictures, and height and width of the crop at full size.
+# Longest side of the previews of whole pictures, and height and width of the crop that is not reduced.
 PREVIEW_PX = 1600
-CROP_PX = (600, 1000)
+CROP_PX = (560, 840)
 _AUTOMATIC = 'automatic'
 _INTRODUCTION = """\
 # Denoise a picture
@@ -45,7 +45,7 @@ def serving(
   strength: float = 1.0,
   chroma_strength: float | None = None,
   dilations: Sequence[int] | None = None,
-  reading: Mapping[str, Any] | None = None,
+  linear: bool | None = None,
   options: Mapping[str, Any] | None = None,
   host: str = HOST,
   port: int | None = None,
@@ -58,7 +58,7 @@ def serving(
     strength: The strength at first, from 0 to 1.
     chroma_strength: The strength for colour noise at first; None for `strength`.
     dilations: Dilation rates of the context block of `model`, as `pretrained.load` takes them.
-    reading: Options of `read_photograph`.
+    linear: Whether floating-point files hold linear light, as `read_photograph` takes it.
     options: Further options of `Denoiser`.
     host: The address to listen on; 0.0.0.0 for all of this machine's.
     port: The port; None for the first free one from 7860 on.
@@ -75,7 +75,7 @@ def serving(
     gradio = _gradio()
     networks = _NetworksByName(model, dilations, options or {})
     networks.get(model or _AUTOMATIC)
-    page = _page(gradio, networks, Path(folder), strength, chroma_strength, dict(reading or {}))
+    page = _page(gradio, networks, Path(folder), strength, chroma_strength, linear)
     try:
       # What would send the page elsewhere, or needs Node.js, is off even if the environment asks for it.
       _, url, _ = page.launch(
@@ -86,7 +86,7 @@ def serving(
         pwa=False,
         enable_monitoring=False,
         footer_links=[],
-        max_file_size=MAX_UPLOAD_MB * 10**6,
+        max_file_size=MAX_UPLOAD_MB * 2**20,
         theme=gradio.themes.Default(
           font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace']
         ),
@@ -154,7 +154,7 @@ class _NetworksByName:
     given = [] if self._model is None or self._model in entries else [self._model]
     return [
       (_AUTOMATIC, _AUTOMATIC),
-      *((shown_path(name), name) for name in given),
+      *((shown_path(Path(name).name), name) for name in given),
       *((name, name) for name in entries),
     ]
 
@@ -219,7 +219,7 @@ class _Progress(Report):
     return text
 
 
-def _page(gradio, networks, folder, strength, chroma_strength, reading):
+def _page(gradio, networks, folder, strength, chroma_strength, linear):
   """The page; its files are written below `folder`."""
 
   def nothing(text=''):
@@ -239,11 +239,11 @@ def _page(gradio, networks, folder, strength, chroma_strength, reading):
     report = _Progress(Target(source, output), progress)
     try:
       chosen = networks.get(name).with_strength(strength, chroma_strength)
-      job.denoise_all([Target(source, output)], chosen, report, overwrite=False, **reading)
+      job.denoise_all([Target(source, output)], chosen, report, overwrite=False, linear=linear)
       if report.failed:
         return nothing('\n'.join(report.lines))
       progress(1, desc='Preparing the preview')
-      whole, crop = _previews((source, output), results, reading)
+      whole, crop = _previews((source, output), results, linear)
     except (KeyboardInterrupt, SystemExit):
       raise gradio.Error('The page has been stopped.', print_exception=False) from None
     text = '\n'.join(report.lines)
@@ -282,7 +282,7 @@ def _page(gradio, networks, folder, strength, chroma_strength, reading):
       with gradio.Column(scale=3, min_width=300):
         with gradio.Tab('Whole picture'):
           whole = _slider(gradio, 'whole')
-        with gradio.Tab('Middle, full size'):
+        with gradio.Tab('Middle in detail'):
           crop = _slider(gradio, 'crop')
         status = gradio.Textbox(
           show_label=False, interactive=False, container=False, visible=False, elem_id='status'
@@ -319,11 +319,11 @@ def _slider(gradio, name):
   )
 
 
-def _previews(paths, folder, reading):
-  """Writes PNG files of bounded size: of each picture the whole, reduced, and the middle at full size."""
+def _previews(paths, folder, linear):
+  """Writes PNG files of bounded size: of each picture the whole, reduced, and the middle as it is."""
   whole, crop = [], []
   for number, path in enumerate(paths):
-    photograph = upright(read_photograph(path, **reading))
+    photograph = upright(read_photograph(path, linear=linear))
     metadata = Metadata(icc_profile=photograph.metadata.icc_profile)
     pixels = photograph.pixels
     middle = tuple(

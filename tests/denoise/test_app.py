@@ -1,0 +1,136 @@
+"""The page of sadnet-denoise in Chromium, and what the command refuses beside it."""
+
+import contextlib
+import json
+import re
+import signal
+import sys
+import tomllib
+
+import numpy as np
+from PIL import Image
+import pytest
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+from sadnet_jax.images import Metadata, read_photograph, write_photograph
+from tests.support import chromium
+from tests.support.command import ROOT, start
+from tests.support.denoise_command import run, write_weights
+from tests.support.photograph_files import random_photograph
+
+# Both in one process: importing JAX takes most of the time.
+COMMAND_THEN_PAGE = """
+import sys
+from sadnet_jax.denoise.command import main
+options = ['--model', 'tiny.safetensors', '--chroma-strength', '0.5']
+assert main(['photo.png', '-o', 'command.png', '--strength', '0.8', *options]) == 0
+sys.exit(main(['--app', *options]))
+"""
+
+
+@contextlib.contextmanager
+def _served(folder):
+  """Runs the command, then the page, in a folder; its URL."""
+  (folder / 'tmp').mkdir()
+  process = start('-c', COMMAND_THEN_PAGE, cwd=folder, PYTHONPATH=str(ROOT), TMPDIR=str(folder / 'tmp'))
+  try:
+    line = process.stdout.readline()
+    assert line, process.stderr.read()
+    url = re.search(r'http://127\.0\.0\.1:\d+/', line)[0]
+    yield url
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 0
+  finally:
+    process.kill()
+    process.communicate()
+
+
+def test_the_page_denoises_a_picture_as_the_command_does(tmp_path):
+  write_weights(tmp_path / 'tiny.safetensors')
+  # Wider than a preview may be.
+  metadata = Metadata(png_chunks=((b'tEXt', b'Title\0A'),))
+  photograph = random_photograph(40, 1640, dtype=np.uint16, metadata=metadata)
+  write_photograph(tmp_path / 'photo.png', photograph)
+  pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 4), np.uint8)
+  Image.fromarray(pixels, mode='CMYK').save(tmp_path / 'ink.jpg')
+  with _served(tmp_path) as url, chromium.started(tmp_path / 'profile') as driver:
+    driver.get_log('performance')
+    driver.execute_cdp_cmd(
+      'Browser.setDownloadBehavior', {'behavior': 'allow', 'downloadPath': str(tmp_path / 'downloads')}
+    )
+    driver.get(url)
+    wait = WebDriverWait(driver, 60, 0.1)
+
+    def denoise(name):
+      wait.until(lambda _: driver.find_elements(By.CSS_SELECTOR, 'input[type=file]'))[0].send_keys(
+        str(tmp_path / name)
+      )
+      button = driver.find_element(By.XPATH, "//button[normalize-space()='Denoise']")
+      wait.until(lambda _: button.is_enabled())
+      button.click()
+      wait.until(lambda _: driver.find_elements(By.CSS_SELECTOR, '#status textarea'))
+      return driver.find_element(By.CSS_SELECTOR, '#status textarea').get_attribute('value')
+
+    reason = 'is a JPEG file of CMYK colours; convert it to RGB with its colour profile'
+    assert denoise('ink.jpg') == f'ink.jpg: {reason}'
+    assert not driver.find_elements(By.CSS_SELECTOR, '#whole img, #download')
+    driver.find_element(By.CSS_SELECTOR, 'button[aria-label="Clear"]').click()
+    wait.until(lambda _: not driver.find_elements(By.ID, 'status'))
+
+    strength = driver.find_element(By.CSS_SELECTOR, 'input[type=number][aria-label*=" Strength"]')
+    strength.send_keys(Keys.CONTROL, 'a')
+    strength.send_keys('0.8', Keys.TAB)
+    assert denoise('photo.png').startswith('photo-denoised.png: 1640x40 pixels, ')
+
+    before, after = wait.until(lambda _: driver.find_elements(By.CSS_SELECTOR, '#whole img'))
+    wait.until(lambda _: after.get_property('naturalWidth'))
+    assert [image.get_property('naturalWidth') for image in (before, after)] == [1600, 1600]
+    middle = after.value_of_css_property('clip-path')
+    handle = driver.find_element(By.CSS_SELECTOR, '#whole [data-testid=slider] *')
+    ActionChains(driver).drag_and_drop_by_offset(handle, 100, 0).perform()
+    wait.until(lambda _: after.value_of_css_property('clip-path') != middle)
+
+    driver.find_element(By.ID, 'download').click()
+    wait.until(lambda _: (tmp_path / 'downloads/photo-denoised.png').exists())
+    assert (tmp_path / 'downloads/photo-denoised.png').read_bytes() == (tmp_path / 'command.png').read_bytes()
+    assert read_photograph(tmp_path / 'command.png').pixels.dtype == np.uint16
+
+    messages = [json.loads(entry['message'])['message'] for entry in driver.get_log('performance')]
+    sent = [m['params']['request']['url'] for m in messages if m['method'] == 'Network.requestWillBeSent']
+    assert url in sent
+    assert [x for x in sent if not x.startswith((url, 'data:', 'blob:', 'chrome'))] == []
+  # Uploads and results are gone.
+  assert list((tmp_path / 'tmp').glob('sadnet-denoise-*')) == []
+
+
+def test_a_missing_extra_is_named(monkeypatch, capsys):
+  monkeypatch.setitem(sys.modules, 'gradio', None)
+  status, lines = run('--app', capsys=capsys)
+  assert status == 2
+  assert lines[-1].endswith("pip install 'sadnet-jax[app]'")
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'reason'),
+  [
+    (['--app', 'a.png'], 'unrecognized arguments: a.png'),
+    (['--app', '--port', '0'], "must be a number from 1 to 65535, not '0'"),
+    (['a.png', '-o', 'b.png', '--host', '0.0.0.0'], 'unrecognized arguments: --host 0.0.0.0'),
+  ],
+)
+def test_options_of_the_page_and_of_files_do_not_mix(arguments, reason, capsys):
+  status, lines = run(*arguments, capsys=capsys)
+  assert status == 2
+  assert reason in lines[-1]
+
+
+def test_the_space_installs_what_the_page_needs():
+  project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+  requirements = (ROOT / 'examples/space/requirements.txt').read_text().split()
+  assert requirements == [*project['dependencies'], *project['optional-dependencies']['app']]
+  header = (ROOT / 'examples/space/README.md').read_text()
+  version = re.search('^sdk_version: (.*)$', header, re.MULTILINE)[1]
+  assert f'\ngradio=={version}\n' in (ROOT / 'constraints.txt').read_text()
