@@ -155,8 +155,8 @@ def test_no_private_name_crosses_a_file():
     ('import sadnet_jax', ['jax', 'numpy', 'tensorflow', 'torch']),
     ('import sadnet_jax.images.reading, sadnet_jax.images.writing, sadnet_jax.images.arrays', ['jax']),
     (
-      'from sadnet_jax import *; from sadnet_jax import pretrained',
-      ['tensorflow', 'torch', 'orbax', 'optax'],
+      'from sadnet_jax import *; from sadnet_jax import pretrained; import sadnet_jax.denoise.app',
+      ['tensorflow', 'torch', 'orbax', 'optax', 'gradio'],
     ),
     ('import sadnet_jax.training.loop', ['tensorflow', 'torch']),
   ],

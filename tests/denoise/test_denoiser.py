@@ -429,6 +429,16 @@ def test_luma_and_chroma_have_strengths_of_their_own(shape):
     np.testing.assert_array_equal(with_strength(strength, strength)(image), with_strength(strength)(image))
 
 
+def test_denoisers_of_other_strengths_share_the_network():
+  image, first = picture(24, 40, 3), with_strength(1)
+  other = first.with_strength(0.25, 0.75)
+  assert other.network is first.network
+  np.testing.assert_array_equal(other(image), with_strength(0.25, 0.75)(image))
+  np.testing.assert_array_equal(first(image), with_strength(1)(image))
+  with pytest.raises(ValueError, match='chroma_strength'):
+    first.with_strength(1, 2)
+
+
 def test_blending_is_rounded_once_and_grey_images_have_no_chroma():
   image = picture(24, 40, 3, dtype=np.uint8)
   noisy = image / np.float32(255)
