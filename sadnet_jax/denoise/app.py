@@ -321,7 +321,8 @@ def _slider(gradio, name):
 
 def _previews(paths, folder, linear):
   """Writes PNG files of bounded size: of each picture the whole, reduced, and the middle as it is."""
-  whole, crop = [], []
+  whole: list[Path] = []
+  crop: list[Path] = []
   for number, path in enumerate(paths):
     photograph = upright(read_photograph(path, linear=linear))
     metadata = Metadata(icc_profile=photograph.metadata.icc_profile)

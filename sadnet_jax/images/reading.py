@@ -335,7 +335,9 @@ def _read_jpeg(path):
     # Real files have about ten, and each decodes the whole image.
     if scans > _MAX_JPEG_SCANS:
       raise _DecodingError(f'it has {scans} scans, more than {_MAX_JPEG_SCANS}')
-  with JpegImagePlugin.JpegImageFile(path) as image:
+  # Not `with ... as image`, whose type Pillow 12 declares as that of any image.
+  image = JpegImagePlugin.JpegImageFile(path)
+  with image:
     segments, mode, dpi = list(image.applist), image.mode, image.info.get('dpi')
   if mode == 'CMYK':
     raise ValueError('is a JPEG file of CMYK colours; convert it to RGB with its colour profile')

@@ -52,7 +52,7 @@ def test_the_page_denoises_a_picture_as_the_command_does(tmp_path):
   write_weights(tmp_path / 'tiny.safetensors')
   # Wider than a preview may be.
   metadata = Metadata(png_chunks=((b'tEXt', b'Title\0A'),))
-  photograph = random_photograph(40, 1640, dtype=np.uint16, metadata=metadata)
+  photograph = random_photograph(120, 1640, dtype=np.uint16, metadata=metadata)
   write_photograph(tmp_path / 'photo.png', photograph)
   pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 4), np.uint8)
   Image.fromarray(pixels, mode='CMYK').save(tmp_path / 'ink.jpg')
@@ -61,6 +61,7 @@ def test_the_page_denoises_a_picture_as_the_command_does(tmp_path):
     driver.execute_cdp_cmd(
       'Browser.setDownloadBehavior', {'behavior': 'allow', 'downloadPath': str(tmp_path / 'downloads')}
     )
+    driver.set_window_size(1300, 1000)
     driver.get(url)
     wait = WebDriverWait(driver, 60, 0.1)
 
@@ -83,15 +84,20 @@ def test_the_page_denoises_a_picture_as_the_command_does(tmp_path):
     strength = driver.find_element(By.CSS_SELECTOR, 'input[type=number][aria-label*=" Strength"]')
     strength.send_keys(Keys.CONTROL, 'a')
     strength.send_keys('0.8', Keys.TAB)
-    assert denoise('photo.png').startswith('photo-denoised.png: 1640x40 pixels, ')
+    assert denoise('photo.png').startswith('photo-denoised.png: 1640x120 pixels, ')
 
     before, after = wait.until(lambda _: driver.find_elements(By.CSS_SELECTOR, '#whole img'))
     wait.until(lambda _: after.get_property('naturalWidth'))
     assert [image.get_property('naturalWidth') for image in (before, after)] == [1600, 1600]
     middle = after.value_of_css_property('clip-path')
-    handle = driver.find_element(By.CSS_SELECTOR, '#whole [data-testid=slider] *')
-    ActionChains(driver).drag_and_drop_by_offset(handle, 100, 0).perform()
-    wait.until(lambda _: after.value_of_css_property('clip-path') != middle)
+    handle = driver.find_element(By.CSS_SELECTOR, '#whole [data-testid=slider]')
+
+    def drag(_):
+      # Without effect until the page has laid out the images.
+      ActionChains(driver).drag_and_drop_by_offset(handle, 30, 0).perform()
+      return after.value_of_css_property('clip-path') != middle
+
+    wait.until(drag)
 
     driver.find_element(By.ID, 'download').click()
     wait.until(lambda _: (tmp_path / 'downloads/photo-denoised.png').exists())
