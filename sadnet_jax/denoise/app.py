@@ -45,7 +45,7 @@ def serving(
   strength: float = 1.0,
   chroma_strength: float | None = None,
   dilations: Sequence[int] | None = None,
-  linear: bool | None = None,
+  reading: Mapping[str, Any] | None = None,
   options: Mapping[str, Any] | None = None,
   host: str = HOST,
   port: int | None = None,
@@ -58,7 +58,7 @@ def serving(
     strength: The strength at first, from 0 to 1.
     chroma_strength: The strength for colour noise at first; None for `strength`.
     dilations: Dilation rates of the context block of `model`, as `pretrained.load` takes them.
-    linear: Whether floating-point files hold linear light, as `read_photograph` takes it.
+    reading: Options of `read_photograph`.
     options: Further options of `Denoiser`.
     host: The address to listen on; 0.0.0.0 for all of this machine's.
     port: The port; None for the first free one from 7860 on.
@@ -75,7 +75,7 @@ def serving(
     gradio = _gradio()
     networks = _NetworksByName(model, dilations, options or {})
     networks.get(model or _AUTOMATIC)
-    page = _page(gradio, networks, Path(folder), strength, chroma_strength, linear)
+    page = _page(gradio, networks, Path(folder), strength, chroma_strength, dict(reading or {}))
     try:
       # What would send the page elsewhere, or needs Node.js, is off even if the environment asks for it.
       _, url, _ = page.launch(
@@ -219,7 +219,7 @@ class _Progress(Report):
     return text
 
 
-def _page(gradio, networks, folder, strength, chroma_strength, linear):
+def _page(gradio, networks, folder, strength, chroma_strength, reading):
   """The page; its files are written below `folder`."""
 
   def nothing(text=''):
@@ -239,11 +239,11 @@ def _page(gradio, networks, folder, strength, chroma_strength, linear):
     report = _Progress(Target(source, output), progress)
     try:
       chosen = networks.get(name).with_strength(strength, chroma_strength)
-      job.denoise_all([Target(source, output)], chosen, report, overwrite=False, linear=linear)
+      job.denoise_all([Target(source, output)], chosen, report, overwrite=False, **reading)
       if report.failed:
         return nothing('\n'.join(report.lines))
       progress(1, desc='Preparing the preview')
-      whole, crop = _previews((source, output), results, linear)
+      whole, crop = _previews((source, output), results, reading)
     except (KeyboardInterrupt, SystemExit):
       raise gradio.Error('The page has been stopped.', print_exception=False) from None
     text = '\n'.join(report.lines)
@@ -319,12 +319,12 @@ def _slider(gradio, name):
   )
 
 
-def _previews(paths, folder, linear):
+def _previews(paths, folder, reading):
   """Writes PNG files of bounded size: of each picture the whole, reduced, and the middle as it is."""
   whole: list[Path] = []
   crop: list[Path] = []
   for number, path in enumerate(paths):
-    photograph = upright(read_photograph(path, linear=linear))
+    photograph = upright(read_photograph(path, **reading))
     metadata = Metadata(icc_profile=photograph.metadata.icc_profile)
     pixels = photograph.pixels
     middle = tuple(
