@@ -5,7 +5,6 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
-import copy
 import functools
 import math
 import numbers
@@ -213,7 +212,9 @@ class Denoiser:
     Raises:
       ValueError: A strength is not between 0 and 1.
     """
-    other = copy.copy(self)
+    # Not copy.copy, which copies as pickle does: with a network of its own.
+    other = object.__new__(type(self))
+    other.__dict__.update(self.__dict__)
     other._set_strength(strength, chroma_strength)
     return other
 
