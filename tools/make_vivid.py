@@ -15,7 +15,7 @@ import shutil
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance
 
-from sadnet_jax.files import one_line
+from sadnet_jax.files import local_path, one_line
 from sadnet_jax.images.arrays import find_images
 
 # Factors of Pillow's enhancement; 1 leaves the image unchanged.
@@ -40,7 +40,7 @@ def make_vivid(folder: str | Path, output: str | Path, *, shapes: int = 96, seed
   Raises:
     ValueError: There are no images, one is not RGB, or the new folder exists.
   """
-  paths, output = find_images(folder), Path(output)
+  paths, output = find_images(local_path(folder)), local_path(output)
   if output.exists():
     raise ValueError(f'{output} exists; choose another name')
   output.mkdir(parents=True)

@@ -28,7 +28,7 @@ from jax import export, lax
 import jax.numpy as jnp
 
 from sadnet_jax.denoise.onnx_graph import OPSET, onnx_denoiser
-from sadnet_jax.files import one_line, replacing
+from sadnet_jax.files import local_path, one_line, refuse_existing, replacing
 from sadnet_jax.nn.sadnet import SCALES, STRIDE, SADNet, pad_to_multiple
 from sadnet_jax.ops.platform import target_platform
 from sadnet_jax.weights import loading
@@ -239,11 +239,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(given):
-  file_format = _format(given.output, given.format)
+  output = local_path(given.output)
+  file_format = _format(output, given.format)
   if file_format == 'onnx' and given.platforms is not None:
     raise ValueError('--platforms is for StableHLO only; an ONNX model runs wherever its runtime does')
-  if Path(given.output).exists() and not given.overwrite:
-    raise ValueError(f'{given.output} already exists; choose another --output or pass --overwrite')
+  refuse_existing(output, overwrite=given.overwrite)
   sides = re.fullmatch(r'(\d+)x(\d+)', given.size or '')
   if given.size is not None and not sides:
     raise ValueError(f'--size must be HEIGHTxWIDTH in pixels, such as 480x320, not {given.size!r}')
@@ -251,21 +251,21 @@ def _run(given):
   model, params, _ = loading.load(given.weights)
   if file_format == 'onnx':
     content = onnx_denoiser(model, params, size=size and _checked_size(size)).SerializeToString()
-    with replacing(Path(given.output)) as temporary:
+    with replacing(output) as temporary:
       temporary.write_bytes(content)
     runs_on = f'ONNX opset {OPSET}'
   else:
     exported = export_denoiser(model, params, size=size, platforms=(given.platforms or 'cpu,cuda').split(','))
-    save_denoiser(given.output, exported)
+    save_denoiser(output, exported)
     runs_on = f'for {", ".join(exported.platforms)}'
   images = f'of {given.size}' if size else 'of any size'
-  megabytes = Path(given.output).stat().st_size / 1e6
-  print(f'{given.output}: {megabytes:.1f} MB, images {images}, {runs_on}')
+  megabytes = output.stat().st_size / 1e6
+  print(f'{output}: {megabytes:.1f} MB, images {images}, {runs_on}')
 
 
 def _format(output, wanted):
   """The format by the extension of the output, which must be the wanted one, if one is."""
-  suffix = Path(output).suffix
+  suffix = output.suffix
   accepted = [wanted] if wanted else FORMATS
   if suffix.removeprefix('.') not in accepted:
     extensions = ' or '.join(f'.{name}' for name in accepted)

@@ -1,6 +1,6 @@
 """The folder of a training run: its lock, its metrics file and its log.
 
-RUN/run.lock       locked while a process trains in the folder
+RUN/run.lock       locked while a process trains in the folder (RUN/run.mark on file systems without locks)
 RUN/metrics.jsonl  one JSON object per line: the step, and every metric
 RUN/tensorboard/   the same metrics, and validation pictures
 RUN/checkpoints/   see `sadnet_jax.weights.checkpoints`
@@ -13,6 +13,7 @@ import json
 import math
 import os
 from pathlib import Path
+import socket
 import time
 from typing import Any, Self
 
@@ -23,12 +24,16 @@ from sadnet_jax.files import write_text
 from sadnet_jax.training.validation import ValidationResult
 
 LOCK_FILE = 'run.lock'
+# Takes its place on file systems without locks.
+MARK_FILE = 'run.mark'
 METRICS_FILE = 'metrics.jsonl'
 
 
 @contextlib.contextmanager
 def open_run_folder(workdir: str | Path) -> Iterator[Path]:
   """Creates the folder and locks it; the system releases the lock however the process ends.
+
+  On a file system without locks, a file marks the folder instead, and a warning says so.
 
   Raises:
     ValueError: The folder cannot be created or written to, or another process trains in it.
@@ -39,15 +44,23 @@ def open_run_folder(workdir: str | Path) -> Iterator[Path]:
     lock = (workdir / LOCK_FILE).open('a+')
   except OSError as error:
     raise _not_writable(workdir, error) from error
-  with lock:
+  with lock, contextlib.ExitStack() as stack:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
       lock.seek(0)
       raise ValueError(
         f'{workdir}: process {lock.read().strip()} is training in this folder; give another --workdir, or '
         'stop that process'
       ) from error
+    except OSError as error:
+      logging.warning(
+        '%s: this file system has no locks (%s); %s marks the folder as in use instead',
+        workdir,
+        error.strerror,
+        MARK_FILE,
+      )
+      stack.enter_context(_mark(workdir))
     try:
       lock.truncate(0)
       lock.write(str(os.getpid()))
@@ -55,6 +68,41 @@ def open_run_folder(workdir: str | Path) -> Iterator[Path]:
     except OSError as error:
       raise _not_writable(workdir, error) from error
     yield workdir
+
+
+@contextlib.contextmanager
+def _mark(workdir):
+  """Marks the folder by a file that names host and process; a mark left by a dead process is replaced."""
+  path, mine = workdir / MARK_FILE, f'{socket.gethostname()} {os.getpid()}'
+  try:
+    with contextlib.suppress(FileNotFoundError):
+      host, _, process = path.read_text().partition(' ')
+      if host != socket.gethostname() or _is_alive(process):
+        raise ValueError(
+          f'{workdir}: process {process} on {host} is training in this folder; give another --workdir, stop '
+          f'that process, or delete {path} if it has ended'
+        )
+      path.unlink()
+    with path.open('x') as mark:
+      mark.write(mine)
+  except FileExistsError as error:
+    raise ValueError(f'{workdir}: another process has just begun to train in this folder') from error
+  except OSError as error:
+    raise _not_writable(workdir, error) from error
+  try:
+    yield
+  finally:
+    path.unlink(missing_ok=True)
+
+
+def _is_alive(process):
+  try:
+    os.kill(int(process), 0)
+  except (ProcessLookupError, ValueError):
+    return False
+  except PermissionError:
+    return True
+  return True
 
 
 def _not_writable(workdir, error):

@@ -15,7 +15,7 @@ import sys
 import jax
 import numpy as np
 
-from sadnet_jax.files import one_line, refuse_existing
+from sadnet_jax.files import local_path, one_line, refuse_existing
 from sadnet_jax.weights import safetensors
 from sadnet_jax.weights.authors import DILATIONS, check_in_authors_code, load_file, state_dict_from_params
 from sadnet_jax.weights.index import file_sha256
@@ -61,6 +61,7 @@ def convert(
   Raises:
     ValueError: The file cannot be converted; nothing is written.
   """
+  source, target = local_path(source), local_path(target)
   to_ours = source.suffix in TORCH_SUFFIXES and target.suffix == SAFETENSORS_SUFFIX
   if not to_ours and not (source.suffix == SAFETENSORS_SUFFIX and target.suffix in TORCH_SUFFIXES):
     raise ValueError(

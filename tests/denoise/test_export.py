@@ -204,7 +204,7 @@ def test_the_command_exports_weights_for_one_size(weights, tmp_path, capsys):
     denoise(image(size=(20, 13)))
 
   before = output.read_bytes()
-  with pytest.raises(SystemExit, match=r'a\.stablehlo already exists; choose another --output'):
+  with pytest.raises(SystemExit, match=r'a\.stablehlo exists; choose another name'):
     main(arguments)
   assert output.read_bytes() == before
   main([*arguments, '--platforms', 'cuda', '--overwrite'])

@@ -1,10 +1,15 @@
-"""The metrics file and the progress line."""
+"""The lock, the metrics file and the progress line."""
 
+import errno
+import fcntl
 import json
+import os
+import socket
 import time
 
 import pytest
 
+from sadnet_jax.training import run_folder
 from sadnet_jax.training.run_folder import RunLog
 from sadnet_jax.training.validation import ValidationResult
 
@@ -76,3 +81,28 @@ def test_validation_is_logged_without_what_is_not_finite(tmp_path, capsys):
     log.write_validation(2, results)
   assert _lines(tmp_path) == [{'step': 2, 'psnr/a': 25.5}]
   assert 'step 2/6  a: 20.000 -> 25.500 dB' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('number', [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_without_locks_a_file_marks_the_folder(tmp_path, monkeypatch, caplog, number):
+  def refuse(*_):
+    raise OSError(number, os.strerror(number))
+
+  monkeypatch.setattr(fcntl, 'flock', refuse)
+  mark = tmp_path / run_folder.MARK_FILE
+  with run_folder.open_run_folder(tmp_path):
+    assert 'has no locks' in caplog.text
+    with (
+      pytest.raises(ValueError, match=rf'process {os.getpid()} on .* is training in this folder; .* delete'),
+      run_folder.open_run_folder(tmp_path),
+    ):
+      pass
+    assert mark.exists()
+  assert not mark.exists()
+  # Left by a process that was killed: no process has this number.
+  mark.write_text(f'{socket.gethostname()} {2**22 + 1}')
+  with run_folder.open_run_folder(tmp_path):
+    assert str(os.getpid()) in mark.read_text()
+  mark.write_text('another_machine 1')
+  with pytest.raises(ValueError, match='process 1 on another_machine'), run_folder.open_run_folder(tmp_path):
+    pass

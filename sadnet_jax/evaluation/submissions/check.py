@@ -17,7 +17,7 @@ import numpy as np
 
 from sadnet_jax.evaluation.submissions import dnd, sidd
 from sadnet_jax.evaluation.submissions.mat_files import read_variables
-from sadnet_jax.files import one_line
+from sadnet_jax.files import local_path, one_line
 
 _SHOWN = 5  # Number of problems in a message; the rest are counted.
 
@@ -242,10 +242,11 @@ def main() -> None:
     description='Checks a submission to SIDD or DND and reports what is wrong with it.',
   )
   parser.add_argument(
-    'path', type=Path, help=f'{sidd.MAT_FILE} or {sidd.CSV_FILE} for SIDD, a folder of patches for DND'
+    'path', help=f'{sidd.MAT_FILE} or {sidd.CSV_FILE} for SIDD, a folder of patches for DND'
   )
-  path = parser.parse_args().path
+  given = parser.parse_args().path
   try:
+    path = local_path(given)
     print(check_dnd_submission(path) if path.is_dir() else check_sidd_submission(path))
   except ValueError as error:
     raise SystemExit(f'{parser.prog}: {one_line(error)}') from error
