@@ -265,7 +265,7 @@ def test_a_pickled_denoiser_keeps_weights_options_and_device():
     'strength': 0.0,
     'device': jax.devices()[3],
   }
-  first = Denoiser(COLOR, random_variables(COLOR)['params'], **options, device=jax.devices()[3])
+  first = Denoiser(COLOR, random_variables(COLOR)['params'], **options)
   again = pickle.loads(pickle.dumps(first))
   assert (again.model, again.about, again.network.device) == (COLOR, {'a': 'b'}, jax.devices()[3])
   jax.tree.map(np.testing.assert_array_equal, again.params, first.params)
