@@ -347,5 +347,9 @@ def test_the_network_and_its_gradient_are_traced_under_strict_settings_of_jax():
   def mean(params, noisy):
     return jnp.mean(model.apply({'params': params}, noisy).astype(jnp.float32))
 
+  def mean_inside(params, noisy, side):
+    return jnp.mean(model.apply({'params': params}, noisy, Inside(side, side)).astype(jnp.float32))
+
   with jax.numpy_rank_promotion('raise'), jax.numpy_dtype_promotion('strict'):
     jax.eval_shape(jax.grad(mean), param_shapes(model), image())
+    jax.eval_shape(mean_inside, param_shapes(model), image(), jnp.int32(8))
