@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import json
 import os
 from pathlib import Path
+import resource
 import statistics
 import subprocess
 import sys
@@ -70,8 +71,8 @@ def pictures(photographs: Sequence[Path], count: int, sigma_255: float) -> list[
   return found
 
 
-def measure_folder(photographs: Sequence[Path], model: str, sigma_255: float) -> float:
-  """Seconds of the command on a folder of small pictures, with an empty cache."""
+def measure_folder(photographs: Sequence[Path], model: str, sigma_255: float) -> tuple[float, float]:
+  """Seconds, and CPU seconds, of the command on a folder of small pictures, with an empty cache."""
   with tempfile.TemporaryDirectory() as temporary:
     folder = Path(temporary)
     (folder / 'in').mkdir()
@@ -79,9 +80,14 @@ def measure_folder(photographs: Sequence[Path], model: str, sigma_255: float) ->
       save(folder / 'in' / f'{number:02}.png', noisy / np.float32(255))
     environ = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(folder / 'cache')}
     command = [sys.executable, COMMAND, folder / 'in', '-o', folder / 'out', '--model', model, '--quiet']
-    start = time.perf_counter()
+    start, used = time.perf_counter(), _cpu_seconds_of_children()
     subprocess.run(command, env=environ, check=True)
-    return time.perf_counter() - start
+    return time.perf_counter() - start, _cpu_seconds_of_children() - used
+
+
+def _cpu_seconds_of_children():
+  usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+  return usage.ru_utime + usage.ru_stime
 
 
 def resident_mib() -> float:
@@ -159,7 +165,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     return
   options = common.options_of(arguments, exclude=('once',))
   results: dict[str, Any] = common.describe('many_sizes.py', options, ('flax',))
-  results['folder_seconds'] = [measure_folder(*of) for _ in range(arguments.runs)]
+  measured = [measure_folder(*of) for _ in range(arguments.runs)]
+  results['folder_seconds'], results['folder_cpu_seconds'] = (list(x) for x in zip(*measured, strict=True))
   results |= common.in_fresh_process('many_sizes.py', [*options, '--once'])
   results['differences'] = measure_differences(*of, arguments.compared)
   results['targets'] = targets(results)

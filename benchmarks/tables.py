@@ -293,6 +293,7 @@ def many_sizes_table(content: Mapping[str, Any]) -> list[str]:
       f'command, 30 pictures of 30 sizes, empty cache: seconds, median of {len(seconds)}',
       figure(statistics.median(seconds)),
     ),
+    ('the same: CPU seconds, of all cores', figure(statistics.median(content['folder_cpu_seconds']))),
     (f'`Denoiser`, {count} sizes: seconds', figure(content['seconds'])),
     *(
       (f'resident memory after {n} sizes', f'{resident[n - 1]:.0f} MiB')
