@@ -88,16 +88,18 @@ def replacing(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
   temporary = _create_beside(target)
   try:
     yield temporary
+    _flush_to_disk(temporary)
     if mode is not None:
-      # Some file systems have no permissions, and some no fsync; the content is written all the same.
+      # Some file systems have no permissions; the content is written all the same.
       with contextlib.suppress(OSError):
         temporary.chmod(mode)
-    _flush_to_disk(temporary)
     if overwrite:
       temporary.replace(target)
     else:
       _rename_to_new(temporary, target)
-    _flush_to_disk(target.parent)
+    # The file is complete; only its new name could be lost.
+    with contextlib.suppress(OSError):
+      _flush_to_disk(target.parent)
   finally:
     temporary.unlink(missing_ok=True)
 
@@ -150,13 +152,20 @@ def _create_beside(path: Path) -> Path:
 
 
 def _flush_to_disk(path: Path) -> None:
-  """Makes a file or a folder's list of names survive a power failure, where the system can."""
-  with contextlib.suppress(OSError):
+  """Makes a file or a folder's list of names survive a power failure, where the system can.
+
+  Raises:
+    OSError: The content was not stored, as a full disk may report only now.
+  """
+  try:
     handle = os.open(path, os.O_RDONLY)
     try:
       os.fsync(handle)
     finally:
       os.close(handle)
+  except OSError as error:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+      raise
 
 
 def _rename_to_new(temporary: Path, path: Path) -> None:

@@ -1,5 +1,6 @@
 """Atomic writing of files, and messages in one line."""
 
+import errno
 import os
 from pathlib import Path
 import threading
@@ -67,6 +68,19 @@ def test_work_is_not_lost_where_the_file_system_cannot_do_everything(tmp_path, m
   monkeypatch.setattr(os, function, refuse)
   write_text(path, 'new')
   assert path.read_text() == 'new'
+
+
+def test_a_disk_that_is_full_only_when_flushed_keeps_the_old_file(tmp_path, monkeypatch):
+  def refuse(*_):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  path = tmp_path / 'a.txt'
+  path.write_text('old')
+  monkeypatch.setattr(os, 'fsync', refuse)
+  with pytest.raises(OSError, match='No space left'):
+    write_text(path, 'new')
+  assert path.read_text() == 'old'
+  assert list(tmp_path.iterdir()) == [path]
 
 
 def test_existing_files_can_be_protected(tmp_path, monkeypatch):

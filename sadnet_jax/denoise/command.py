@@ -27,7 +27,7 @@ if TYPE_CHECKING:
   import jax
 
 _DESCRIPTION = """\
-Denoises pictures: PNG, JPEG, TIFF, WebP, BMP and OpenEXR, grey and colour, of any size; reads JPEG XL, HEIC
+Denoises pictures: PNG, JPEG, TIFF, WebP, BMP, OpenEXR and JPEG XL, grey and colour, of any size; reads HEIC
 and camera raw too. Transparency, orientation, colour profile and metadata are kept."""
 _EPILOG = """\
 examples:

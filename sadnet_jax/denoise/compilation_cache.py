@@ -51,7 +51,7 @@ def enable(folder: str | Path | None = None, *, max_bytes: int = MAX_BYTES) -> P
 
 @contextlib.contextmanager
 def enabled() -> Iterator[None]:
-  """`enable`, and at the end `clear` if a program could not be read; other warnings are shown as ever.
+  """`enable`, and at the end `clear` if a program could not be read; other warnings are shown as usual.
 
   ``JAX_ENABLE_COMPILATION_CACHE=false`` in the environment turns all caching off.
   """

@@ -356,14 +356,18 @@ class Denoiser:
 
 def _unpickled(model, params, options, place):
   platform, number = place
-  devices = [device for device in jax.local_devices() if device.platform == platform]
+  try:
+    devices = jax.local_devices(backend=platform)
+  except RuntimeError:
+    # This machine has no such device.
+    devices = []
   return Denoiser(model, params, **options, device=devices[number] if number < len(devices) else None)
 
 
 class CompiledNetwork:
   """A SADNet on one device, with few compiled programs for images of many sizes.
 
-  Images are put into a larger array of one of few sizes (`shared_size`), whose program is told which part is
+  Images are put into a larger array of one of few sizes (`shared_size`), whose program knows which part is
   image, so the result is that of the image alone, up to rounding. A size whose unused pixels have taken
   longer than compiling gets a program of its own. `MAX_PROGRAMS` are kept, those used last.
 

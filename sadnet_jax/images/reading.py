@@ -269,7 +269,7 @@ def _in_full_range(array, given, tagged):
   """Scales 16-bit values to the full range.
 
   Args:
-    array: As decoded.
+    array: Colours as decoded; transparency always has the full range.
     given: White as the user says, None if unknown.
     tagged: White as the file's tags say, None if they do not.
 
@@ -428,9 +428,9 @@ def _read_png(path, white_level):
   _check_png_pixels(chunks, named, stored)
   array, _ = _decode(path)
   bits = max(named.get(b'sBIT', b'') or b'\0')
-  array, white_level, white_notes = _in_full_range(array, white_level, 2**bits - 1 if bits < 16 else None)
-  notes += white_notes
   pixels, alpha = _split(array, 1 if array.shape[2] < 3 else 3)
+  pixels, white_level, white_notes = _in_full_range(pixels, white_level, 2**bits - 1 if bits < 16 else None)
+  notes += white_notes
   profile, profile_notes = blocks.checked_profile(metadata_parts.icc_profile, pixels.shape[2])
   exif, exif_notes = blocks.checked_exif(named.get(b'eXIf'))
   parts = vars(metadata_parts) | {'icc_profile': profile, 'exif': exif}
@@ -593,10 +593,10 @@ def _read_tiff(path, linear, white_level):
     notes = _check_pages(data, header, tags)
     max_pixels = _check_tiff(tags, len(data))
   array, _ = _decode(path, max_pixels, single=False)
-  array, white_level, white_notes = _in_full_range(array, white_level, _tagged_white(tags))
-  notes += white_notes
   photometric = tags.number(262, -1)
   pixels, alpha = _split(array, _TIFF_COLOURS[photometric])
+  pixels, white_level, white_notes = _in_full_range(pixels, white_level, _tagged_white(tags))
+  notes += white_notes
   if photometric == _WHITE_IS_ZERO and pixels.dtype == np.uint16:
     # OpenImageIO does so for 8 bits itself.
     pixels = 65535 - pixels

@@ -107,11 +107,10 @@ def check_output(path: str | Path, photograph: Photograph | None = None) -> None
 def write_photograph(path: str | Path, photograph: Photograph, *, overwrite: bool = True) -> Notes:
   """Writes a photograph; the extension selects the format.
 
-  PNG, TIFF and JPEG XL store 8 and 16 bits without loss, TIFF also floats. OpenEXR stores floats of linear
-  light.
-  JPEG has quality 95 and colours at full resolution. WebP is lossless if the photograph comes from a lossless
-  file, otherwise of quality 95. JPEG and TIFF keep the EXIF orientation; in other formats, where many viewers
-  ignore it, the pixels are stored upright.
+  PNG, TIFF and JPEG XL store 8 and 16 bits without loss, TIFF also floats. OpenEXR stores linear light as
+  floats. JPEG has quality 95 and colours at full resolution. WebP is lossless if the photograph comes from a
+  lossless file, otherwise of quality 95. JPEG and TIFF keep the EXIF orientation; in other formats, where
+  many viewers ignore it, the pixels are stored upright.
 
   Args:
     path: The file, with one of the extensions `PHOTOGRAPH_SUFFIXES`; its folder exists.
@@ -194,10 +193,11 @@ def _stored_white(photograph):
 
 
 def _in_own_range(photograph):
-  """As `_channels`, in the range of the file that the photograph was read from."""
+  """As `_channels`, the colours in the range of the file that the photograph was read from."""
   white = _stored_white(photograph)
-  array = _channels(photograph)
-  return array if white is None else from_full_range(array, white)
+  if white is not None:
+    photograph = dataclasses.replace(photograph, pixels=from_full_range(photograph.pixels, white))
+  return _channels(photograph)
 
 
 def _pillow_image(array):

@@ -59,6 +59,8 @@ def _open_files(config, device):
     itertools.chain.from_iterable(f.examples for f in found.values()), config.data.held_out
   )
   problems = list(itertools.chain.from_iterable(f.problems for f in found.values()))
+  if not kept:
+    raise ValueError('config.data.held_out holds out every scene of the training sets; hold out fewer')
   if config.data.reader == 'memory':
     bad: dict[Example, str] = {}
     on_bad = (lambda example, error: bad.update({example: str(error)})) if config.data.skip_bad else None

@@ -58,7 +58,7 @@ from sadnet_jax.training.config import (
   noise_from_config,
   training_sets,
 )
-from sadnet_jax.training.run_folder import RunLog, open_run_folder
+from sadnet_jax.training.run_folder import RunLog, is_validation_logged, open_run_folder
 from sadnet_jax.training.state import (
   TrainState,
   create_train_state,
@@ -123,7 +123,12 @@ def train(
     state = _restore_or_create(config, data, manager)
     first = int(state.step)
     is_due = bool(first and validator and _is_validated(config, first))
-    is_missing = is_due and not checkpoints.is_validated(manager, first)
+    is_missing = (
+      is_due
+      and folder is not None
+      and not checkpoints.is_validated(manager, first)
+      and not is_validation_logged(folder, first)
+    )
     if first >= config.steps and not is_missing:
       if folder is not None:
         print(f'{workdir}: nothing to do, the run is at step {first} of {config.steps}')
@@ -357,7 +362,10 @@ class _Run:
 
     None if it was interrupted, is not finite, or lacks images that failed: it would not compare with others.
     """
-    params = jax.tree.map(lambda a: a.addressable_data(0), state.best_params)
+    # A state that other processes sent is in NumPy arrays.
+    params = jax.tree.map(
+      lambda a: a.addressable_data(0) if isinstance(a, jax.Array) else a, state.best_params
+    )
     results = self._validator(params, lambda: self._stop.received)
     if results is None:
       return None

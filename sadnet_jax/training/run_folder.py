@@ -128,6 +128,14 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
     ) from error
 
 
+def is_validation_logged(run: str | Path, step: int) -> bool:
+  """Whether the metrics file has the validation of a step, also one whose PSNR is not finite."""
+  path = Path(run) / METRICS_FILE
+  return path.exists() and any(
+    metrics['step'] == step and 'loss' not in metrics for metrics in read_metrics(run)
+  )
+
+
 def drop_lines_after(run: str | Path, step: int) -> None:
   """Removes lines of steps after ``step``, and lines that are cut off, from a run's metrics file.
 

@@ -292,6 +292,24 @@ def test_the_white_level_is_given_or_tagged_and_kept(tmp_path):
       assert read_photograph(tmp_path / f'out{extension}').white_level == 4095
 
 
+def test_transparency_has_the_full_range_whatever_white_is(tmp_path):
+  pixels = np.random.default_rng(0).integers(0, 4096, (8, 9, 4)).astype(np.uint16)
+  pixels[..., 3] = 65535
+  pixels[0, :2, 3] = 5000, 0
+  for extension in ('.png', '.tif'):
+    path = tmp_path / f'a{extension}'
+    tifffile.imwrite(tmp_path / 'a.tif', pixels, photometric='rgb', extrasamples=['unassalpha'])
+    if extension == '.png':
+      write_photograph(path, Photograph(pixels[..., :3], alpha=pixels[..., 3]))
+    photograph = read_photograph(path, white_level=4095)
+    np.testing.assert_array_equal(photograph.alpha, pixels[..., 3])
+    assert photograph.pixels.max() > 64000
+    write_photograph(tmp_path / f'b{extension}', photograph)
+    again = read_photograph(tmp_path / f'b{extension}', white_level=65535)
+    np.testing.assert_array_equal(again.alpha, pixels[..., 3])
+    np.testing.assert_array_equal(again.pixels, pixels[..., :3])
+
+
 def test_a_wrong_or_missing_white_level_is_noted(tmp_path):
   path, pixels = tmp_path / 'a.tif', np.full((4, 4), 900, np.uint16)
   _tiff(path, pixels)

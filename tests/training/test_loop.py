@@ -556,16 +556,17 @@ def test_a_run_goes_on_although_a_validation_image_fails(photographs, tmp_path, 
   folder.mkdir()
   for name in ('0.png', '1.png'):
     (folder / name).write_bytes((photographs / name).read_bytes())
-  check = loop.validation.check_images
+  measured_on = loop.validation.measured_on
 
-  def damage_later(*arguments):
-    check(*arguments)
+  def damage_later(*arguments, **noise):
+    digest = measured_on(*arguments, **noise)
     (folder / '1.png').write_bytes(b'')
+    return digest
 
-  monkeypatch.setattr(loop.validation, 'check_images', damage_later)
+  monkeypatch.setattr(loop.validation, 'measured_on', damage_later)
   saved = []
   save = loop.checkpoints.save
-  monkeypatch.setattr(loop.checkpoints, 'save', lambda *a: saved.append(a[-1]) or save(*a))
+  monkeypatch.setattr(loop.checkpoints, 'save', lambda *a: saved.append(a[4]) or save(*a))
   config = _config(photographs, **{'steps': 4, 'validation.every': 2, 'validation.clean': (str(folder),)})
   assert int(train(config, tmp_path / 'run', jax.devices()[:1]).step) == 4
   assert capsys.readouterr().out.count(' dB, without 1 failed') == 2
