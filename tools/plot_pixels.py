@@ -19,7 +19,7 @@ import numpy as np
 
 from sadnet_jax.files import refuse_existing, replacing
 from sadnet_jax.weights.paths import SAFETENSORS_SUFFIX
-from tools.plot_training import Curve, curve_of_runs, png, read_curve, set_label
+from tools.plot_training import Curve, curve_of_runs, new_figure, png, read_curve, set_label
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -96,11 +96,7 @@ def fitted_line(stages: Sequence[Measured], runs: Sequence[str]) -> tuple[float,
 
 def draw(stages: Sequence[Measured], label: str, line: tuple[float, float] | None = None) -> 'Figure':
   """Draws the stages, one colour a curve, and a fitted line; ValueError if Matplotlib is missing."""
-  try:
-    from matplotlib.figure import Figure
-  except ImportError as error:
-    raise ValueError("Matplotlib is missing; install it: pip install 'sadnet-jax[plot]'") from error
-  figure = Figure((7, 3.6), dpi=120, layout='constrained')
+  figure = new_figure(7, 3.6)
   axes = figure.subplots()
   names = list(dict.fromkeys(stage.curve for stage in stages))
   for stage in stages:

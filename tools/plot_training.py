@@ -343,6 +343,15 @@ def smoothed(steps: npt.ArrayLike, values: npt.ArrayLike, window: int) -> np.nda
   return near @ np.asarray(values) / near.sum(axis=1)
 
 
+def new_figure(width: float, height: float) -> 'Figure':
+  """An empty figure of a size in inches; ValueError if Matplotlib is missing."""
+  try:
+    from matplotlib.figure import Figure
+  except ImportError as error:
+    raise ValueError("Matplotlib is missing; install it: pip install 'sadnet-jax[plot]'") from error
+  return Figure((width, height), dpi=_DPI, layout='constrained')
+
+
 def draw(curve: Curve) -> 'Figure':
   """Draws a curve over the steps of all stages: loss, PSNR if there was validation, learning rate.
 
@@ -351,12 +360,8 @@ def draw(curve: Curve) -> 'Figure':
   Raises:
     ValueError: Matplotlib is missing.
   """
-  try:
-    from matplotlib.figure import Figure
-  except ImportError as error:
-    raise ValueError("Matplotlib is missing; install it: pip install 'sadnet-jax[plot]'") from error
   heights = [_LOSS, _PSNR, _RATE] if any(stage.validation for stage in curve.stages) else [_LOSS, _RATE]
-  figure = Figure((_WIDTH, sum(heights) + _AROUND), dpi=_DPI, layout='constrained')
+  figure = new_figure(_WIDTH, sum(heights) + _AROUND)
   panels = figure.subplots(len(heights), sharex=True, height_ratios=heights)
   starts = list(itertools.accumulate((stage.steps for stage in curve.stages), initial=0))
   total = starts.pop()

@@ -327,13 +327,9 @@ def _previews(paths, folder, reading):
     photograph = upright(read_photograph(path, **reading))
     metadata = Metadata(icc_profile=photograph.metadata.icc_profile)
     pixels = photograph.pixels
-    middle = tuple(
-      slice(max(0, side - longest) // 2, max(0, side - longest) // 2 + longest)
-      for side, longest in zip(pixels.shape[:2], CROP_PX, strict=True)
-    )
     for found, name, part in (
       (whole, 'whole', _reduced(pixels)),
-      (crop, 'crop', to_8_bits(pixels[middle])),
+      (crop, 'crop', to_8_bits(job.middle(pixels, CROP_PX))),
     ):
       found.append(folder / f'{name}{number}.png')
       write_photograph(found[-1], Photograph(part, metadata=metadata))

@@ -159,6 +159,13 @@ def _denoised(pixels, denoiser, progress):
   return denoiser(known, progress=progress) + (pixels - known)
 
 
+def middle(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """The middle of an image [H, W, C], of at most this height and width in pixels."""
+  starts = (max(0, side - longest) // 2 for side, longest in zip(pixels.shape[:2], size, strict=True))
+  rows, columns = (slice(start, start + longest) for start, longest in zip(starts, size, strict=True))
+  return pixels[rows, columns]
+
+
 def comparison(noisy: Photograph, denoised: Photograph) -> tuple[Photograph, tuple[str, ...]]:
   """Puts noisy and denoised side by side, upright, in 8 bits; large pictures are cropped to their middle.
 
@@ -167,12 +174,7 @@ def comparison(noisy: Photograph, denoised: Photograph) -> tuple[Photograph, tup
   """
   halves = []
   for photograph in (noisy, denoised):
-    pixels = upright(photograph).pixels
-    middle = tuple(
-      slice(max(0, side - COMPARISON_PX) // 2, max(0, side - COMPARISON_PX) // 2 + COMPARISON_PX)
-      for side in pixels.shape[:2]
-    )
-    halves.append(to_8_bits(pixels[middle]))
+    halves.append(to_8_bits(middle(upright(photograph).pixels, (COMPARISON_PX, COMPARISON_PX))))
   notes: tuple[str, ...] = ()
   if max(noisy.pixels.shape[:2]) > COMPARISON_PX:
     notes = (f'shows the middle {halves[0].shape[1]}x{halves[0].shape[0]} pixels only',)
