@@ -34,8 +34,19 @@ CROP_PX = (560, 840)
 _AUTOMATIC = 'automatic'
 _INTRODUCTION = """\
 # Denoise a picture
-Drop a photograph, press **Denoise**, compare, and download the result: in the same format and bit depth, with
-its metadata. PNG, JPEG, TIFF, WebP, BMP, OpenEXR and JPEG XL; HEIC and camera raw become PNG and TIFF."""
+Drop a photograph, press **Denoise**, compare, and download the result with its metadata: in the same format
+and bit depth, or in the format you choose. PNG, JPEG, TIFF, WebP, BMP, OpenEXR and JPEG XL; HEIC and camera
+raw become PNG and TIFF."""
+# Labels and extensions of the formats to choose from.
+_FORMATS = (
+  ('that of the picture', ''),
+  ('PNG', '.png'),
+  ('JPEG', '.jpg'),
+  ('TIFF', '.tif'),
+  ('WebP', '.webp'),
+  ('OpenEXR', '.exr'),
+  ('JPEG XL', '.jxl'),
+)
 
 
 @contextlib.contextmanager
@@ -45,7 +56,9 @@ def serving(
   strength: float = 1.0,
   chroma_strength: float | None = None,
   dilations: Sequence[int] | None = None,
+  suffix: str | None = None,
   reading: Mapping[str, Any] | None = None,
+  writing: Mapping[str, Any] | None = None,
   options: Mapping[str, Any] | None = None,
   host: str = HOST,
   port: int | None = None,
@@ -58,7 +71,9 @@ def serving(
     strength: The strength at first, from 0 to 1.
     chroma_strength: The strength for colour noise at first; None for `strength`.
     dilations: Dilation rates of the context block of `model`, as `pretrained.load` takes them.
+    suffix: Extension of the format of results at first; None for that of each picture.
     reading: Options of `read_photograph`.
+    writing: Options of `write_photograph`.
     options: Further options of `Denoiser`.
     host: The address to listen on; 0.0.0.0 for all of this machine's.
     port: The port; None for the first free one from 7860 on.
@@ -75,7 +90,15 @@ def serving(
     gradio = _gradio()
     networks = _NetworksByName(model, dilations, options or {})
     networks.get(model or _AUTOMATIC)
-    page = _page(gradio, networks, Path(folder), strength, chroma_strength, dict(reading or {}))
+    page = _page(
+      gradio,
+      networks,
+      Path(folder),
+      (strength, chroma_strength),
+      suffix,
+      dict(reading or {}),
+      dict(writing or {}),
+    )
     try:
       # What would send the page elsewhere, or needs Node.js, is off even if the environment asks for it.
       _, url, _ = page.launch(
@@ -219,7 +242,7 @@ class _Progress(Report):
     return text
 
 
-def _page(gradio, networks, folder, strength, chroma_strength, reading):
+def _page(gradio, networks, folder, strengths, first_suffix, reading, writing):
   """The page; its files are written below `folder`."""
 
   def nothing(text=''):
@@ -229,17 +252,17 @@ def _page(gradio, networks, folder, strength, chroma_strength, reading):
   def forget(upload):
     return *nothing(), gradio.update(interactive=upload is not None)
 
-  def denoise(upload, name, strength, chroma_strength, progress=gradio.Progress()):  # noqa: B008
+  def denoise(upload, name, suffix, strength, chroma_strength, progress=gradio.Progress()):  # noqa: B008
     if upload is None:
       return nothing('Drop a picture first.')
     source = Path(upload)
     # Inside Gradio's folder, so that Gradio makes no copy, and removes the files.
     results = Path(tempfile.mkdtemp(dir=folder))
-    output = writable_name(results / f'{source.stem}-denoised{source.suffix}')
+    output = writable_name(results / f'{source.stem}-denoised{source.suffix}', suffix or None)
     report = _Progress(Target(source, output), progress)
     try:
       chosen = networks.get(name).with_strength(strength, chroma_strength)
-      job.denoise_all([Target(source, output)], chosen, report, overwrite=False, **reading)
+      job.denoise_all([Target(source, output)], chosen, report, overwrite=False, **reading, **writing)
       if report.failed:
         return nothing('\n'.join(report.lines))
       progress(1, desc='Preparing the preview')
@@ -254,6 +277,7 @@ def _page(gradio, networks, folder, strength, chroma_strength, reading):
       gradio.update(value=text, lines=len(report.lines), visible=True),
     )
 
+  strength, chroma_strength = strengths
   with gradio.Blocks(
     title='Denoise a picture', analytics_enabled=False, delete_cache=(_SWEEP_SECONDS, _KEPT_SECONDS)
   ) as page:
@@ -267,6 +291,7 @@ def _page(gradio, networks, folder, strength, chroma_strength, reading):
           label='Weights',
           info=networks.about(networks.first),
         )
+        form = gradio.Dropdown(_FORMATS, value=first_suffix or '', label='Format')
         luma = gradio.Slider(
           0, 1, strength, step=0.05, label='Strength', info='Grain: 0 keeps it, 1 removes all of it.'
         )
@@ -299,7 +324,7 @@ def _page(gradio, networks, folder, strength, chroma_strength, reading):
     )
     button.click(
       denoise,
-      [upload, model, luma, chroma],
+      [upload, model, form, luma, chroma],
       shown,
       show_progress_on=[whole, crop],
       api_visibility='private',
@@ -320,11 +345,14 @@ def _slider(gradio, name):
 
 
 def _previews(paths, folder, reading):
-  """Writes PNG files of bounded size: of each picture the whole, reduced, and the middle as it is."""
+  """Writes PNG files of bounded size: of input and output the whole, reduced, and the middle as it is."""
   whole: list[Path] = []
   crop: list[Path] = []
   for number, path in enumerate(paths):
-    photograph = upright(read_photograph(path, **reading))
+    photograph = read_photograph(path, **reading)
+    # How the second file, written from the first, is to be read.
+    reading = {'linear': photograph.linear or None, 'white_level': photograph.white_level or 65535}
+    photograph = upright(photograph)
     metadata = Metadata(icc_profile=photograph.metadata.icc_profile)
     pixels = photograph.pixels
     for found, name, part in (

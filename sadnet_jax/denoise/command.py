@@ -29,11 +29,14 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Denoises pictures: PNG, JPEG, TIFF, WebP, BMP, OpenEXR and JPEG XL, grey and colour, of any size; reads HEIC
 and camera raw too. Transparency, orientation, colour profile and metadata are kept."""
+# What --format takes: extensions without their dot.
+_FORMATS = ('png', 'jpg', 'tif', 'webp', 'exr', 'jxl')
 _EPILOG = """\
 examples:
   sadnet-denoise photo.jpg -o denoised.png
   sadnet-denoise photos -o denoised/ --recursive --compare
   sadnet-denoise 'photos/**/*.tif' -o denoised/ --model runs/color-blind
+  sadnet-denoise raw -o denoised/ --format jpg --jpeg-quality 90
   sadnet-denoise --app
 
 exit status: 0 if all pictures were denoised, 1 if some were not, 2 if nothing was started, 130 after
@@ -73,15 +76,22 @@ def _denoise(arguments: argparse.Namespace) -> int:
   try:
     # Before importing JAX, which takes a second: most mistakes are in the names.
     from sadnet_jax.denoise.targets import find_targets, group_by_size, sizes_by_header, split_existing
+    from sadnet_jax.images import has_format
 
     targets = find_targets(
       arguments.inputs,
       arguments.output,
+      suffix=_suffix(arguments),
       recursive=arguments.recursive,
       compare=arguments.compare,
       overwrite=arguments.overwrite,
       skip_existing=arguments.skip_existing,
     )
+    if arguments.jpeg_quality is not None and not any(has_format(x.output, '.jpg') for x in targets):
+      raise ValueError(
+        '--jpeg-quality is given, but no output is a JPEG file; end the name of the output in .jpg, pass '
+        '--format jpg for a folder, or leave --jpeg-quality out'
+      )
     skipped = 0
     if arguments.skip_existing:
       targets, existing = split_existing(targets)
@@ -106,6 +116,7 @@ def _denoise(arguments: argparse.Namespace) -> int:
           skip_existing=arguments.skip_existing,
           linear=arguments.linear,
           white_level=arguments.white_level,
+          **_writing_options(arguments),
         )
   except (ValueError, ImportError, OSError) as error:
     if isinstance(error, BrokenPipeError):
@@ -126,7 +137,9 @@ def _serve_page(arguments: argparse.Namespace) -> int:
         strength=arguments.strength,
         chroma_strength=arguments.chroma_strength,
         dilations=arguments.dilations,
+        suffix=_suffix(arguments),
         reading={'linear': arguments.linear, 'white_level': arguments.white_level},
+        writing=_writing_options(arguments),
         options=_denoiser_options(arguments),
         host=arguments.host,
         port=arguments.port,
@@ -135,6 +148,15 @@ def _serve_page(arguments: argparse.Namespace) -> int:
     print_error(str(error))
     return 2
   return 0
+
+
+def _suffix(arguments):
+  return None if arguments.format is None else f'.{arguments.format}'
+
+
+def _writing_options(arguments):
+  """The options of `write_photograph`."""
+  return {} if arguments.jpeg_quality is None else {'jpeg_quality': arguments.jpeg_quality}
 
 
 def _denoiser_options(arguments):
@@ -253,6 +275,7 @@ def _parser() -> argparse.ArgumentParser:
     action='store_true',
     help='also write NAME.compare.png, with noisy and denoised side by side',
   )
+  _add_writing_options(files)
   _add_reading_options(files)
   _add_denoising_options(parser)
   _add_device_options(parser)
@@ -283,10 +306,26 @@ def _app_parser() -> argparse.ArgumentParser:
     help='address to listen on (default: 127.0.0.1, for this machine only; 0.0.0.0: for everyone)',
   )
   page.add_argument('--port', type=_port, help='port to listen on (default: the first free one from 7860)')
+  _add_writing_options(page)
   _add_reading_options(page)
   _add_denoising_options(parser)
   _add_device_options(parser)
   return parser
+
+
+def _add_writing_options(group):
+  group.add_argument(
+    '--format',
+    choices=_FORMATS,
+    help='format of the pictures written to a folder (default: that of each input; PNG for HEIC, TIFF for '
+    'camera raw)',
+  )
+  group.add_argument(
+    '--jpeg-quality',
+    metavar='Q',
+    type=_jpeg_quality,
+    help='quality of JPEG files, from 1 to 100 (default: 95)',
+  )
 
 
 def _add_reading_options(group):
@@ -398,6 +437,13 @@ def _white_level(text: str) -> int:
   value = int(text) if text.isdecimal() else 0
   if not 1 <= value <= 65535:
     raise argparse.ArgumentTypeError(f'must be a whole number from 1 to 65535, not {text!r}')
+  return value
+
+
+def _jpeg_quality(text: str) -> int:
+  value = int(text) if text.isdecimal() else 0
+  if not 1 <= value <= 100:
+    raise argparse.ArgumentTypeError(f'must be a whole number from 1 to 100, not {text!r}')
   return value
 
 

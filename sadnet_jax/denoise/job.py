@@ -20,6 +20,7 @@ from sadnet_jax.images import Metadata, Photograph, check_output, read_photograp
 from sadnet_jax.images.arrays import side_by_side
 from sadnet_jax.images.photograph import to_8_bits
 from sadnet_jax.images.reading import shown_path
+from sadnet_jax.images.writing import JPEG_QUALITY
 from sadnet_jax.weights import index, loading
 
 # Longest side of either half of a comparison. Larger pictures are cropped to their middle, because a smaller
@@ -100,6 +101,7 @@ def denoise_all(
   skip_existing: bool = False,
   linear: bool | None = None,
   white_level: int | None = None,
+  jpeg_quality: int = JPEG_QUALITY,
 ) -> None:
   """Denoises pictures; reports an error in one and continues with the others.
 
@@ -112,8 +114,9 @@ def denoise_all(
     skip_existing: Skip pictures whose output has appeared meanwhile, from another process on the same folder.
     linear: Whether floating-point files hold linear light, as `read_photograph` takes it.
     white_level: White in 16-bit files, as `read_photograph` takes it.
+    jpeg_quality: Quality of JPEG files, from 1 to 100.
   """
-  outputs = Outputs(overwrite=overwrite)
+  outputs = Outputs(overwrite=overwrite, jpeg_quality=jpeg_quality)
   for target in targets:
     interruption.check()
     if skip_existing and outputs.exists_already(target.output):
@@ -185,9 +188,9 @@ def comparison(noisy: Photograph, denoised: Photograph) -> tuple[Photograph, tup
 class Outputs:
   """Writes pictures completely or not at all, and never over files that must be kept."""
 
-  def __init__(self, *, overwrite: bool):
+  def __init__(self, *, overwrite: bool, jpeg_quality: int = JPEG_QUALITY):
     """Replaces existing files if `overwrite`, except those it has written itself."""
-    self._overwrite = overwrite
+    self._overwrite, self._jpeg_quality = overwrite, jpeg_quality
     self._written: set[tuple[int, int] | None] = set()
 
   def exists_already(self, path: Path) -> bool:
@@ -215,7 +218,7 @@ class Outputs:
       ValueError: The path is taken, perhaps only since `check`, or the file cannot be written.
     """
     self.check(path)
-    notes = write_photograph(path, photograph, overwrite=self._overwrite)
+    notes = write_photograph(path, photograph, overwrite=self._overwrite, jpeg_quality=self._jpeg_quality)
     self._written.add(file_identity(path))
     return notes
 

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from sadnet_jax.files import local_path, walk
-from sadnet_jax.images import INPUT_SUFFIXES, check_output, writable_name
+from sadnet_jax.images import INPUT_SUFFIXES, check_format, check_output, has_format, writable_name
 from sadnet_jax.images.reading import shown_path as shown
 
 COMPARISON_SUFFIX = '.compare.png'
@@ -45,6 +45,7 @@ def find_targets(
   inputs: Sequence[str],
   output: str,
   *,
+  suffix: str | None = None,
   recursive: bool = False,
   compare: bool = False,
   overwrite: bool = False,
@@ -54,11 +55,13 @@ def find_targets(
 
   Args:
     inputs: Files, folders, and ``glob`` patterns (with ``**``); an existing name is never a pattern.
-      Pictures found by folder or pattern keep their relative path in the output folder, with the extension
-      .png or .tif if their own format is not written (HEIC, camera raw). Hidden files,
+      Pictures found by folder or pattern keep their relative path in the output folder. Hidden files,
       comparisons and everything below the output folder are skipped.
     output: A file, for one picture; or a folder: an existing one, or a name that ends in a separator or
       has no picture's extension.
+    suffix: Extension of the outputs in a folder, such as .jpg; pictures of that format keep theirs, such as
+      .jpeg. None for the extension of each picture, or .png or .tif if its format is not written (HEIC,
+      camera raw).
     recursive: Also search the subfolders of folders, and the folders that they link to.
     compare: Also name comparisons.
     overwrite: Allow outputs to replace existing files; inputs are never replaced.
@@ -66,8 +69,8 @@ def find_targets(
 
   Raises:
     ValueError: A name is a URL or the ``-`` of standard input and output, the output folder is not writable,
-      an input has no pictures, two pictures have the same output, an output is an input, or an output exists
-      that may neither be replaced nor skipped.
+      an input has no pictures, the output is a file of another format than `suffix`, two pictures have the
+      same output, an output is an input, or an output exists that may neither be replaced nor skipped.
   """
   if not output:
     raise ValueError('--output is empty; name a file or a folder')
@@ -76,7 +79,9 @@ def find_targets(
   found = _unique(_find(inputs, recursive, os.path.realpath(output) if folder else None))
   if folder:
     _check_writable(Path(output))
-    targets = [Target(source, Path(output) / writable_name(relative)) for source, relative in found]
+    if suffix is not None:
+      check_format(Path(output, f'*{suffix}'))
+    targets = [Target(source, Path(output) / writable_name(relative, suffix)) for source, relative in found]
   elif len(found) > 1:
     raise ValueError(
       f'{shown(output)} is one file for {len(found)} pictures; to write into a folder, pass '
@@ -84,6 +89,12 @@ def find_targets(
     )
   else:
     check_output(Path(output), None)
+    if suffix is not None and not has_format(Path(output), suffix):
+      form = suffix.removeprefix('.')
+      raise ValueError(
+        f'{shown(output)} is not the name of a {form} file, but --format is {form}; leave --format out, or '
+        f'end the name in {suffix}'
+      )
     targets = [Target(found[0][0], Path(output))]
   if compare:
     targets = _with_comparisons(targets)
@@ -278,9 +289,11 @@ def _check_clashes(targets):
     for file in target.files:
       other = first.setdefault(os.path.abspath(file), target)
       if other is not target:
+        beside = os.path.abspath(other.source.parent) == os.path.abspath(target.source.parent)
+        hint = 'rename one' if beside else 'pass the folder above them with --recursive'
         raise ValueError(
           f'{shown(other.source)} and {shown(target.source)} have the same output, {shown(file)}; denoise '
-          'them in separate runs, or pass the folder above them with --recursive'
+          f'them in separate runs to separate folders, or {hint}'
         )
 
 

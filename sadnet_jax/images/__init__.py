@@ -11,7 +11,9 @@ from sadnet_jax.images.reading import read_photograph
 from sadnet_jax.images.writing import (
   INPUT_SUFFIXES,
   PHOTOGRAPH_SUFFIXES,
+  check_format,
   check_output,
+  has_format,
   writable_name,
   write_photograph,
 )
@@ -22,7 +24,9 @@ __all__ = [
   'PHOTOGRAPH_SUFFIXES',
   'Metadata',
   'Photograph',
+  'check_format',
   'check_output',
+  'has_format',
   'read_photograph',
   'upright',
   'writable_name',

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 import os
 from pathlib import Path
 import struct
@@ -9,7 +10,7 @@ import zlib
 
 import numpy as np
 import OpenImageIO
-from PIL import Image
+from PIL import Image, features
 
 from sadnet_jax.files import one_line, replacing
 from sadnet_jax.images import metadata as blocks
@@ -35,6 +36,7 @@ from sadnet_jax.images.reading import (
 )
 
 Notes = tuple[str, ...]
+JPEG_QUALITY = 95
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,8 @@ class _Format:
   Attributes:
     name: For messages.
     write: Writes a photograph that fits the format to a path; returns notes on lost metadata.
+    library: What writes it.
+    library_name: Its name of the format; None if all builds write it.
     bits: The most per channel, 32 for floats.
     alpha: Whether it stores transparency.
     max_side: In pixels.
@@ -53,13 +57,35 @@ class _Format:
   """
 
   name: str
-  write: Callable[[Path, Photograph], Notes]
+  write: Callable[..., Notes]
+  library: str
+  library_name: str | None
   bits: int
   alpha: bool
   max_side: int = 2**31 - 1
   max_bytes: float = float('inf')
   rotates: bool = False
   max_exif_bytes: int = 2**31 - 1
+
+  def available(self) -> bool:
+    """Whether the installed library was built to write it."""
+    if self.library_name is None:
+      return True
+    if self.library == 'Pillow':
+      return bool(features.check(self.library_name))
+    return OpenImageIO.is_imageio_format_name(self.library_name)
+
+
+def check_format(path: Path) -> None:
+  """Raises ValueError if an extension is unknown, or the installed libraries cannot write its format."""
+  shown, form = shown_path(path), _FORMATS.get(path.suffix.lower())
+  if form is None:
+    raise ValueError(f'{shown}: the extension {path.suffix!r} is not one of {", ".join(PHOTOGRAPH_SUFFIXES)}')
+  if not form.available():
+    raise ValueError(
+      f'{shown}: {form.name} cannot be written, because the installed {form.library} was built without it; '
+      'choose another format'
+    )
 
 
 def check_output(path: str | Path, photograph: Photograph | None = None) -> None:
@@ -70,13 +96,12 @@ def check_output(path: str | Path, photograph: Photograph | None = None) -> None
     photograph: What to write, as read; None if it is not known yet.
 
   Raises:
-    ValueError: The extension is unknown, the folder is missing or may not be written to, the path is a
-      folder, or the format cannot store the photograph's transparency or size.
+    ValueError: See `check_format`; or the folder is missing or may not be written to, the path is a folder,
+      or the format cannot store the photograph's transparency or size.
   """
   path, shown = Path(path), shown_path(path)
-  form = _FORMATS.get(path.suffix.lower())
-  if form is None:
-    raise ValueError(f'{shown}: the extension {path.suffix!r} is not one of {", ".join(PHOTOGRAPH_SUFFIXES)}')
+  check_format(path)
+  form = _FORMATS[path.suffix.lower()]
   if path.is_dir():
     raise ValueError(f'{shown}: is a folder; give the name of a file')
   if not path.parent.is_dir():
@@ -104,32 +129,39 @@ def check_output(path: str | Path, photograph: Photograph | None = None) -> None
     )
 
 
-def write_photograph(path: str | Path, photograph: Photograph, *, overwrite: bool = True) -> Notes:
+def write_photograph(
+  path: str | Path, photograph: Photograph, *, overwrite: bool = True, jpeg_quality: int = JPEG_QUALITY
+) -> Notes:
   """Writes a photograph; the extension selects the format.
 
   PNG, TIFF and JPEG XL store 8 and 16 bits without loss, TIFF also floats. OpenEXR stores linear light as
-  floats. JPEG has quality 95 and colours at full resolution. WebP is lossless if the photograph comes from a
-  lossless file, otherwise of quality 95. JPEG and TIFF keep the EXIF orientation; in other formats, where
-  many viewers ignore it, the pixels are stored upright.
+  floats. JPEG has colours at full resolution. WebP is lossless if the photograph comes from a lossless file,
+  otherwise of quality 95. JPEG and TIFF keep the EXIF orientation; in other formats, where many viewers
+  ignore it, the pixels are stored upright.
 
   Args:
     path: The file, with one of the extensions `PHOTOGRAPH_SUFFIXES`; its folder exists.
     photograph: What to write.
     overwrite: Whether the file may exist.
+    jpeg_quality: Quality of JPEG files, from 1 to 100.
 
   Returns:
     Notes on what the format cannot store.
 
   Raises:
-    ValueError: See `check_output`; or the file cannot be written, or exists and may not be replaced.
+    ValueError: See `check_output`; or the quality is out of range; or the file cannot be written, or exists
+      and may not be replaced.
   """
+  if not 1 <= jpeg_quality <= 100:
+    raise ValueError(f'jpeg_quality is {jpeg_quality}, but must be from 1 to 100')
   check_output(path, photograph)
   path, shown = Path(path), shown_path(path)
   form = _FORMATS[path.suffix.lower()]
   photograph, notes = _fitted(photograph, form)
+  write = functools.partial(form.write, quality=jpeg_quality) if form is _JPEG else form.write
   try:
     with replacing(path, overwrite=overwrite) as temporary:
-      notes += form.write(temporary, photograph)
+      notes += write(temporary, photograph)
   except FileExistsError as error:
     raise ValueError(f'{shown}: exists already; choose another name') from error
   except OSError as error:
@@ -232,7 +264,7 @@ _MAX_JPEG_EXIF_BYTES = _MAX_SEGMENT_BYTES - len(blocks.EXIF_PREFIX)
 _APP1, _APP13, _COM = 0xE1, 0xED, 0xFE
 
 
-def _write_jpeg(path, photograph):
+def _write_jpeg(path, photograph, quality):
   metadata = photograph.metadata
   profile, notes = blocks.checked_profile(metadata.icc_profile, photograph.pixels.shape[2])
   segments = b''
@@ -251,7 +283,7 @@ def _write_jpeg(path, photograph):
   image.save(
     path,
     'JPEG',
-    quality=95,
+    quality=quality,
     subsampling=0,
     dpi=dpi,
     icc_profile=profile,
@@ -424,11 +456,13 @@ def _write_jxl(path, photograph):
   return notes + lost_fields(metadata, lost, 'JPEG XL')
 
 
-_PNG = _Format('PNG', _write_png, bits=16, alpha=True)
+_PNG = _Format('PNG', _write_png, 'OpenImageIO', 'png', bits=16, alpha=True)
 _JPEG = _Format(
   # The longest side is libjpeg's; the format allows 35 pixels more.
   'JPEG',
   _write_jpeg,
+  'Pillow',
+  'jpg',
   bits=8,
   alpha=False,
   max_side=65500,
@@ -436,7 +470,16 @@ _JPEG = _Format(
   max_exif_bytes=_MAX_JPEG_EXIF_BYTES,
 )
 # Offsets in TIFF have 32 bits; 64 MiB are left for compression that does not help, and for metadata.
-_TIFF = _Format('TIFF', _write_tiff, bits=32, alpha=True, max_bytes=2**32 - 2**26, rotates=True)
+_TIFF = _Format(
+  'TIFF',
+  _write_tiff,
+  'OpenImageIO',
+  'tiff',
+  bits=32,
+  alpha=True,
+  max_bytes=2**32 - 2**26,
+  rotates=True,
+)
 _FORMATS: Mapping[str, _Format] = {
   '.png': _PNG,
   '.jpg': _JPEG,
@@ -444,10 +487,10 @@ _FORMATS: Mapping[str, _Format] = {
   '.jfif': _JPEG,
   '.tif': _TIFF,
   '.tiff': _TIFF,
-  '.webp': _Format('WebP', _write_webp, bits=8, alpha=True, max_side=16383),
-  '.bmp': _Format('BMP', _write_bmp, bits=8, alpha=False),
-  '.jxl': _Format('JPEG XL', _write_jxl, bits=16, alpha=True),
-  '.exr': _Format('OpenEXR', _write_exr, bits=32, alpha=True),
+  '.webp': _Format('WebP', _write_webp, 'Pillow', 'webp', bits=8, alpha=True, max_side=16383),
+  '.bmp': _Format('BMP', _write_bmp, 'Pillow', None, bits=8, alpha=False),
+  '.jxl': _Format('JPEG XL', _write_jxl, 'OpenImageIO', 'jpegxl', bits=16, alpha=True),
+  '.exr': _Format('OpenEXR', _write_exr, 'OpenImageIO', 'openexr', bits=32, alpha=True),
 }
 # Extensions of the files that are written, in lower case; they are read too.
 PHOTOGRAPH_SUFFIXES = tuple(_FORMATS)
@@ -462,7 +505,24 @@ _SUBSTITUTES = {
 INPUT_SUFFIXES = (*PHOTOGRAPH_SUFFIXES, *_SUBSTITUTES)
 
 
-def writable_name(path: Path) -> Path:
-  """The path, with the extension .png or .tif if its own is of a format that is only read."""
-  suffix = _SUBSTITUTES.get(path.suffix.lower())
-  return path if suffix is None else path.with_suffix(suffix)
+def has_format(path: Path, suffix: str) -> bool:
+  """Whether the format of a path is that of one of `PHOTOGRAPH_SUFFIXES`; .jpeg and .jpg have the same."""
+  return _FORMATS.get(path.suffix.lower()) is _FORMATS[suffix]
+
+
+def writable_name(path: Path, suffix: str | None = None) -> Path:
+  """The path with an extension whose format is written.
+
+  Args:
+    path: An extension of the wanted format stays as it is, for example .JPEG; what is no extension of a
+      picture stays in the name.
+    suffix: Extension of the wanted format, one of `PHOTOGRAPH_SUFFIXES`. None for the path's own format, or
+      .png or .tif if that is only read.
+  """
+  own = path.suffix.lower()
+  if suffix is None:
+    suffix = _SUBSTITUTES.get(own)
+    return path if suffix is None else path.with_suffix(suffix)
+  if has_format(path, suffix):
+    return path
+  return path.with_suffix(suffix) if own in INPUT_SUFFIXES else path.with_name(path.name + suffix)

@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import tomllib
+import urllib.request
 
 import numpy as np
 from PIL import Image
@@ -15,7 +16,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from sadnet_jax.images import Metadata, read_photograph, write_photograph
+from sadnet_jax.images import Metadata, Photograph, read_photograph, write_photograph
 from tests.support import chromium
 from tests.support.command import ROOT, start
 from tests.support.denoise_command import run, write_weights
@@ -27,6 +28,8 @@ import sys
 from sadnet_jax.denoise.command import main
 options = ['--model', 'tiny.safetensors', '--chroma-strength', '0.5']
 assert main(['photo.png', '-o', 'command.png', '--strength', '0.8', *options]) == 0
+options += ['--no-linear', '--jpeg-quality', '60', '--format', 'jpg']
+assert main(['float.tif', '-o', 'command', *options]) == 0
 sys.exit(main(['--app', *options]))
 """
 
@@ -54,6 +57,8 @@ def test_the_page_denoises_a_picture_as_the_command_does(tmp_path):
   metadata = Metadata(png_chunks=((b'tEXt', b'Title\0A'),))
   photograph = random_photograph(120, 1640, dtype=np.uint16, metadata=metadata)
   write_photograph(tmp_path / 'photo.png', photograph)
+  floats = random_photograph().pixels.astype(np.float32) / 255
+  write_photograph(tmp_path / 'float.tif', Photograph(floats))
   pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 4), np.uint8)
   Image.fromarray(pixels, mode='CMYK').save(tmp_path / 'ink.jpg')
   with _served(tmp_path) as url, chromium.started(tmp_path / 'profile') as driver:
@@ -75,15 +80,42 @@ def test_the_page_denoises_a_picture_as_the_command_does(tmp_path):
       wait.until(lambda _: driver.find_elements(By.CSS_SELECTOR, '#status textarea'))
       return driver.find_element(By.CSS_SELECTOR, '#status textarea').get_attribute('value')
 
+    def choose(form):
+      driver.find_element(By.CSS_SELECTOR, 'input[aria-label="Format"]').click()
+      wait.until(lambda _: driver.find_elements(By.CSS_SELECTOR, f'li[aria-label="{form}"]'))[0].click()
+
+    def download(name):
+      driver.find_element(By.ID, 'download').click()
+      wait.until(lambda _: (tmp_path / 'downloads' / name).exists())
+      return (tmp_path / 'downloads' / name).read_bytes()
+
+    def clear():
+      driver.find_element(By.CSS_SELECTOR, 'button[aria-label="Clear"]').click()
+      wait.until(lambda _: not driver.find_elements(By.ID, 'status'))
+
     reason = 'is a JPEG file of CMYK colours; convert it to RGB with its colour profile'
     assert denoise('ink.jpg') == f'ink.jpg: {reason}'
     assert not driver.find_elements(By.CSS_SELECTOR, '#whole img, #download')
-    driver.find_element(By.CSS_SELECTOR, 'button[aria-label="Clear"]').click()
-    wait.until(lambda _: not driver.find_elements(By.ID, 'status'))
+    clear()
+    # As the command, with the options that the page was started with.
+    assert denoise('float.tif').startswith('float-denoised.jpg: 31x17 pixels, ')
+    assert download('float-denoised.jpg') == (tmp_path / 'command/float.jpg').read_bytes()
+    clear()
+
+    # OpenEXR stores linear light, although --no-linear says that what is read does not.
+    choose('OpenEXR')
+    assert denoise('float.tif').startswith('float-denoised.exr: ')
+    _, after = wait.until(lambda _: driver.find_elements(By.CSS_SELECTOR, '#whole img'))
+    with urllib.request.urlopen(after.get_attribute('src')) as response:
+      preview = np.asarray(Image.open(response), float)
+    with Image.open(tmp_path / 'command/float.jpg') as image:
+      np.testing.assert_allclose(preview.mean(), np.asarray(image).mean(), atol=8)
+    clear()
 
     strength = driver.find_element(By.CSS_SELECTOR, 'input[type=number][aria-label*=" Strength"]')
     strength.send_keys(Keys.CONTROL, 'a')
     strength.send_keys('0.8', Keys.TAB)
+    choose('that of the picture')
     assert denoise('photo.png').startswith('photo-denoised.png: 1640x120 pixels, ')
 
     before, after = wait.until(lambda _: driver.find_elements(By.CSS_SELECTOR, '#whole img'))
@@ -99,9 +131,7 @@ def test_the_page_denoises_a_picture_as_the_command_does(tmp_path):
 
     wait.until(drag)
 
-    driver.find_element(By.ID, 'download').click()
-    wait.until(lambda _: (tmp_path / 'downloads/photo-denoised.png').exists())
-    assert (tmp_path / 'downloads/photo-denoised.png').read_bytes() == (tmp_path / 'command.png').read_bytes()
+    assert download('photo-denoised.png') == (tmp_path / 'command.png').read_bytes()
     assert read_photograph(tmp_path / 'command.png').pixels.dtype == np.uint16
 
     messages = [json.loads(entry['message'])['message'] for entry in driver.get_log('performance')]

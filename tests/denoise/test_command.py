@@ -4,7 +4,8 @@ import resource
 
 import jax
 import numpy as np
-from PIL import Image
+import OpenImageIO
+from PIL import Image, features
 import pillow_heif
 import pytest
 
@@ -14,7 +15,8 @@ from sadnet_jax.denoise import compilation_cache, job
 from sadnet_jax.denoise.command import choose_device, main
 from sadnet_jax.denoise.denoiser import OVERLAP_PX, Denoiser
 from sadnet_jax.images import Metadata, Photograph, read_photograph, write_photograph
-from sadnet_jax.images.photograph import srgb_from_linear
+from sadnet_jax.images.photograph import srgb_from_linear, to_float
+from sadnet_jax.images.writing import JPEG_QUALITY
 from sadnet_jax.weights import index, loading
 from sadnet_jax.weights.index import Entry, Noise, available
 from tests.support.command import finish, start
@@ -104,6 +106,16 @@ def test_strength_0_returns_the_picture(folder, weights, capsys):
       'many_done/0.png, many_done/1.png, many_done/2.png and 2 more already exist',
     ),
     (['a.png', '-o', 'new.png', '--compare'], 'new.compare.png already exists'),
+    (
+      ['a.png', '-o', 'x.png', '--format', 'jpg'],
+      'x.png is not the name of a jpg file, but --format is jpg; leave --format out, or end the name in .jpg',
+    ),
+    (
+      ['a.png', '-o', 'x', '--jpeg-quality', '90'],
+      '--jpeg-quality is given, but no output is a JPEG file; .*',
+    ),
+    (['a.png', '-o', 'x.webp', '--jpeg-quality', '90'], '--jpeg-quality is given, but no output is a JPEG'),
+    (['.', '-o', 'x', '--format', 'tif', '--jpeg-quality', '90'], '--jpeg-quality is given, but no output'),
     (['a.png', '-o', 'x', '--model', 'colour_50'], 'colour_50'),
     (['a.png', '-o', 'x', '--tile', '12'], 'tile_px must be a multiple of 8, at least 16, not 12'),
     (['a.png', '-o', 'x', '--overlap', '-8'], 'overlap_px must be .*, not -8'),
@@ -151,6 +163,11 @@ def test_impossible_requests_are_refused_before_any_work(folder, weights, argume
     (
       ['a.png', '-o', 'x', '--chroma-strength', '1.1'],
       "--chroma-strength: must be a number from 0 to 1, not '1.1'",
+    ),
+    (['a.png', '-o', 'x', '--format', 'gif'], "--format: invalid choice: 'gif' (choose from"),
+    (
+      ['a.png', '-o', 'x', '--jpeg-quality', '0'],
+      "--jpeg-quality: must be a whole number from 1 to 100, not '0'",
     ),
     (['a.png', '-o', 'x', '--over'], 'unrecognized arguments: --over'),
   ],
@@ -393,10 +410,12 @@ def test_devices_that_jax_cannot_use_are_named(monkeypatch):
     choose_device(None)
 
 
-def test_help_shows_the_default_overlap(capsys):
+def test_help_shows_defaults(capsys):
   with pytest.raises(SystemExit):
     main(['--help'])
-  assert f'overlap of neighbouring tiles (default: {OVERLAP_PX})' in ' '.join(capsys.readouterr().out.split())
+  text = ' '.join(capsys.readouterr().out.split())
+  assert f'overlap of neighbouring tiles (default: {OVERLAP_PX})' in text
+  assert f'quality of JPEG files, from 1 to 100 (default: {JPEG_QUALITY})' in text
 
 
 def test_help_and_version_import_nothing_heavy():
@@ -465,6 +484,83 @@ def test_formats_that_are_only_read_become_png_and_tiff(folder, weights, capsys)
   assert status == 0, lines
   assert all_files(folder / 'out') == ['a.tif', 'b.png']
   assert read_photograph('out/a.tif').pixels.dtype == np.uint16
+
+
+@pytest.mark.parametrize('form', ['png', 'jpg', 'tif', 'webp', 'exr', 'jxl'])
+def test_a_folder_is_written_in_the_format_that_is_asked_for(folder, weights, denoiser, form, capsys):
+  random = np.random.default_rng(0)
+  smooth = np.add.outer(np.arange(24), np.arange(40))[:, :, None] * np.array([1, 2, 3]) + 20
+  exif = Image.Exif()
+  exif[271] = 'Maker'
+  floats = random.uniform(0, 1, (24, 40, 3)).astype(np.float32)
+  pixels = {'eight': smooth.astype(np.uint8), 'deep': (smooth * 257 + 3).astype(np.uint16), 'float': floats}
+  metadata = Metadata(exif=exif.tobytes().removeprefix(b'Exif\0\0'))
+  for name, extension in (('eight', '.png'), ('deep', '.png'), ('float', '.tif')):
+    (folder / 'in').mkdir(exist_ok=True)
+    write_photograph(f'in/{name}{extension}', Photograph(pixels[name], metadata=metadata))
+  status, lines = run('in', '-o', 'out', '--format', form, '--model', weights, capsys=capsys)
+  assert status == 0, lines
+  assert all_files(folder / 'out') == sorted(f'{name}.{form}' for name in pixels)
+  depths = {'jpg': np.uint8, 'webp': np.uint8, 'exr': np.float32}
+  for name, noisy in pixels.items():
+    written = read_photograph(f'out/{name}.{form}')
+    deepest = np.float32 if form == 'tif' else np.uint16
+    assert written.pixels.dtype == depths.get(form, noisy.dtype if name != 'float' else deepest), name
+    tolerance = 0.1 if form == 'jpg' and name == 'float' else 0.02
+    found, wanted = (to_float(x) for x in (written.pixels, denoiser(noisy)))
+    np.testing.assert_allclose(found, np.clip(wanted, 0, 1), atol=tolerance)
+    assert (b'Maker' in (written.metadata.exif or b'')) == (form != 'exr')
+  rounded = [line for line in lines if f'out/deep.{form}: its 16 bits are rounded to 8 bits' in line]
+  assert len(rounded) == (form in ('jpg', 'webp'))
+  # The same command goes on where it stopped.
+  (folder / f'out/deep.{form}').unlink()
+  before = (folder / f'out/eight.{form}').read_bytes()
+  options = ['--format', form, '--model', weights, '--skip-existing']
+  status, lines = run('in', '-o', 'out', *options, capsys=capsys)
+  assert (status, lines[-1].partition(' in ')[0]) == (0, 'sadnet-denoise: 1 of 3 pictures denoised')
+  assert (folder / f'out/eight.{form}').read_bytes() == before
+
+
+def test_the_quality_of_jpeg_files_is_that_of_a_library_that_is_asked_for_it(folder, weights, capsys):
+  picture(folder / 'a.png', size=(64, 64))
+
+  def tables(*options):
+    run('a.png', '-o', 'out', '--overwrite', '--format', 'jpg', '--model', weights, *options, capsys=capsys)
+    with Image.open('out/a.jpg') as image:
+      return image.quantization
+
+  for quality, options in ((95, ()), (30, ('--jpeg-quality', '30')), (100, ('--jpeg-quality', '100'))):
+    Image.new('RGB', (8, 8)).save(folder / 'b.jpg', quality=quality)
+    with Image.open('b.jpg') as image:
+      assert tables(*options) == image.quantization
+  with pytest.raises(ValueError, match='jpeg_quality is 101, but must be from 1 to 100'):
+    write_photograph('c.jpg', Photograph(np.zeros((8, 8, 3), np.uint8)), jpeg_quality=101)
+
+
+def test_a_picture_that_the_format_cannot_store_is_named_and_the_others_are_written(folder, weights, capsys):
+  picture(folder / 'in/a.png', channels=4)
+  picture(folder / 'in/b.png')
+  status, lines = run('in', '-o', 'out', '--format', 'jpg', '--model', weights, capsys=capsys)
+  assert status == 1
+  assert 'in/a.png: out/a.jpg: the photograph has transparency, which JPEG cannot store' in lines[0]
+  assert all_files(folder / 'out') == ['b.jpg']
+
+
+@pytest.mark.parametrize(
+  ('form', 'output'),
+  [('jxl', ['out', '--format', 'jxl']), ('webp', ['out', '--format', 'webp']), ('jxl', ['b.jxl'])],
+)
+def test_a_format_that_the_libraries_lack_is_refused_before_any_work(
+  folder, weights, form, output, monkeypatch, capsys
+):
+  picture(folder / 'a.png')
+  monkeypatch.setattr(OpenImageIO, 'is_imageio_format_name', lambda name: name != 'jpegxl')
+  monkeypatch.setattr(features, 'check', lambda name: name != 'webp')
+  status, (line,) = run('a.png', '-o', *output, '--model', weights, capsys=capsys)
+  assert status == 2
+  name, library = {'jxl': ('JPEG XL', 'OpenImageIO'), 'webp': ('WebP', 'Pillow')}[form]
+  assert f'{name} cannot be written, because the installed {library} was built without it; choose' in line
+  assert all_files(folder) == ['a.png']
 
 
 def test_white_of_16_bits_can_be_given(folder, weights, capsys):

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from sadnet_jax.denoise.targets import find_targets
+from sadnet_jax.denoise.targets import find_targets, split_existing
 from tests.support.denoise_command import picture
 from tests.support.work import growth
 
@@ -101,6 +101,55 @@ def test_a_name_with_brackets_that_exists_is_a_name(folder):
   assert _sources_and_outputs('a[1].png') == {'a[1].png': 'out/a[1].png'}
   (folder / 'a[1].png').unlink()
   assert _sources_and_outputs('a[1].png') == {'a1.png': 'out/a1.png'}
+
+
+def test_outputs_in_a_folder_get_the_format_that_is_asked_for(folder):
+  names = ('a.png', 'b.JPEG', 'sub/c.heic', 'd.CR2', 'e.2020')
+  for name in names:
+    (folder / 'in' / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / 'in' / name).touch()
+  inputs = ('in', 'in/e.2020')
+
+  def outputs(suffix):
+    return sorted(_sources_and_outputs(*inputs, suffix=suffix, recursive=True).values())
+
+  # The format's own extensions stay; what is no extension of a picture stays in the name.
+  assert outputs('.jpg') == ['out/a.jpg', 'out/b.JPEG', 'out/d.jpg', 'out/e.2020.jpg', 'out/sub/c.jpg']
+  assert outputs('.tif') == ['out/a.tif', 'out/b.tif', 'out/d.tif', 'out/e.2020.tif', 'out/sub/c.tif']
+  assert outputs(None) == ['out/a.png', 'out/b.JPEG', 'out/d.tif', 'out/e.2020', 'out/sub/c.png']
+  assert _sources_and_outputs('in/a.png', output='b.jpeg', suffix='.jpg') == {'in/a.png': 'b.jpeg'}
+
+
+@pytest.mark.parametrize('names', [('a.jpg', 'a.png'), ('a.CR2', 'a.JPG'), ('a.png', 'a.PNG')])
+@pytest.mark.parametrize('options', [{}, {'overwrite': True}, {'skip_existing': True, 'compare': True}])
+def test_pictures_that_get_the_same_output_are_refused(folder, names, options):
+  for name in names:
+    (folder / 'in' / name).parent.mkdir(exist_ok=True)
+    (folder / 'in' / name).touch()
+  first, second = (rf'in/{name}' for name in sorted(names))
+  with pytest.raises(
+    ValueError,
+    match=f'{first} and {second} have the same output, out/a.webp; denoise them in separate runs to separate '
+    'folders, or rename one',
+  ):
+    find_targets(['in'], 'out', suffix='.webp', **options)
+  assert not (folder / 'out').exists()
+
+
+def test_existing_outputs_are_found_by_the_name_in_the_other_format(folder):
+  for name in ('in/a.png', 'in/b.png', 'out/a.webp', 'out/b.png'):
+    picture(folder / name)
+  targets = find_targets(['in'], 'out', suffix='.webp', skip_existing=True)
+  missing, existing = split_existing(targets)
+  assert [[str(target.output) for target in part] for part in (missing, existing)] == [
+    ['out/b.webp'],
+    ['out/a.webp'],
+  ]
+  with pytest.raises(ValueError, match=r'out/a\.webp already exists'):
+    find_targets(['in'], 'out', suffix='.webp')
+  # An input in the output folder is still kept.
+  with pytest.raises(ValueError, match=r'the output in/a\.png is the input in/a\.png'):
+    find_targets(['in'], 'in', suffix='.png', overwrite=True)
 
 
 def test_comparisons_have_names_of_their_own(folder):
