@@ -22,18 +22,24 @@ from benchmarks import common, tables
 from benchmarks.image_size import noisy_image
 from sadnet_jax import Denoiser
 from sadnet_jax.denoise.onnx_graph import INPUT, onnx_denoiser
+from sadnet_jax.nn.sadnet import SADNet
 
 MODEL = 'color_blind'
 # Width and height.
 SIZES = ((480, 320), (960, 640))
 
 
-def measure(denoiser: Denoiser, sizes: Sequence[tuple[int, int]], runs: int) -> dict[str, dict]:
-  """One row per size: seconds of both, the ratio of the best times, the largest difference of the results."""
+def onnx_session(model: SADNet, params: dict) -> onnxruntime.InferenceSession:
+  """The network as an ONNX graph, loaded on the CPU with one thread for each core this process may run on."""
   options = onnxruntime.SessionOptions()
   options.intra_op_num_threads = len(os.sched_getaffinity(0))
-  content = onnx_denoiser(denoiser.model, denoiser.params).SerializeToString()
-  session = onnxruntime.InferenceSession(content, options, providers=['CPUExecutionProvider'])
+  graph = onnx_denoiser(model, params).SerializeToString()
+  return onnxruntime.InferenceSession(graph, options, providers=['CPUExecutionProvider'])
+
+
+def measure(denoiser: Denoiser, sizes: Sequence[tuple[int, int]], runs: int) -> dict[str, dict]:
+  """One row per size: seconds of both, the ratio of the best times, the largest difference of the results."""
+  session = onnx_session(denoiser.model, denoiser.params)
   rows = {}
   for width, height in sizes:
     noisy = noisy_image(width, height)[None] / np.float32(255)

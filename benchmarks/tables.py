@@ -47,50 +47,64 @@ def pytorch_tables(content: Mapping[str, Any]) -> list[str]:
     f'most {found["forward_max_abs_difference"]:.1e}, and the gradients by '
     f'{found["gradient_relative_difference"]:.1e} of their norm.'
   ]
+  others = [name for name in ('tf32', 'bfloat16') if name not in content['limits']]
   for precision in content['limits']:
-    lines += ['', f'{precision}:', '', *_pytorch_table(content['rows'], precision)]
+    shown = others if precision == 'float32' else []
+    lines += ['', f'{precision}:', '', *_pytorch_table(content['rows'], precision, shown)]
   if missing := [row.what for key, row in PYTORCH_ROWS.items() if key not in content['rows']]:
     lines += ['', f'Not measured: {"; ".join(missing)}.']
   return lines
 
 
-# Column -> PyTorch's variant in float32, and in another precision.
-_PYTORCH_VARIANTS = {
+# Column -> variant in float32, and in another precision.
+_PEERS = {
   'PyTorch eager': ('eager', '{}'),
-  'PyTorch channels-last': ('channels_last', 'channels_last_{}'),
+  'channels-last': ('channels_last', 'channels_last_{}'),
   'torch.compile': ('compile', 'compile_{}'),
 }
+_ONNX_RUNTIME = 'ONNX Runtime'
 
 
-def _pytorch_table(rows, precision):
-  names = {
-    column: plain if precision == 'float32' else other.format(precision)
-    for column, (plain, other) in _PYTORCH_VARIANTS.items()
+def _pytorch_table(rows, precision, others=()):
+  """One row per measurement. Peers are those of this precision, and of ``others``, which JAX was not timed
+  in."""
+  columns = {
+    (column if precision_ == precision else f'{column}, {precision_}'): (
+      plain if precision_ == 'float32' else other.format(precision_)
+    )
+    for precision_ in (precision, *others)
+    for column, (plain, other) in _PEERS.items()
   }
-  columns = [c for c, variant in names.items() if any(variant in row['pytorch'] for row in rows.values())]
   cells, missing = [], []
   for row in rows.values():
-    results = {column: row['pytorch'].get(names[column], {}) for column in columns}
-    results['JAX'] = ours = row['jax'].get(precision, {})
-    times = {column: result.get('ms') for column, result in results.items()}
-    ratios = [times[c] / times['JAX'] if times[c] and times['JAX'] else None for c in columns]
-    cells.append(
-      (
-        row['what'],
-        *('' if ms is None else figure(ms) for ms in times.values()),
-        *('' if ratio is None else f'{ratio:.2f}' for ratio in ratios),
-        figure(ours['limit_ms']) if ours else '',
-        f'{ours["limit_share"]:.0%}' if ours.get('limit_share') else '',
-        str(row['runs']) if row['in_turn'] else f'{row["runs"]}, one after the other',
-      )
-    )
+    found = {column: row['pytorch'].get(variant, {}) for column, variant in columns.items()}
+    found[_ONNX_RUNTIME] = row.get('onnx_runtime', {}).get(precision, {})
+    cells.append((row, found, row['jax'].get(precision, {})))
     missing += [
       f'- {row["what"]}, {column}: not run: {result["not_run"]}'
-      for column, result in results.items()
+      for column, result in {**found, 'JAX': cells[-1][2]}.items()
       if 'not_run' in result
     ]
-  head = ('milliseconds', *columns, 'JAX', *(f'{c} / JAX' for c in columns), 'limit', 'limit / JAX', 'runs')
-  return [*markdown_table(head, cells), *(['', *missing] if missing else [])]
+  shown = [c for c in (*columns, _ONNX_RUNTIME) if any(found[c] for _, found, _ in cells)]
+  lines = [_pytorch_cells(row, [found[c].get('ms') for c in shown], ours) for row, found, ours in cells]
+  head = ('milliseconds', *shown, 'JAX', 'eager / JAX', 'fastest other / JAX', 'limit', 'limit / JAX', 'runs')
+  return [*markdown_table(head, lines), *(['', *missing] if missing else [])]
+
+
+def _pytorch_cells(row, theirs, ours):
+  """``theirs``: milliseconds or None, eager PyTorch first."""
+  ms = ours.get('ms')
+  ratios = [
+    each / ms if each and ms else None for each in (theirs[0], min(filter(None, theirs), default=None))
+  ]
+  return (
+    row['what'],
+    *('' if each is None else figure(each) for each in (*theirs, ms)),
+    *('' if ratio is None else f'{ratio:.2f}' for ratio in ratios),
+    figure(ours['limit_ms']) if ours else '',
+    f'{ours["limit_share"]:.0%}' if ours.get('limit_share') else '',
+    str(row['runs']) if row['in_turn'] else f'{row["runs"]}, one after the other',
+  )
 
 
 def start_up_table(content: Mapping[str, Any]) -> list[str]:

@@ -19,6 +19,7 @@ import torch
 from torchvision.ops import deform_conv2d as torch_deform_conv2d
 
 from benchmarks.common import DEFORMABLE_GROUPS, MATMUL_PRECISION, TAPS, Precision, paper_deform_conv
+from benchmarks.onnx_runtime import onnx_session
 from benchmarks.pytorch import sadnet
 from benchmarks.pytorch.agreement import (
   MEAN_ABS_OFFSET_PX,
@@ -29,6 +30,7 @@ from benchmarks.pytorch.agreement import (
   to_torch,
 )
 from benchmarks.pytorch.rows import Row
+from sadnet_jax.denoise.onnx_graph import INPUT
 from sadnet_jax.nn.sadnet import SADNet, param_shapes
 
 _SEED = 0
@@ -69,13 +71,17 @@ class TorchVariant:
 
 
 _EAGER = {'eager': TorchVariant()}
-_COMPILED = {'compile': TorchVariant(compiled=True)}
-_REDUCED: dict[str, TorchVariant] = {}
-for _precision in ('tf32', 'bfloat16'):
-  _REDUCED |= {
-    _precision: TorchVariant(_precision),
-    f'channels_last_{_precision}': TorchVariant(_precision, channels_last=True),
-    f'compile_{_precision}': TorchVariant(_precision, compiled=True),
+_FLOAT32 = _EAGER | {
+  'channels_last': TorchVariant(channels_last=True),
+  'compile': TorchVariant(compiled=True),
+}
+
+
+def _reduced(precision: Precision) -> dict[str, TorchVariant]:
+  return {
+    precision: TorchVariant(precision),
+    f'channels_last_{precision}': TorchVariant(precision, channels_last=True),
+    f'compile_{precision}': TorchVariant(precision, compiled=True),
   }
 
 
@@ -87,13 +93,12 @@ def torch_variants(operator: bool, device: str) -> dict[str, TorchVariant]:
   """
   if operator:
     return _EAGER | ({'tf32': TorchVariant('tf32')} if device == 'gpu' else {})
-  if device == 'cpu':
-    return _EAGER | _COMPILED
-  return _EAGER | {'channels_last': TorchVariant(channels_last=True)} | _COMPILED | _REDUCED
+  return _FLOAT32 | ({} if device == 'cpu' else _reduced('tf32')) | _reduced('bfloat16')
 
 
 def jax_precisions(device: str) -> tuple[Precision, ...]:
-  """JAX's precisions. Only float32 on a CPU: CPUs have no TF32, and few have fast bfloat16."""
+  """JAX's precisions. Only float32 on a CPU, which has no TF32, and where XLA's convolutions in bfloat16 are
+  slower."""
   return ('float32',) if device == 'cpu' else ('float32', 'tf32', 'bfloat16')
 
 
@@ -187,6 +192,17 @@ def jax_network(row: Row, net: sadnet.SADNet, precision: Precision) -> Prepared:
     return Started(lambda: apply(params, noisy), lambda y: {'negative noise': np.asarray(y) - host})
 
   return Prepared(program_bytes(apply), start)
+
+
+def onnx_network(row: Row, net: sadnet.SADNet) -> Started:
+  """Inference by ONNX Runtime, with the graph that ``sadnet_jax.denoise.export`` writes."""
+  session = onnx_session(SADNet(), to_params(net.state_dict()))
+  images, _ = noisy_and_clean(row.shape, _SEED)
+  noisy = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+  return Started(
+    lambda: session.run(None, {INPUT: noisy})[0],
+    lambda y: {'negative noise': y.transpose(0, 2, 3, 1) - images},
+  )
 
 
 def torch_training(row: Row, net: sadnet.SADNet, device: torch.device, variant: TorchVariant) -> Started:
@@ -387,7 +403,7 @@ class Contender(NamedTuple):
   """One framework in one variant.
 
   Attributes:
-    framework: 'pytorch' or 'jax'.
+    framework: 'pytorch', 'onnx_runtime' or 'jax'.
     variant: Its name in JSON.
     precision: Of the computation.
     compiled_by_torch: Whether ``torch.compile`` compiles it.
@@ -404,7 +420,10 @@ class Contender(NamedTuple):
 
 
 def contenders(row: Row, net: sadnet.SADNet, device: torch.device) -> Iterator[Contender]:
-  """PyTorch's variants, then JAX's. The first of each framework is the one in float32."""
+  """PyTorch's variants, then ONNX Runtime (the network's forward pass on a CPU), then JAX's.
+
+  The first of each framework is the one in float32.
+  """
   name = 'cpu' if device.type == 'cpu' else 'gpu'
   for variant_name, variant in torch_variants(row.is_operator, name).items():
     if row.is_operator:
@@ -414,6 +433,9 @@ def contenders(row: Row, net: sadnet.SADNet, device: torch.device) -> Iterator[C
       start = functools.partial(in_torch[row.kind], row, net, device, variant)
     prepare = functools.partial(Prepared, torch_bytes(row), start)
     yield Contender('pytorch', variant_name, variant.precision, variant.compiled, prepare)
+  if row.kind == 'forward' and name == 'cpu':
+    prepare = functools.partial(Prepared, torch_bytes(row), functools.partial(onnx_network, row, net))
+    yield Contender('onnx_runtime', 'float32', 'float32', False, prepare)
   in_jax: dict[str, Callable[..., Prepared]] = {
     'deform_forward': jax_operator_forward,
     'deform_backward': jax_operator_backward,

@@ -1,17 +1,18 @@
-"""Times this package and the same network in PyTorch on the same machine.
+"""Times this package and the same network in PyTorch and ONNX Runtime on the same machine.
 
   python benchmarks/pytorch/run.py --runs 5 --json pytorch_cpu.json
 
 First both networks get the same random weights and must agree in the forward pass and in the gradient of the
-loss; otherwise nothing is timed and the exit status is 1. Then each row is timed in one process, PyTorch and
-JAX in turn, so that other load on the machine affects both. Before a row is timed, every variant computes it
+loss; otherwise nothing is timed and the exit status is 1. Then each row is timed in one process, all in
+turn, so that other load on the machine affects both. Before a row is timed, every variant computes it
 once, on the inputs that are timed, and must agree with PyTorch's eager float32. A variant that does not agree
 is not timed, and the exit status is 1 in the end. If eager float32 did not run, nothing of the row is timed.
 
-Both compute in float32 with TF32 off: PyTorch eagerly, with its default number of threads and its usual
-layout, and with torch.compile; JAX under jit. Compilation does not count. On a GPU there are also PyTorch in
-channels-last, and both frameworks in TF32 and in bfloat16: PyTorch by autocast, in which torchvision's
-operator computes in float32 because it does not support bfloat16; JAX with ``SADNet(dtype=bfloat16)``, or for
+All compute in float32 with TF32 off: PyTorch eagerly, with its default number of threads and its usual
+layout, in channels-last, and with torch.compile; JAX under jit. Compilation does not count. PyTorch also
+computes in bfloat16, by autocast, in which torchvision's operator computes in float32 because it does not
+support bfloat16. On a CPU, ONNX Runtime computes the network's forward pass, from this package's export. On a
+GPU there are also PyTorch in TF32, and JAX in TF32 and in bfloat16, with ``SADNet(dtype=bfloat16)``, or for
 the operator alone with all its inputs in bfloat16, compared with PyTorch's float32 of inputs rounded to
 bfloat16. A variant that does not fit into memory or cannot be compiled is reported as not run. A GPU is used
 only if both frameworks see one. If both do not fit into its memory together, all runs of PyTorch come first.
@@ -30,7 +31,8 @@ The JSON, written after each row:
    'agreement': {...},
    'rows': {key: {
      'what', 'runs', 'in_turn': whether PyTorch and JAX were timed in turn,
-     'pytorch': {variant: result}, with 'eager' and, for the network, 'compile', ...,
+     'pytorch': {variant: result}, with 'eager' and, for the network, 'compile', 'bfloat16', ...,
+     'onnx_runtime': {'float32': result}, or empty,
      'jax': {precision: {**result, 'limit_ms', 'limit_share'}},
      'ratio': eager over JAX, in float32, 'flops', 'bytes', 'limit_ms', 'limit_share': in float32}},
    'targets': {name: {'what', 'value', 'target', 'sense': 'at least' | 'at most', 'reached'}}}
@@ -140,7 +142,7 @@ def describe(device: torch.device, arguments: argparse.Namespace) -> dict[str, A
   if arguments.only:
     options += ['--only', *arguments.only]
   return {
-    **environment(('flax', 'optax', 'torch', 'torchvision')),
+    **environment(('flax', 'optax', 'torch', 'torchvision', 'onnxruntime')),
     'device': 'cpu' if device.type == 'cpu' else 'gpu',
     'gpu': torch.cuda.get_device_name() if device.type == 'cuda' else None,
     'torch_threads': torch.get_num_threads(),

@@ -46,7 +46,7 @@ class Comparison:
     """``device`` is PyTorch's; it is also JAX's default device."""
     self.row = row
     self.device = device
-    self.variants: dict[str, dict[str, dict]] = {'pytorch': {}, 'jax': {}}
+    self.variants: dict[str, dict[str, dict]] = {'pytorch': {}, 'onnx_runtime': {}, 'jax': {}}
     self.problems: list[str] = []
     self._reference: dict[str, np.ndarray] | None = None
 

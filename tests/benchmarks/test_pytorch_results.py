@@ -124,9 +124,10 @@ def test_other_files_are_refused(tmp_path, content, match):
 
 def test_targets_on_a_cpu():
   growth = ROWS[LARGE].shape[1] * ROWS[LARGE].shape[2] / (4 * 128 * 128)
+  onnx = {'onnx_runtime': {'float32': _result(99)}}
   rows = {
-    FORWARD: _row(FORWARD, 300, 100),
-    TRAINING: _row(TRAINING, 399, 100),
+    FORWARD: _row(FORWARD, 300, 100, compile_bfloat16=_result(150)) | onnx,
+    TRAINING: _row(TRAINING, 399, 100, channels_last_bfloat16=_result(150), compile={'not_run': 'why'}),
     LARGE: _row(LARGE, 1, 100 * growth * 1.25),
     SMALL: _row(SMALL, 1, 100),
   }
@@ -136,14 +137,16 @@ def test_targets_on_a_cpu():
     for name, target in found.items()
   } == {
     FORWARD: (3.0, 'at least', 3, True),
+    f'{FORWARD}_fastest': (0.99, 'at least', 1, False),
     TRAINING: (3.99, 'at least', 4, False),
+    f'{TRAINING}_fastest': (1.5, 'at least', 1, True),
     'deform_backward_growth': (pytest.approx(1.25), 'at most', 1.5, True),
   }
   rows[LARGE]['jax']['float32'] = _result(100 * growth * 1.51)
   assert not results.targets(rows, 'cpu')['deform_backward_growth']['reached']
   del rows[SMALL]
   rows[FORWARD]['pytorch']['eager'] = {'not_run': 'why'}
-  assert set(results.targets(rows, 'cpu')) == {TRAINING}
+  assert set(results.targets(rows, 'cpu')) == {f'{FORWARD}_fastest', TRAINING, f'{TRAINING}_fastest'}
 
 
 def test_targets_on_a_gpu_compare_the_same_precision():

@@ -84,7 +84,7 @@ def test_failures_and_too_large_contenders_are_reported(monkeypatch):
   found = {name: result['not_run'] for name, result in variants.items() if name != 'eager'}
   assert found == {
     'channels_last': 'needs about 3.0 GiB; 1.0 GiB are free',
-    'compile': 'OSError: no compiler',
+    'compile': 'OSError: no compiler but a long text',
     'tf32': 'out of memory, 1.0 GiB free: OutOfMemoryError: CUDA out of memory.',
     'bfloat16': 'RuntimeError: not implemented',
   }
@@ -106,6 +106,7 @@ def test_without_eager_pytorch_nothing_is_timed(monkeypatch):
   without = {'not_run': 'no eager PyTorch result to agree with'}
   assert comparison.variants == {
     'pytorch': {'eager': {'not_run': 'needs about 3.0 GiB; 1.0 GiB are free'}, 'compile': without},
+    'onnx_runtime': {},
     'jax': {'float32': without},
   }
   assert comparison.problems == []
@@ -157,7 +158,11 @@ def test_pytorch_and_jax_compute_the_same(row):
   comparison.run(both, 1)
   assert comparison.problems == []
   assert comparison.variants['jax']['float32']['relative_difference'] < 1e-3
-  assert {'ms', 'runs_ms'} <= set(comparison.variants['pytorch']['eager'])
+  variants = comparison.variants['pytorch'].values(), comparison.variants['onnx_runtime'].values()
+  assert all({'ms', 'runs_ms'} <= set(result) for results in variants for result in results)
+  assert set(comparison.variants['onnx_runtime']) == ({'float32'} if row.kind == 'forward' else set())
+  if not row.is_operator:
+    assert {'channels_last', 'bfloat16', 'channels_last_bfloat16'} < set(comparison.variants['pytorch'])
 
 
 def test_jax_needs_less_memory_than_pytorch_is_estimated_to():

@@ -136,7 +136,8 @@ def test_ratios_compare_the_same_precision():
     'float32': {'ms': 10.0, 'limit_ms': 5.0, 'limit_share': 0.5},
     'tf32': {'ms': 4.0, 'limit_ms': 2.0, 'limit_share': 0.5},
   }
-  row = {'what': 'forward', 'runs': 5, 'in_turn': True, 'pytorch': pytorch, 'jax': jax}
+  onnx = {'float32': {'ms': 25.0}}
+  row = {'what': 'forward', 'runs': 5, 'in_turn': True, 'pytorch': pytorch, 'onnx_runtime': onnx, 'jax': jax}
   agreement = {
     'forward_max_abs_difference': 1.7e-6,
     'forward_max_abs': 2.5,
@@ -148,10 +149,26 @@ def test_ratios_compare_the_same_precision():
     'rows': {'forward_1x320x480': row},
   }
   lines = tables.pytorch_tables(content)
-  assert '| forward | 30.0 |  | 10.0 | 3.00 |  | 5.00 | 50% | 5 |' in lines
+  assert '| forward | 30.0 |  | 25.0 | 10.0 | 3.00 | 2.50 | 5.00 | 50% | 5 |' in lines
   assert '- forward, torch.compile: not run: no compiler' in lines
   assert '| forward | 12.0 | 8.00 | 4.00 | 3.00 | 2.00 | 2.00 | 50% | 5 |' in lines
   assert lines[-1].startswith('Not measured: deform_conv2d 1x320x480x32, forward; ')
+
+
+def test_precisions_that_only_pytorch_was_timed_in_are_beside_float32():
+  pytorch = {'eager': {'ms': 30.0}, 'channels_last': {'ms': 24.0}, 'channels_last_bfloat16': {'ms': 12.0}}
+  jax = {'float32': {'ms': 10.0, 'limit_ms': 5.0, 'limit_share': 0.5}}
+  row = {'what': 'step', 'runs': 5, 'in_turn': True, 'pytorch': pytorch, 'onnx_runtime': {}, 'jax': jax}
+  found = dict.fromkeys(
+    ('forward_max_abs_difference', 'forward_max_abs', 'gradient_relative_difference'), 1e-6
+  )
+  content = {'limits': LIMITS, 'agreement': found, 'rows': {'training_4x128x128': row}}
+  lines = tables.pytorch_tables(content)
+  assert (
+    '| milliseconds | PyTorch eager | channels-last | channels-last, bfloat16 | JAX | eager / JAX | '
+    'fastest other / JAX | limit | limit / JAX | runs |'
+  ) in lines
+  assert '| step | 30.0 | 24.0 | 12.0 | 10.0 | 3.00 | 1.20 | 5.00 | 50% | 5 |' in lines
 
 
 def test_units_of_the_tables():
