@@ -30,7 +30,7 @@ repeats the steps after it with the same results:
 
 An image that fails in validation is logged and left out, and the run goes on. If validation itself raises an
 exception, the step is saved before the run ends. If a signal arrives during
-validation, validation is abandoned, the step is saved without a PSNR, and the run stops after the next step.
+validation, validation is abandoned, the step is saved without it, and the run stops after the next step.
 A validation that was due at the newest checkpoint but is missing is made up when the run continues, also if
 the run is finished otherwise.
 """
@@ -58,7 +58,7 @@ from sadnet_jax.training.config import (
   noise_from_config,
   training_sets,
 )
-from sadnet_jax.training.run_folder import RunLog, is_validation_logged, open_run_folder
+from sadnet_jax.training.run_folder import RunLog, open_run_folder
 from sadnet_jax.training.state import (
   TrainState,
   create_train_state,
@@ -123,12 +123,7 @@ def train(
     state = _restore_or_create(config, data, manager)
     first = int(state.step)
     is_due = bool(first and validator and _is_validated(config, first))
-    is_missing = (
-      is_due
-      and folder is not None
-      and not checkpoints.is_validated(manager, first)
-      and not is_validation_logged(folder, first)
-    )
+    is_missing = is_due and folder is not None and not checkpoints.is_validated(manager, first)
     if first >= config.steps and not is_missing:
       if folder is not None:
         print(f'{workdir}: nothing to do, the run is at step {first} of {config.steps}')
@@ -136,7 +131,9 @@ def train(
     log = None
     if folder is not None:
       print(f'{folder}: {data.description}, {len(devices)} device(s), from step {first}', flush=True)
-      log = stack.enter_context(RunLog(folder, first, config.steps, config.batch_size))
+      log = stack.enter_context(
+        RunLog(folder, first, config.steps, config.batch_size, lacks_validation=is_missing)
+      )
     run = _Run(config, data, devices, validator, measured_on, manager, log, stop)
     if is_missing:
       run.make_up_validation(first, state)
@@ -283,11 +280,11 @@ class _Run:
     self._skipped_in_a_row = 0
 
   def make_up_validation(self, step: int, state: TrainState) -> None:
-    """Validates the restored state, whose checkpoint lacks the PSNR."""
-    score = self._validate(step, state)
-    if score is not None:
-      checkpoints.add_validation(self._manager, step, score, self._measured_on)
-      self._print_best(step)
+    """Validates the restored state, whose checkpoint lacks its validation."""
+    validated = self._validate(step, state)
+    if validated is not None:
+      checkpoints.add_validation(self._manager, step, validated)
+      self._print_best(step, validated)
 
   def loop(self, state: TrainState) -> TrainState:
     first = int(state.step) + 1
@@ -322,14 +319,14 @@ class _Run:
     self._check_finite(lag=0 if logs or saves else _CHECK_LAG_STEPS)
     if logs:
       self._write_line(step, metrics)
-    score = None
+    validated = None
     try:
       if validates and self._validator:
-        score = self._validate(step, state)
+        validated = self._validate(step, state)
     finally:
       # Also if validation failed: the step itself is good.
       if saves and self._manager:
-        self._save(step, state, score)
+        self._save(step, state, validated)
     if validates and self._log:
       self._log.start_clock(step)
     if stops and self._manager:
@@ -358,10 +355,7 @@ class _Run:
     self._log.write(step, finite | {'learning_rate': float(self._schedule(step - 1 - skipped_before))})
 
   def _validate(self, step, state):
-    """Returns the PSNR of the first validation set in dB.
-
-    None if it was interrupted, is not finite, or lacks images that failed: it would not compare with others.
-    """
+    """Returns what the checkpoint says about the validation; None if that was interrupted."""
     # A state that other processes sent is in NumPy arrays.
     params = jax.tree.map(
       lambda a: a.addressable_data(0) if isinstance(a, jax.Array) else a, state.best_params
@@ -371,16 +365,17 @@ class _Run:
       return None
     self._log.write_validation(step, results)
     first = next(iter(results.values()))
-    return first.denoised_psnr if math.isfinite(first.denoised_psnr) and not first.failed else None
+    # A mean over fewer images would not compare with those of other steps.
+    compares = math.isfinite(first.denoised_psnr) and not first.failed
+    return checkpoints.validation_metrics(first.denoised_psnr if compares else None, self._measured_on)
 
-  def _save(self, step, state, score):
+  def _save(self, step, state, validated):
     config, images = self._config.to_dict(), self._data.fingerprint
-    checkpoints.save(self._manager, state, config, images, score, self._measured_on)
-    if score is not None:
-      self._print_best(step)
+    checkpoints.save(self._manager, state, config, images, validated)
+    self._print_best(step, validated)
 
-  def _print_best(self, step):
-    if (best := self._manager.best_step()) is not None:
+  def _print_best(self, step, validated):
+    if validated and 'psnr' in validated and (best := self._manager.best_step()) is not None:
       print(f'step {step}/{self._config.steps}  best checkpoint so far: {best}', flush=True)
 
 

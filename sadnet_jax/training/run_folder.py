@@ -1,6 +1,7 @@
 """The folder of a training run: its lock, its metrics file and its log.
 
-RUN/run.lock       locked while a process trains in the folder (RUN/run.mark on file systems without locks)
+RUN/run.lock       locked while a process trains in the folder
+RUN/run.mark.*     instead, on file systems without locks: an empty file named after host and process
 RUN/metrics.jsonl  one JSON object per line: the step, and every metric
 RUN/tensorboard/   the same metrics, and validation pictures
 RUN/checkpoints/   see `sadnet_jax.weights.checkpoints`
@@ -24,9 +25,11 @@ from sadnet_jax.files import write_text
 from sadnet_jax.training.validation import ValidationResult
 
 LOCK_FILE = 'run.lock'
-# Takes its place on file systems without locks.
+# Takes its place on file systems without locks: run.mark.PROCESS.HOST.
 MARK_FILE = 'run.mark'
 METRICS_FILE = 'metrics.jsonl'
+# The marks of this process.
+_marks: set[Path] = set()
 
 
 @contextlib.contextmanager
@@ -55,7 +58,7 @@ def open_run_folder(workdir: str | Path) -> Iterator[Path]:
       ) from error
     except OSError as error:
       logging.warning(
-        '%s: this file system has no locks (%s); %s marks the folder as in use instead',
+        '%s: this file system has no locks (%s); a file %s.* marks the folder as in use instead',
         workdir,
         error.strerror,
         MARK_FILE,
@@ -72,27 +75,52 @@ def open_run_folder(workdir: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _mark(workdir):
-  """Marks the folder by a file that names host and process; a mark left by a dead process is replaced."""
-  path, mine = workdir / MARK_FILE, f'{socket.gethostname()} {os.getpid()}'
+  """Marks the folder by a file whose name has process and host; marks left by dead processes are removed.
+
+  Every process makes its own mark before it looks for those of others. So of two that start at once, at
+  least one sees the other; both may, and then neither trains.
+  """
+  host = socket.gethostname()
+  mine = workdir.resolve() / f'{MARK_FILE}.{os.getpid()}.{host}'
+  if mine in _marks:
+    raise _in_use(mine)
+  _marks.add(mine)
   try:
-    with contextlib.suppress(FileNotFoundError):
-      host, _, process = path.read_text().partition(' ')
-      if host != socket.gethostname() or _is_alive(process):
-        raise ValueError(
-          f'{workdir}: process {process} on {host} is training in this folder; give another --workdir, stop '
-          f'that process, or delete {path} if it has ended'
-        )
-      path.unlink()
-    with path.open('x') as mark:
-      mark.write(mine)
-  except FileExistsError as error:
-    raise ValueError(f'{workdir}: another process has just begun to train in this folder') from error
-  except OSError as error:
-    raise _not_writable(workdir, error) from error
-  try:
+    _make_mark(mine, host)
     yield
   finally:
-    path.unlink(missing_ok=True)
+    _marks.discard(mine)
+    with contextlib.suppress(OSError):
+      mine.unlink(missing_ok=True)
+
+
+def _make_mark(mine, host):
+  try:
+    # If it exists, it was left by a process of the same number.
+    mine.touch()
+    others = [mark for mark in sorted(mine.parent.glob(f'{MARK_FILE}*')) if mark != mine]
+  except OSError as error:
+    raise _not_writable(mine.parent, error) from error
+  for mark in others:
+    process, of_host = _owner(mark)
+    if of_host != host or _is_alive(process):
+      raise _in_use(mark)
+    with contextlib.suppress(OSError):
+      mark.unlink(missing_ok=True)
+
+
+def _owner(mark):
+  """Process and host in the name of a mark."""
+  process, _, host = mark.name.removeprefix(f'{MARK_FILE}.').partition('.')
+  return (process, host) if host and process.isdecimal() else ('of unknown number', 'an unknown host')
+
+
+def _in_use(mark):
+  process, host = _owner(mark)
+  return ValueError(
+    f'{mark.parent}: process {process} on {host} is training in this folder, or has just tried to start; '
+    f'give another --workdir, stop that process, or delete {mark} if it has ended'
+  )
 
 
 def _is_alive(process):
@@ -128,16 +156,13 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
     ) from error
 
 
-def is_validation_logged(run: str | Path, step: int) -> bool:
-  """Whether the metrics file has the validation of a step, also one whose PSNR is not finite."""
-  path = Path(run) / METRICS_FILE
-  return path.exists() and any(
-    metrics['step'] == step and 'loss' not in metrics for metrics in read_metrics(run)
-  )
-
-
-def drop_lines_after(run: str | Path, step: int) -> None:
+def drop_lines_after(run: str | Path, step: int, *, lacks_validation: bool = False) -> None:
   """Removes lines of steps after ``step``, and lines that are cut off, from a run's metrics file.
+
+  Args:
+    run: Folder of the run.
+    step: The last step to keep.
+    lacks_validation: Remove the validation of that step as well, which is about to be repeated.
 
   Raises:
     ValueError: The file cannot be read or rewritten.
@@ -145,8 +170,12 @@ def drop_lines_after(run: str | Path, step: int) -> None:
   path = Path(run) / METRICS_FILE
   if not path.exists():
     return
+
+  def keeps(metrics):
+    return metrics['step'] < step or (metrics['step'] == step and ('loss' in metrics or not lacks_validation))
+
   try:
-    write_text(path, ''.join(line for line, metrics in _complete_lines(path) if metrics['step'] <= step))
+    write_text(path, ''.join(line for line, metrics in _complete_lines(path) if keeps(metrics)))
   except OSError as error:
     raise ValueError(
       f'{path}: cannot be rewritten ({error.strerror}); free some space on its disk'
@@ -171,11 +200,19 @@ class RunLog:
   log drops them.
   """
 
-  def __init__(self, workdir: str | Path, step: int, total_steps: int, images_per_step: int):
-    """Opens the log of the run in ``workdir``, restored at ``step``."""
+  def __init__(
+    self,
+    workdir: str | Path,
+    step: int,
+    total_steps: int,
+    images_per_step: int,
+    *,
+    lacks_validation: bool = False,
+  ):
+    """Opens the log of the run in ``workdir``, restored at ``step`` (perhaps without its validation)."""
     workdir = Path(workdir)
     self._path = workdir / METRICS_FILE
-    drop_lines_after(workdir, step)
+    drop_lines_after(workdir, step, lacks_validation=lacks_validation)
     # A new file: TensorBoard merges all files of the folder, and purge_step hides the lost steps.
     self._tensorboard = SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1)
     self._total_steps = total_steps

@@ -7,7 +7,8 @@ The folder of a run holds ``checkpoints/<step>/``, where ``step`` counts the ste
   optimizer  the state of the optimiser
   config     JSON
   progress   JSON: number of skipped steps, fingerprint of the training images
-  metrics    JSON: PSNR and what it was measured on, if the step was validated
+  metrics    JSON: if the step was validated, what its PSNR was measured on, and the PSNR unless it was not
+             finite or images failed
 
 With several processes, only process 0 reads and writes.
 """
@@ -145,8 +146,7 @@ def save(
   state: 'TrainState',
   config: dict[str, Any],
   images: str,
-  psnr: float | None = None,
-  measured_on: str | None = None,
+  validation: Mapping[str, Any] | None = None,
 ) -> None:
   """Starts saving a state in the background; does nothing if its step is already saved.
 
@@ -155,8 +155,7 @@ def save(
     state: Fully replicated.
     config: Config of the run.
     images: Fingerprint of the training images.
-    psnr: PSNR of the validation at this step in dB, None without one.
-    measured_on: Identifies the images and the noise of this validation.
+    validation: From `validation_metrics`, if this step was validated.
 
   Raises:
     ValueError: This checkpoint or the one before could not be written. Earlier ones are intact.
@@ -173,32 +172,37 @@ def save(
   if state.ema is not None:
     items['ema'] = ocp.args.StandardSave(_on_host(state.ema))
   with _write_errors(manager.directory):
-    manager.save(step, args=ocp.args.Composite(**items), metrics=_metrics(psnr, measured_on))
+    manager.save(step, args=ocp.args.Composite(**items), metrics=dict(validation or {}))
 
 
-def _metrics(psnr, measured_on):
-  return {} if psnr is None else {'psnr': psnr, 'measured_on': measured_on}
+def validation_metrics(psnr: float | None, measured_on: str | None) -> dict[str, Any]:
+  """Returns what a checkpoint says about the validation of its step.
+
+  Args:
+    psnr: The PSNR in dB; None if it does not compare with others, because it is not finite or lacks images.
+    measured_on: Identifies the images and the noise.
+  """
+  return {'measured_on': measured_on} if psnr is None else {'psnr': psnr, 'measured_on': measured_on}
 
 
 def is_validated(manager: ocp.CheckpointManager, step: int) -> bool:
-  """Whether the checkpoint of a step has the PSNR of a validation."""
-  return 'psnr' in (manager.metrics(step) or {})
+  """Whether the step of a checkpoint was validated."""
+  return bool(manager.metrics(step))
 
 
-def add_validation(manager: ocp.CheckpointManager, step: int, psnr: float, measured_on: str | None) -> None:
-  """Adds the PSNR of a validation to the checkpoint of a step that was saved without one.
+def add_validation(manager: ocp.CheckpointManager, step: int, validation: Mapping[str, Any]) -> None:
+  """Adds the validation of a step to its checkpoint, which was saved without one.
 
   Args:
     manager: From `open_for_training`.
     step: The step.
-    psnr: As in `save`.
-    measured_on: As in `save`.
+    validation: From `validation_metrics`.
 
   Raises:
     ValueError: It could not be written; the checkpoint is as before.
   """
   with _write_errors(manager.directory):
-    write_text(Path(manager.directory, str(step), *_METRICS_FILE), json.dumps(_metrics(psnr, measured_on)))
+    write_text(Path(manager.directory, str(step), *_METRICS_FILE), json.dumps(dict(validation)))
     manager.reload()
 
 

@@ -571,7 +571,7 @@ def test_a_run_goes_on_although_a_validation_image_fails(photographs, tmp_path, 
   assert int(train(config, tmp_path / 'run', jax.devices()[:1]).step) == 4
   assert capsys.readouterr().out.count(' dB, without 1 failed') == 2
   # A mean over fewer images would not compare with other steps.
-  assert saved == [None, None]
+  assert [set(metrics) for metrics in saved] == [{'measured_on'}, {'measured_on'}]
 
 
 def test_a_step_is_saved_although_its_validation_fails(photographs, tmp_path, monkeypatch):
@@ -612,6 +612,30 @@ def test_a_last_validation_that_was_interrupted_is_made_up(photographs, tmp_path
   assert 'nothing to do, the run is at step 2 of 2' in capsys.readouterr().out
 
 
+def test_a_validation_whose_psnr_did_not_reach_the_checkpoint_is_repeated(
+  photographs, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr(loop, 'step_from_config', _idle_step)
+  changes = {'validation.every': 2, 'validation.clean': (str(photographs),), 'steps': 2}
+  run, devices, config = tmp_path / 'run', jax.devices()[:1], _config(photographs, **changes)
+  results = iter([None, *[{'a': validation.ValidationResult(20.0, 30.0, {})}] * 2])
+  monkeypatch.setattr(loop.validation, 'make_validator', lambda *_, **__: lambda *_: next(results))
+  train(config, run, devices)
+
+  def end(*_):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    # The process ends when the line is in the log.
+    patch.setattr(loop.checkpoints, 'add_validation', end)
+    with pytest.raises(KeyboardInterrupt):
+      train(config, run, devices)
+  assert _scores(run) == [2]
+  train(config, run, devices)
+  assert _scores(run) == [2]
+  assert 'best checkpoint so far: 2' in capsys.readouterr().out
+
+
 def test_psnr_on_other_images_is_not_compared(photographs, tmp_path, monkeypatch, capsys):
   scores = iter([40.0, 30.0, 31.0, 29.0])
 
@@ -630,7 +654,7 @@ def test_psnr_on_other_images_is_not_compared(photographs, tmp_path, monkeypatch
   assert sorted(p.name for p in (run / 'checkpoints').iterdir()) == ['1', '3', '4']
 
 
-def test_equal_images_validate_to_infinity_without_harm(tmp_path, pairs, monkeypatch):
+def test_equal_images_validate_to_infinity_without_harm(tmp_path, pairs, monkeypatch, capsys):
   folder = tmp_path / 'equal'
   folder.mkdir()
   for role in ('clean', 'noisy'):
@@ -645,6 +669,9 @@ def test_equal_images_validate_to_infinity_without_harm(tmp_path, pairs, monkeyp
   train(config, tmp_path / 'run', jax.devices()[:1])
   assert 'psnr' not in (tmp_path / 'run' / 'metrics.jsonl').read_text()
   assert (tmp_path / 'run' / 'checkpoints' / '1').is_dir()
+  train(config, tmp_path / 'run', jax.devices()[:1])
+  # The validation is not missing.
+  assert 'nothing to do' in capsys.readouterr().out
 
 
 def test_an_image_gone_bad_during_a_run_is_named(tmp_path, photographs, monkeypatch):

@@ -1,5 +1,6 @@
 """The lock, the metrics file and the progress line."""
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -83,26 +84,91 @@ def test_validation_is_logged_without_what_is_not_finite(tmp_path, capsys):
   assert 'step 2/6  a: 20.000 -> 25.500 dB' in capsys.readouterr().out
 
 
+@pytest.fixture
+def no_locks(monkeypatch):
+  """A file system without locks."""
+
+  def refuse(*_):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+  monkeypatch.setattr(fcntl, 'flock', refuse)
+
+
+# No process has this number.
+DEAD = 2**22 + 1
+
+
+def _marks(folder):
+  return sorted(path.name for path in folder.glob('run.mark*'))
+
+
+def _mark(folder, process, host=None):
+  path = folder / f'run.mark.{process}.{host or socket.gethostname()}'
+  path.touch()
+  return path
+
+
 @pytest.mark.parametrize('number', [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_without_locks_a_file_marks_the_folder(tmp_path, monkeypatch, caplog, number):
   def refuse(*_):
     raise OSError(number, os.strerror(number))
 
   monkeypatch.setattr(fcntl, 'flock', refuse)
-  mark = tmp_path / run_folder.MARK_FILE
+  mine = f'run.mark.{os.getpid()}.{socket.gethostname()}'
   with run_folder.open_run_folder(tmp_path):
     assert 'has no locks' in caplog.text
     with (
-      pytest.raises(ValueError, match=rf'process {os.getpid()} on .* is training in this folder; .* delete'),
+      pytest.raises(ValueError, match=rf'process {os.getpid()} on .* is training in this folder.* delete'),
       run_folder.open_run_folder(tmp_path),
     ):
       pass
-    assert mark.exists()
-  assert not mark.exists()
-  # Left by a process that was killed: no process has this number.
-  mark.write_text(f'{socket.gethostname()} {2**22 + 1}')
+    assert _marks(tmp_path) == [mine]
+  assert _marks(tmp_path) == []
+
+
+def test_marks_of_dead_processes_are_removed_also_one_of_our_number(tmp_path, no_locks):
+  _mark(tmp_path, DEAD)
+  mine = _mark(tmp_path, os.getpid())
   with run_folder.open_run_folder(tmp_path):
-    assert str(os.getpid()) in mark.read_text()
-  mark.write_text('another_machine 1')
-  with pytest.raises(ValueError, match='process 1 on another_machine'), run_folder.open_run_folder(tmp_path):
+    assert _marks(tmp_path) == [mine.name]
+
+
+@pytest.mark.parametrize(
+  ('name', 'owner'),
+  [
+    ('run.mark.1.another.machine', 'process 1 on another.machine'),
+    (f'run.mark.{os.getppid()}.{socket.gethostname()}', f'process {os.getppid()} on '),
+    ('run.mark', 'process of unknown number on an unknown host'),
+  ],
+)
+def test_marks_of_others_are_explained_and_stay(tmp_path, no_locks, name, owner):
+  (tmp_path / name).touch()
+  with (
+    pytest.raises(ValueError, match=f'{owner}.*or delete .*{name} if'),
+    run_folder.open_run_folder(tmp_path),
+  ):
     pass
+  assert _marks(tmp_path) == [name]
+
+
+def test_of_two_processes_that_find_a_dead_mark_at_once_one_trains(tmp_path, no_locks, monkeypatch):
+  first, second = os.getpid(), os.getppid()
+  kill, refused = os.kill, []
+
+  def start_the_second_one(process, number):
+    """While the first process looks at the dead mark, the second one starts."""
+    if process == DEAD and not refused:
+      refused.append(None)
+      with monkeypatch.context() as patch:
+        patch.setattr(os, 'getpid', lambda: second)
+        try:
+          stack.enter_context(run_folder.open_run_folder(tmp_path))
+        except ValueError as error:
+          refused[0] = str(error)
+    kill(process, number)
+
+  _mark(tmp_path, DEAD)
+  monkeypatch.setattr(os, 'kill', start_the_second_one)
+  with contextlib.ExitStack() as stack, run_folder.open_run_folder(tmp_path):
+    assert f'process {first} on' in refused[0]
+    assert _marks(tmp_path) == [f'run.mark.{first}.{socket.gethostname()}']
