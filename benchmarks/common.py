@@ -33,6 +33,7 @@ import ml_collections
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from configs import color_fast
+from sadnet_jax.evaluation.results import shareable
 from sadnet_jax.machine import environment
 from sadnet_jax.nn.sadnet import SCALES, STRIDE, SADNet, param_shapes, round_up, scale_of
 from sadnet_jax.ops.deform_conv import deform_conv2d
@@ -120,7 +121,7 @@ def describe(
   platform, kind = jax.default_backend(), jax.local_devices()[0].device_kind
   return {
     **environment(packages),
-    'command': shlex.join(['python', f'benchmarks/{script}', *options]),
+    'command': shlex.join(['python', f'benchmarks/{script}', *shareable(list(options))]),
     'device': platform,
     'gpu': kind if platform == 'gpu' else None,
   }

@@ -22,6 +22,7 @@ with required('evaluate'):
   from ml_collections import config_flags
 
   from sadnet_jax import command_line
+  from sadnet_jax.evaluation.results import shareable
   from sadnet_jax.files import refuse_existing
   from sadnet_jax.weights import checkpoints
   from sadnet_jax.weights.loading import load_params
@@ -53,7 +54,7 @@ def main() -> None:
     refuse_existing(output.value, overwrite=overwrite.value)
     ratios = parse_shares(checkpoint.value, shares.value)
     steps, trees = zip(*(_load(path, config.value) for path in checkpoint.value), strict=True)
-    about = {'config': command_line.config_argument(), 'about': text.value}
+    about = shareable({'config': command_line.config_argument(), 'about': text.value})
     if len(trees) > 1:
       about[AVERAGE_OF] = average_text(ratios, [params_hash(tree) for tree in trees])
     save_weights(

@@ -16,7 +16,7 @@ import numpy as np
 from sadnet_jax.data.examples import Example, read_example
 from sadnet_jax.evaluation.metrics import psnr
 from sadnet_jax.evaluation.protocols import Protocol
-from sadnet_jax.evaluation.results import measured_by
+from sadnet_jax.evaluation.results import measured_by, shareable
 from sadnet_jax.machine import is_committed
 from sadnet_jax.nn.sadnet import SADNet
 from sadnet_jax.weights import safetensors
@@ -58,7 +58,7 @@ def read_stored(path: str | Path) -> Stored:
 
 
 def read_facts(path: str | Path) -> dict[str, str]:
-  """Reads the facts of a card.
+  """Reads the facts of a card, which are published: without secrets in URLs, as `shareable` leaves them.
 
   Raises:
     ValueError: The file cannot be read or is not TOML, or a text is missing, unknown, empty or not a text.
@@ -75,7 +75,7 @@ def read_facts(path: str | Path) -> dict[str, str]:
     )
   if bad := [name for name, text in facts.items() if not isinstance(text, str) or not text.strip()]:
     raise ValueError(f'{path}: {bad} must be texts that are not empty')
-  return facts
+  return shareable(facts)
 
 
 def check_results(source: str | Path, content: Mapping[str, Any], params_sha256: str) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ from PIL import Image
 from sadnet_jax.extras import required
 
 with required('train,plot'):
+  from sadnet_jax.evaluation.results import shareable
   from sadnet_jax.files import refuse_existing, replacing
   from sadnet_jax.training.run_folder import METRICS_FILE, read_metrics
   from sadnet_jax.weights import checkpoints, safetensors
@@ -212,7 +213,7 @@ def _settings(config):
 
 def _start_of(init_from):
   """Name of the run or weights that a run started from ('' for none), and the step of a checkpoint."""
-  folder, step = split_run_path(init_from)
+  folder, step = split_run_path(shareable(init_from) if '://' in init_from else init_from)
   return (folder.name if init_from else ''), step
 
 

@@ -37,6 +37,7 @@ with required('train,plot'):
 
   from sadnet_jax.data.layouts import find_examples
   from sadnet_jax.evaluation.protocols import ROUNDED, protocol_for_training
+  from sadnet_jax.evaluation.results import shareable
   from sadnet_jax.files import replacing, write_text
   from sadnet_jax.nn.sadnet import SADNet, model_from_fields
   from sadnet_jax.training.config import training_noise
@@ -189,8 +190,9 @@ def _open(request):
     model, params, metadata = safetensors.load_with_model(path)
     check_same({'model': safetensors.model_fields(path, metadata)}, {'model': config['model']}, set())
     source = _Source(model, params, safetensors.stored_dtype(path), path, metadata)
-  if source.metadata.get('config', request.config_name) != request.config_name:
-    raise ValueError(f'--config: {path} is of {source.metadata["config"]}, not of {request.config_name}')
+  config_name = shareable(source.metadata.get('config', request.config_name))
+  if config_name != request.config_name:
+    raise ValueError(f'--config: {path} is of {config_name}, not of {request.config_name}')
   if (source.dtype, request.dtype) == ('float16', 'float32'):
     raise ValueError(f'--dtype: {path} is in float16; pass --dtype=float16, or the weights in float32')
   return source
@@ -344,7 +346,7 @@ def main() -> None:
         name=name.value,
         checkpoint=checkpoint.value,
         config=fields,
-        config_name=command_line.config_argument(),
+        config_name=shareable(command_line.config_argument()),
         dtype=dtype.value,
         facts=Path(facts.value),
         results=Path(results.value),

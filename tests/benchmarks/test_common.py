@@ -124,6 +124,10 @@ def test_the_recorded_command_gives_the_same_arguments():
   found = common.describe('command.py', options)
   assert found['command'] == f'python benchmarks/command.py {" ".join(options)}'
   assert (found['device'], found['gpu']) == ('cpu', None)
+  found = common.describe(
+    'command.py', ['--images', '/home/jane/photos', '--model', 'https://host/a.pth?key=5ec']
+  )
+  assert found['command'] == 'python benchmarks/command.py --images photos --model https://host/a.pth'
   assert found['versions']['jax'] == jax.__version__
 
 

@@ -58,6 +58,13 @@ def test_a_long_run_is_averaged_over_intervals(tmp_path):
     np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
+def test_a_curve_has_no_signature_of_the_url_that_its_run_started_from(tmp_path):
+  run = write_log(tmp_path / 'run', losses(30))
+  url = 'https://jane:key@host/weights/first.safetensors?X-Signature=5ec#sha256=ab'
+  save_checkpoint(run, PARAMS, small_config(init_from=url), 30)
+  assert _curve(run).stages[0].settings['init_from'] == 'first.safetensors'
+
+
 def test_a_run_counts_up_to_its_checkpoint_and_half_lines_do_not(tmp_path):
   first = write_log(tmp_path / 'first', losses(40), end='{"step": 45, "psnr/a": 3}\n\0\0\n{"step": 50, "lo')
   save_checkpoint(first, PARAMS, small_config(seed=3, init_from='/home/me/runs/zero/checkpoints/5'), 20)

@@ -113,6 +113,18 @@ def _published(folder):
   return {path.name: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
 
 
+def test_what_is_published_has_no_signature_and_no_folder_of_this_machine(request_):
+  url = 'https://host/first.safetensors?X-Signature=5ec'
+  command = f"python train.py --config.init_from='{url}' --workdir=/home/jane/runs/second"
+  _write_facts(request_.facts, {**FACTS, 'command': command, 'data': url, 'summary': f'Tuned from {url}.'})
+  publish(request_)
+  contents = _published(request_.folder)
+  for secret in (b'X-Signature', b'/home/jane'):
+    assert [name for name, content in contents.items() if secret in content] == []
+  card = contents['small.md'].decode()
+  assert "--config.init_from='https://host/first.safetensors' --workdir=second" in card
+
+
 def test_file_card_and_index_are_written(request_, monkeypatch):
   monkeypatch.setattr(publish_weights, 'float16_cost', model_card.float16_cost)
   entry = publish(request_)
