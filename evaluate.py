@@ -81,10 +81,7 @@ _BATCH_SIZE = flags.DEFINE_integer(
   'batch_size', 1, 'Images per device that are denoised at once. For sadnet.'
 )
 _PAD_TO_PX = flags.DEFINE_integer(
-  'pad_to_px',
-  None,
-  'Pad sides to multiples of this; defaults to 8, as in the network, or 64 for sets with more than 8 sizes. '
-  'For sadnet.',
+  'pad_to_px', 8, 'Pad sides to multiples of this by reflection; 8 as in the network. For sadnet.'
 )
 _SIDD_FORMS = flags.DEFINE_list(
   'sidd_forms', ['csv'], f"Forms of the submission to SIDD's benchmark, any of {', '.join(SIDD_FORMS)}."

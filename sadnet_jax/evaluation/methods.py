@@ -13,9 +13,10 @@ import numpy as np
 from sadnet_jax.denoise import tile_memory
 from sadnet_jax.denoise.denoiser import Denoiser
 from sadnet_jax.files import one_line
+from sadnet_jax.nn.blocks import Inside
 from sadnet_jax.nn.sadnet import STRIDE, SADNet, pad_to_multiple, round_up
 
-# A set with more padded sizes than this is padded to multiples of COARSE_PX, to compile fewer programs.
+# In a set with more padded sizes than this, images share programs for multiples of COARSE_PX.
 MAX_SIZES = 8
 COARSE_PX = 64
 # The package bm3d aborts the process on images of 8x8, its block size.
@@ -150,10 +151,9 @@ class BM3D(_SingleImageMethod):
 class SADNetMethod:
   """A trained SADNet; pmap spreads the images over all given devices.
 
-  The network pads sides to multiples of 8 by reflection. If a set has more than MAX_SIZES padded sizes,
-  its images are padded to multiples of COARSE_PX instead, to avoid recompiling for every size. This can
-  slightly change the result within a few hundred pixels of the bottom and right borders; `describe` reports
-  the multiple used.
+  The network pads sides to multiples of 8 by reflection. If a set has more than MAX_SIZES padded sizes, the
+  images are computed in larger arrays, with sides that are multiples of COARSE_PX, to avoid recompiling for
+  every size. The network knows which part is image, so the results are the same, up to rounding.
 
   An image that `Denoiser` would cut into tiles is denoised by it, on the first device. So is one that
   exhausts the memory of a device that denoises one image at a time.
@@ -169,7 +169,7 @@ class SADNetMethod:
     *,
     devices: Sequence[jax.Device],
     batch_size: int = 1,
-    pad_to_px: int | None = None,
+    pad_to_px: int = STRIDE,
   ):
     """Copies the weights to the devices.
 
@@ -179,12 +179,12 @@ class SADNetMethod:
       labels: What results should say about it: config, checkpoint, hash of the weights.
       devices: Some of `jax.local_devices`.
       batch_size: Images per device.
-      pad_to_px: Pad sides to multiples of this; None to choose as described above.
+      pad_to_px: Pad sides to multiples of this, by reflection.
 
     Raises:
       ValueError: ``pad_to_px`` is not a positive multiple of 8, or ``batch_size`` is not positive.
     """
-    if pad_to_px is not None and (pad_to_px < STRIDE or pad_to_px % STRIDE):
+    if pad_to_px < STRIDE or pad_to_px % STRIDE:
       raise ValueError(f'--pad_to_px must be a positive multiple of {STRIDE}, not {pad_to_px}')
     if batch_size < 1:
       raise ValueError(f'--batch_size must be at least 1 image per device, not {batch_size}')
@@ -192,11 +192,16 @@ class SADNetMethod:
     self._labels, self._devices, self._channels = labels, devices, model.channels
     self._model, self._host_params = model, params
     self._tiled: set[tuple[int, ...]] = set()
-    self._chosen_px, self._pad_to_px = pad_to_px, pad_to_px or STRIDE
+    self._pad_to_px, self._shares_programs = pad_to_px, False
     replicated = NamedSharding(Mesh(np.asarray(devices), ('devices',)), PartitionSpec())
     self._params = jax.device_put(params, replicated)
     self._apply = jax.pmap(
       lambda params, noisy: model.apply({'params': params}, noisy), in_axes=(None, 0), devices=devices
+    )
+    self._apply_inside = jax.pmap(
+      lambda params, noisy, inside: model.apply({'params': params}, noisy, inside),
+      in_axes=(None, 0, 0),
+      devices=devices,
     )
     self._compiled: dict[Any, Any] = {}
 
@@ -219,14 +224,16 @@ class SADNetMethod:
       )
 
   def plan(self, sizes: Sequence[tuple[int, int]]) -> None:
-    """Chooses how far to pad."""
-    if self._chosen_px is None:
-      padded = {_padded_size(size, STRIDE) for size in sizes}
-      self._pad_to_px = STRIDE if len(padded) <= MAX_SIZES else COARSE_PX
+    """Chooses whether images of different sizes share programs."""
+    self._shares_programs = len({_padded_size(size, self._pad_to_px) for size in sizes}) > MAX_SIZES
 
   def group(self, size: tuple[int, ...]) -> Hashable:
-    """Returns the padded size, or the size itself marked as one for tiles."""
-    return ('tiles', *size) if self._needs_tiles(size) else _padded_size(size, self._pad_to_px)
+    """Returns the size of the arrays, or the size itself marked as one for tiles."""
+    if self._needs_tiles(size):
+      return ('tiles', *size)
+    # The images that a device denoises at once have one size; those of several devices need not.
+    one_per_device = self.batch == len(self._devices)
+    return self._program_size(size) if one_per_device else _padded_size(size, self._pad_to_px)
 
   def prepare(self, shape: tuple[int, ...]) -> None:
     """Compiles the network for the padded size of images of this shape, unless they need tiles."""
@@ -247,21 +254,37 @@ class SADNetMethod:
     except ValueError as error:
       raise ValueError(f'sadnet: {error}') from error
 
+  def _program_size(self, size):
+    padded = _padded_size(size, self._pad_to_px)
+    return _padded_size(padded, COARSE_PX) if self._shares_programs else padded
+
   def _compile(self, shape):
-    size = _padded_size(shape[:2], self._pad_to_px)
-    if size not in self._compiled:
+    key = self._program_size(shape[:2]), self._shares_programs
+    if key not in self._compiled:
       devices = len(self._devices)
-      batch = jax.ShapeDtypeStruct((devices, self.batch // devices, *size, shape[2]), np.float32)
-      self._compiled[size] = self._apply.lower(self._params, batch).compile()
+      batch = jax.ShapeDtypeStruct((devices, self.batch // devices, *key[0], shape[2]), np.float32)
+      if self._shares_programs:
+        side = jax.ShapeDtypeStruct((devices,), np.int32)
+        lowered = self._apply_inside.lower(self._params, batch, Inside(side, side))
+      else:
+        lowered = self._apply.lower(self._params, batch)
+      self._compiled[key] = lowered.compile()
 
   def _denoise_batch(self, noisy):
     # On the host: padding on a device would compile for every image size.
     images = [pad_to_multiple(image[None], self._pad_to_px)[0] for image in noisy]
     # The batch is always full: copies of the last image fill it.
     images += [images[-1]] * (self.batch - len(images))
-    batch = np.stack(images).reshape(len(self._devices), -1, *images[0].shape)
-    program = self._compiled[images[0].shape[:2]]
-    output = np.asarray(program(self._params, batch)).reshape(self.batch, *images[0].shape)
+    devices, size = len(self._devices), self._program_size(noisy[0].shape[:2])
+    batch = np.zeros((self.batch, *size, self._channels), np.float32)
+    for array, image in zip(batch, images, strict=True):
+      array[: image.shape[0], : image.shape[1]] = image
+    arguments = [self._params, batch.reshape(devices, -1, *batch.shape[1:])]
+    if self._shares_programs:
+      on_device = images[:: self.batch // devices]
+      arguments.append(Inside(*np.array([image.shape[:2] for image in on_device], np.int32).T))
+    program = self._compiled[size, self._shares_programs]
+    output = np.asarray(program(*arguments)).reshape(batch.shape)
     return [out[: image.shape[0], : image.shape[1]] for out, image in zip(output, noisy, strict=False)]
 
   @functools.cached_property
@@ -286,7 +309,7 @@ class SADNetMethod:
       elif 'RESOURCE_EXHAUSTED' in reason:
         self._tiled.add(size)
         return None
-      height, width = _padded_size(size, self._pad_to_px)
+      height, width = self._program_size(size)
       raise ValueError(
         f'sadnet: the device failed on images of {width}x{height} pixels ({reason}); {advice}'
       ) from error

@@ -11,9 +11,9 @@ import pytest
 
 from sadnet_jax.data.noise import add_benchmark_noise
 from sadnet_jax.denoise import tile_memory
-from sadnet_jax.evaluation.methods import BM3D, COARSE_PX, MAX_SIZES, Noisy, SADNetMethod
+from sadnet_jax.evaluation.methods import BM3D, MAX_SIZES, Noisy, SADNetMethod
 from sadnet_jax.evaluation.metrics import psnr
-from sadnet_jax.nn.sadnet import SADNet, pad_to_multiple
+from sadnet_jax.nn.sadnet import SADNet
 from tests.support import small_networks
 
 MODEL = SADNet(**small_networks.SMALL)
@@ -38,7 +38,10 @@ class _ShiftNetwork:
 
   def apply(self, variables, noisy, inside=None):
     self.compiled_for.append(noisy.shape[1:3])
-    return noisy + variables['params']['shift'] + jnp.roll(noisy, (-1, -1), axis=(1, 2))
+    rows, columns = inside or noisy.shape[1:3]
+    # The pixel below and to the right; after the last one comes the first.
+    below = noisy[:, (jnp.arange(noisy.shape[1]) + 1) % rows]
+    return noisy + variables['params']['shift'] + below[:, :, (jnp.arange(noisy.shape[2]) + 1) % columns]
 
 
 def _shift_method(channels=3, **options):
@@ -145,25 +148,52 @@ def test_every_image_of_a_batch_comes_back_in_its_place(devices, batch_size, cha
   assert network.compiled_for == [(16, 24)]
 
 
-def test_few_sizes_are_padded_to_multiples_of_8_and_many_to_coarser_ones():
+# As many padded sizes as are compiled for; the second half of the list repeats them.
+FEW = [(8 * i, 16) for i in range(1, MAX_SIZES + 1)] + [(8 * i - 3, 11) for i in range(1, MAX_SIZES + 1)]
+MANY = [*FEW, (70, 11)]
+
+
+def test_images_of_many_sizes_share_programs_and_are_padded_to_multiples_of_8():
   method, network = _shift_method()
-  # As many padded sizes as are compiled for; the second half of the list repeats them.
-  few = [(8 * i, 16) for i in range(1, MAX_SIZES + 1)] + [(8 * i - 3, 11) for i in range(1, MAX_SIZES + 1)]
-  method.plan(few)
-  assert method.describe()['pad_to_px'] == 8
-  assert {method.group(size) for size in few} == {(8 * i, 16) for i in range(1, MAX_SIZES + 1)}
-  many = [*few, (70, 11)]
-  method.plan(many)
-  assert method.describe()['pad_to_px'] == COARSE_PX == 64
-  groups = {method.group(size) for size in many}
-  assert groups == {(64, 64), (128, 64)}
-  for size, image in zip(many, _images(*many), strict=True):
+  method.plan(FEW)
+  assert {method.group(size) for size in FEW} == {(8 * i, 16) for i in range(1, MAX_SIZES + 1)}
+  method.plan(MANY)
+  assert {method.group(size) for size in MANY} == {(64, 64), (128, 64)}
+  for size, image in zip(MANY, _images(*MANY), strict=True):
     method.prepare(image.shape)
-    np.testing.assert_array_equal(method.denoise([image], None)[0], _shifted(image, method.group(size)))
-  assert sorted(network.compiled_for) == sorted(groups)
+    wanted = _shifted(image, (math.ceil(size[0] / 8) * 8, 16))
+    np.testing.assert_array_equal(method.denoise([image], None)[0], wanted)
+  assert sorted(network.compiled_for) == [(64, 64), (128, 64)]
+  assert method.describe()['pad_to_px'] == 8
   # The next set is planned anew.
   method.plan([(70, 11)])
   assert method.group((70, 11)) == (72, 16)
+
+
+@pytest.mark.parametrize(('devices', 'batch_size'), [(1, 1), (8, 1), (3, 2)])
+def test_sizes_that_share_a_program_share_a_batch_on_devices_that_take_one_image(devices, batch_size):
+  method, network = _shift_method(devices=jax.local_devices()[:devices], batch_size=batch_size)
+  method.plan(MANY)
+  groups = {}
+  for image in _images(*MANY):
+    groups.setdefault(method.group(image.shape[:2]), []).append(image)
+  assert len(groups) == (2 if batch_size == 1 else MAX_SIZES + 1)
+  for images in groups.values():
+    for first in range(0, len(images), method.batch):
+      batch = images[first : first + method.batch]
+      for image, out in zip(batch, method.denoise(batch, None), strict=True):
+        np.testing.assert_array_equal(out, _shifted(image, (math.ceil(image.shape[0] / 8) * 8, 16)))
+  assert sorted(network.compiled_for) == [(64, 64), (128, 64)]
+
+
+def test_a_result_does_not_depend_on_how_many_sizes_its_set_has(variables):
+  method = SADNetMethod(MODEL, variables['params'], {}, devices=jax.local_devices()[:1])
+  (image,) = _images((13, 21))
+  method.plan([(13, 21)])
+  (alone,) = method.denoise([image], None)
+  method.plan([(13, 21), *MANY])
+  (among_many,) = method.denoise([image], None)
+  np.testing.assert_allclose(among_many, alone, atol=2e-5)
 
 
 @pytest.fixture
@@ -203,20 +233,7 @@ def test_the_padding_can_be_chosen(pad_to_px):
   assert method.describe() == {'name': 'sadnet', 'step': 7, 'pad_to_px': pad_to_px}
   for size, image in zip(sizes[:3], _images(*sizes[:3]), strict=True):
     padded = tuple(math.ceil(side / pad_to_px) * pad_to_px for side in size)
-    assert method.group(size) == padded
     np.testing.assert_array_equal(method.denoise([image], None)[0], _shifted(image, padded))
-
-
-def test_coarser_padding_changes_the_result_only_near_its_border(variables):
-  # The width is padded by 56 pixels instead of none, and the height not at all.
-  (image,) = _images((64, 328))
-  fine, coarse = (
-    small_networks.apply(MODEL, variables, pad_to_multiple(image[None], multiple))[0, :, :328]
-    for multiple in (8, COARSE_PX)
-  )
-  difference = np.abs(fine - coarse)
-  assert difference[:, :200].max() < 2e-5
-  assert difference[:, -8:].max() > 1e-3
 
 
 def test_arguments_are_checked():
