@@ -6,8 +6,10 @@ lie in a temporary folder that is removed at the end; nothing is fetched from, o
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
+import errno
 import os
 from pathlib import Path
+import socket
 import tempfile
 import time
 from typing import Any
@@ -24,6 +26,8 @@ from sadnet_jax.images.reading import shown_path
 from sadnet_jax.weights.index import available
 
 HOST = '127.0.0.1'
+# Tried in this order if no port is given.
+PORTS = range(7860, 7960)
 MAX_UPLOAD_MB = 200
 # Uploads and results are removed after an hour; looked for every minute.
 _KEPT_SECONDS = 3600
@@ -76,16 +80,17 @@ def serving(
     writing: Options of `write_photograph`.
     options: Further options of `Denoiser`.
     host: The address to listen on; 0.0.0.0 for all of this machine's.
-    port: The port; None for the first free one from 7860 on.
+    port: The port; None for the first free one of `PORTS`.
 
   Yields:
     The page's URL.
 
   Raises:
     ImportError: Gradio is not installed.
-    ValueError: The weights do not exist, or an option is out of range.
-    OSError: The port is taken.
+    ValueError: The port is taken, or the host is none of this machine's; the weights do not exist; or an
+      option is out of range.
   """
+  port = _free_port(host, port)
   with tempfile.TemporaryDirectory(prefix='sadnet-denoise-') as folder, _environment(folder):
     gradio = _gradio()
     networks = _NetworksByName(model, dilations, options or {})
@@ -132,6 +137,33 @@ def serve(**options: Any) -> None:
     # It is the way to end the page.
     except KeyboardInterrupt:
       return
+
+
+def _free_port(host, port):
+  """The port if it is free, or the first free one.
+
+  Gradio itself would wait five seconds for each port that it cannot use, and explain itself in its own terms.
+  """
+  for candidate in PORTS if port is None else [port]:
+    try:
+      # Gradio insists on the port being free on the local address too.
+      for address in {HOST, host.strip('[]')}:
+        family, kind, protocol, _, bound = socket.getaddrinfo(address, candidate, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+          # Connections that have just ended do not count.
+          probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+          probe.bind(bound)
+      return candidate
+    # UnicodeError: a host that cannot be a name.
+    except (OSError, UnicodeError) as error:
+      if port is not None or getattr(error, 'errno', None) != errno.EADDRINUSE:
+        reason = getattr(error, 'strerror', None) or 'not the name of a host'
+        raise ValueError(
+          f'cannot listen on {host}, port {candidate}: {reason}; choose others with --port and --host'
+        ) from error
+  raise ValueError(
+    f'cannot listen on {host}: ports {PORTS[0]} to {PORTS[-1]} are all in use; choose another with --port'
+  )
 
 
 @contextlib.contextmanager

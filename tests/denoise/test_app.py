@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import signal
+import socket
 import sys
 import tomllib
 import urllib.request
@@ -16,6 +17,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
+from sadnet_jax.denoise import app
 from sadnet_jax.images import Metadata, Photograph, read_photograph, write_photograph
 from tests.support import chromium
 from tests.support.command import ROOT, start
@@ -38,11 +40,20 @@ sys.exit(main(['--app', *options]))
 def _served(folder):
   """Runs the command, then the page, in a folder; its URL."""
   (folder / 'tmp').mkdir()
+  with contextlib.ExitStack() as stack:
+    # Taken, so that the page needs another one.
+    with contextlib.suppress(OSError):
+      stack.enter_context(socket.create_server((app.HOST, app.PORTS[0])))
+    yield from _page_of(folder)
+
+
+def _page_of(folder):
   process = start('-c', COMMAND_THEN_PAGE, cwd=folder, PYTHONPATH=str(ROOT), TMPDIR=str(folder / 'tmp'))
   try:
     line = process.stdout.readline()
     assert line, process.stderr.read()
     url = re.search(r'http://127\.0\.0\.1:\d+/', line)[0]
+    assert f':{app.PORTS[0]}/' not in url
     yield url
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 0
@@ -140,6 +151,44 @@ def test_the_page_denoises_a_picture_as_the_command_does(tmp_path):
     assert [x for x in sent if not x.startswith((url, 'data:', 'blob:', 'chrome'))] == []
   # Uploads and results are gone.
   assert list((tmp_path / 'tmp').glob('sadnet-denoise-*')) == []
+
+
+def test_a_taken_port_is_one_line(capsys):
+  with socket.create_server((app.HOST, 0)) as other:
+    port = other.getsockname()[1]
+    status, lines = run('--app', '--port', port, capsys=capsys)
+  assert (status, lines) == (
+    2,
+    [
+      f'sadnet-denoise: cannot listen on 127.0.0.1, port {port}: Address already in use; choose others with '
+      '--port and --host'
+    ],
+  )
+
+
+@pytest.mark.parametrize('port', [[], ['--port', '8123']])
+@pytest.mark.parametrize(
+  ('host', 'reason'),
+  [
+    # An address for documentation: no machine has it.
+    ('192.0.2.1', 'Cannot assign requested address'),
+    ('a..b', 'not the name of a host'),
+  ],
+)
+def test_a_host_of_another_machine_is_one_line(host, reason, port, capsys):
+  status, lines = run('--app', '--host', host, *port, capsys=capsys)
+  assert (status, len(lines)) == (2, 1)
+  message = rf'cannot listen on {host}, port \d+: {reason}; choose others with --port and --host'
+  assert re.fullmatch(f'sadnet-denoise: {message}', lines[0])
+
+
+def test_when_all_ports_are_taken_one_line_says_so(monkeypatch, capsys):
+  with socket.create_server((app.HOST, 0)) as other:
+    port = other.getsockname()[1]
+    monkeypatch.setattr(app, 'PORTS', [port])
+    status, lines = run('--app', capsys=capsys)
+  message = f'cannot listen on 127.0.0.1: ports {port} to {port} are all in use; choose another with --port'
+  assert (status, lines) == (2, [f'sadnet-denoise: {message}'])
 
 
 def test_a_missing_extra_is_named(monkeypatch, capsys):

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from configs import default
 from sadnet_jax.nn.sadnet import SADNet
 from sadnet_jax.weights.safetensors import save_weights
@@ -39,3 +41,12 @@ def test_the_cells_run(tmp_path):
   assert small != code
   output, _ = finish(start('-c', small + CHECK, cwd=NOTEBOOK.parent))
   assert output.startswith('loss at the first steps ')
+
+
+def test_outside_a_clone_the_notebook_says_what_to_do(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  settings, first = [''.join(cell['source']) for cell in _cells() if cell['cell_type'] == 'code'][:2]
+  with pytest.raises(
+    FileNotFoundError, match=rf'{tmp_path} is not in a clone .*; clone the repository and open'
+  ):
+    exec(settings + '\n' + first, {})
