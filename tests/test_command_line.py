@@ -157,3 +157,33 @@ def test_a_training_step_works_without_tensorflow():
     ]
   )
   assert _run('-c', code)[0].split() == ['1', 'True']
+
+
+def test_the_tools_run_from_another_folder_with_the_clone_on_the_path(images, tmp_path):
+  """As docs/weights.md says."""
+  names = sorted(path.stem for path in (ROOT / 'tools').glob('*.py'))
+  elsewhere = {'cwd': tmp_path, 'PYTHONPATH': str(ROOT)}
+  found = start('-c', f'from tools import {", ".join(names)}', **elsewhere)
+  export = start(
+    '-m',
+    'tools.export_weights',
+    f'--config={ROOT}/configs/color_fast.py:50',
+    '--checkpoint=color_50',
+    '--output=x.safetensors',
+    **elsewhere,
+  )
+  patches = start(
+    '-m',
+    'tools.show_patches',
+    f'--config={ROOT}/configs/color.py:50',
+    f'--config.data.train.clean={images}',
+    '--config.data.reader=memory',
+    '--config.data.patch_px=16',
+    '--output=x.png',
+    '--steps=1',
+    **elsewhere,
+  )
+  for process in (found, export, patches):
+    finish(process)
+  assert (tmp_path / 'x.safetensors').stat().st_size > 16e6
+  assert (tmp_path / 'x.png').exists()

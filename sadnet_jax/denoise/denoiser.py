@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sadnet_jax.denoise import tile_memory
-from sadnet_jax.denoise.grey import as_colour, has_equal_channels
+from sadnet_jax.denoise.grey import as_colour, has_equal_channels, noise_deviation
 from sadnet_jax.denoise.tiling import (
   RAMP_PX,
   TilePlan,
@@ -179,8 +179,9 @@ class Denoiser:
 
     Args:
       image: [H, W, C], [H, W] or [N, H, W, C]; uint8, uint16, or floats in [0, 1] that noise may have
-        moved out of that range. A colour network also takes grey images (see `sadnet_jax.denoise.grey`), and
-        a grey network colour images whose channels are equal.
+        moved out of that range. A colour network also takes grey images, and denoises those of a batch
+        whose channels are equal as grey ones (see `sadnet_jax.denoise.grey`); a grey network also takes
+        colour images whose channels are equal.
       progress: Called as ``progress(done, total)`` after each run of the network. Starts over with a larger
         total if the first tiles did not fit in memory.
 
@@ -231,7 +232,7 @@ class Denoiser:
 
   def _denoise(self, image, progress):
     check_dtype(image)
-    if image.size and image.ndim > 2 and image.shape[-1] == len(BT601_LUMA) and has_equal_channels(image):
+    if self.model.channels == 1 and image.size and image.ndim > 2 and _is_grey(image):
       grey = self._denoise(image[..., :1], progress)
       return np.repeat(grey, image.shape[-1], axis=-1)
     batch = self._as_batch(image)
@@ -240,9 +241,8 @@ class Denoiser:
       return image.copy()
     denoised = np.empty(batch.shape, image.dtype)
     if denoised.size:
-      if batch.shape[3] < self.model.channels:
-        batch = as_colour(to_float(batch), self.model.channels)
-      self._denoise_batch(batch, denoised, progress or _ignore_progress)
+      deviations = [self._grey_deviation(image) for image in batch]
+      self._denoise_batch(batch, denoised, deviations, progress or _ignore_progress)
     return denoised.reshape(image.shape)
 
   def _as_batch(self, image):
@@ -269,16 +269,22 @@ class Denoiser:
     has_chroma = channels == len(BT601_LUMA)
     return self._strength == 0 and (self._chroma_strength == 0 or not has_chroma)
 
-  def _denoise_batch(self, batch, denoised, progress):
+  def _grey_deviation(self, image):
+    """The noise of a grey image if a network for colour denoises it, else None."""
+    if self.model.channels == 1 or not (image.shape[-1] == 1 or _is_grey(image)):
+      return None
+    return noise_deviation(image[..., 0])
+
+  def _denoise_batch(self, batch, denoised, deviations, progress):
     """Denoises into an array; tries smaller tiles if memory runs out and their size is ours to choose."""
     while True:
       areas_px = self._areas_px if self._tile_px == 'auto' else ()
       plan, run_px = self._plan(*batch.shape[1:3])
       try:
         if plan.tiles == 1:
-          self._denoise_whole(batch, denoised, plan.pixels, run_px, progress)
+          self._denoise_whole(batch, denoised, deviations, plan.pixels, run_px, progress)
         else:
-          self._denoise_tiles(batch, denoised, plan, run_px, progress)
+          self._denoise_tiles(batch, denoised, deviations, plan, run_px, progress)
         return
       except jax.errors.JaxRuntimeError as error:
         reason = one_line(error, 200)
@@ -306,18 +312,21 @@ class Denoiser:
     longest_px = round_up(max(height, width), STRIDE) if self._tile_px == 'whole' else self._tile_px
     return plan_tiles(height, width, longest_px, self._overlap_px), longest_px**2
 
-  def _denoise_whole(self, batch, denoised, image_px, run_px, progress):
+  def _denoise_whole(self, batch, denoised, deviations, image_px, run_px, progress):
     """Without tiles, several small images at once."""
     n = len(batch)
+    everywhere = [np.arange(side) for side in batch.shape[1:3]]
     size = min(n, max(1, run_px // image_px))
     run = self._counted_runs(progress, -(-n // size), run_px)
     for start in range(0, n, size):
-      part = to_float(batch[start : start + size])
+      numbers = range(start, min(start + size, n))
+      part = [self._network_input(batch[i], deviations[i], *everywhere) for i in numbers]
       # Every run has the same size, for one compiled program; the last image fills up the last run.
-      full = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
-      self._store(denoised[start : start + size], part, run(full)[: len(part)])
+      results = run(np.stack(part + part[-1:] * (size - len(part))))
+      for i, result in zip(numbers, results, strict=False):
+        self._store(denoised[i], to_float(batch[i]), _network_output(result, deviations[i]))
 
-  def _denoise_tiles(self, batch, denoised, plan, run_px, progress):
+  def _denoise_tiles(self, batch, denoised, deviations, plan, run_px, progress):
     run = self._counted_runs(progress, len(batch) * plan.tiles, run_px)
     _, height, width, _ = batch.shape
     # Indices that extend the image to multiples of 8 by reflection, as the network does.
@@ -325,11 +334,12 @@ class Denoiser:
       reflected_indices(length, axis.length_px)
       for length, axis in ((height, plan.rows), (width, plan.columns))
     )
-    for image, out in zip(batch, denoised, strict=True):
+    for image, out, deviation in zip(batch, denoised, deviations, strict=True):
 
-      def denoise_tile(tile_rows, tile_columns, image=image):
-        tile = image[rows[tile_rows, None], columns[tile_columns]]
-        return run(to_float(tile)[None])[0]
+      def denoise_tile(tile_rows, tile_columns, image=image, deviation=deviation):
+        at = rows[tile_rows], columns[tile_columns]
+        tile = self._network_input(image[at[0][:, None], at[1]], deviation, *at)
+        return _network_output(run(tile[None])[0], deviation)
 
       for top, finished in blend_tiles(plan, denoise_tile):
         here = slice(top, min(top + len(finished), height))
@@ -348,10 +358,27 @@ class Denoiser:
 
     return functools.partial(self_ensemble, run) if self._ensemble else run
 
+  def _network_input(self, part, deviation, rows, columns):
+    """A part of an image, at these rows and columns, as floats with the network's channels."""
+    part = to_float(part)
+    if deviation is None:
+      return part
+    return as_colour(part[..., :1], deviation, rows, columns, self.model.channels)
+
   def _store(self, out, noisy, denoised):
-    if out.shape[-1] < noisy.shape[-1]:
-      noisy, denoised = (image.mean(axis=-1, keepdims=True) for image in (noisy, denoised))
+    # Grey images have one denoised channel for three.
+    noisy = noisy[..., : denoised.shape[-1]]
     store(out, blend(noisy, denoised, self._strength, self._chroma_strength))
+
+
+def _is_grey(image):
+  """Whether a colour image is grey."""
+  return image.shape[-1] == len(BT601_LUMA) and has_equal_channels(image)
+
+
+def _network_output(denoised, deviation):
+  """Undoes `_network_input`."""
+  return denoised if deviation is None else denoised.mean(axis=-1, keepdims=True)
 
 
 def _unpickled(model, params, options, place):

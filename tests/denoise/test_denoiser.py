@@ -19,7 +19,7 @@ from sadnet_jax.denoise.denoiser import (
   compilation_px,
   self_ensemble,
 )
-from sadnet_jax.denoise.grey import as_colour
+from sadnet_jax.denoise.grey import as_colour, noise_deviation
 from sadnet_jax.images.photograph import BT601_LUMA
 from sadnet_jax.nn.blocks import Inside
 from sadnet_jax.nn.sadnet import SADNet
@@ -80,8 +80,8 @@ def test_an_image_within_a_tile_is_what_the_network_gives(real):
   np.testing.assert_allclose(real(noisy), whole(noisy), atol=1e-5)
   assert {d for leaf in jax.tree.leaves(real.params) for d in leaf.devices()} == {real.network.device}
   gray = picture(31, 17)
-  wanted = whole(as_colour(gray[None, :, :, None], 3))[0].mean(axis=-1)
-  np.testing.assert_allclose(real(gray), wanted, atol=1e-5)
+  colour = as_colour(gray[:, :, None], noise_deviation(gray), np.arange(31), np.arange(17), 3)
+  np.testing.assert_allclose(real(gray), whole(colour[None])[0].mean(axis=-1), atol=1e-5)
   # Images of similar size and tiles share a program.
   for size in ((26, 20), (32, 24), (56, 40)):
     assert np.isfinite(real(picture(*size, 3))).all()

@@ -1,6 +1,8 @@
 """Grey images through a network for colour, with the published weights."""
 
+import os
 from pathlib import Path
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from sadnet_jax.images.arrays import read_image
 from sadnet_jax.nn.sadnet import SADNet
 from tests.support.small_networks import SMALL
 
+DATA = os.environ.get('SADNET_DATA')
 CROP = Path(__file__).parents[1] / 'crops' / 'chelsea.png'
 
 
@@ -28,15 +31,31 @@ def test_the_noise_of_a_photograph_is_estimated(sigma_255):
   assert noise_deviation(np.zeros((1, 9))) == 0
 
 
+def test_the_noise_of_a_large_picture_is_estimated_from_some_of_its_rows():
+  noisy = np.random.default_rng(0).normal(0, 0.1, (1502, 4098)).astype(np.float32)
+  assert noise_deviation(noisy) == pytest.approx(0.1, rel=0.01)
+  assert noise_deviation(np.uint16(np.round(1000 * (noisy + 1)))) == pytest.approx(100 / 65535, rel=0.01)
+
+
+def _as_colour(grey, deviation, top=0, left=0):
+  rows, columns = np.arange(grey.shape[0]) + top, np.arange(grey.shape[1]) + left
+  return as_colour(grey[..., None], deviation, rows, columns, 3)
+
+
 def test_the_noise_becomes_independent_in_the_channels_and_their_mean_stays():
-  grey = 0.5 + np.random.default_rng(1).normal(0, 0.1, (2, 200, 201, 1)).astype(np.float32)
-  colour = as_colour(grey, 3)
-  np.testing.assert_allclose(colour.mean(axis=-1, keepdims=True), grey, atol=1e-6)
-  for image in colour:
-    covariance = np.cov(image.reshape(-1, 3).T)
-    np.testing.assert_allclose(covariance, 0.03 * np.eye(3), atol=0.001)
-  flat = np.full((1, 8, 8, 1), 0.25, np.float32)
-  np.testing.assert_array_equal(as_colour(flat, 3), np.repeat(flat, 3, axis=3))
+  # Larger than the period of the added noise.
+  grey = 0.5 + np.random.default_rng(1).normal(0, 0.1, (600, 601)).astype(np.float32)
+  colour = _as_colour(grey, 0.1)
+  np.testing.assert_allclose(colour.mean(axis=-1), grey, atol=1e-6)
+  np.testing.assert_allclose(np.cov(colour.reshape(-1, 3).T), 0.03 * np.eye(3), atol=0.001)
+  flat = np.full((8, 8), 0.25, np.float32)
+  np.testing.assert_array_equal(_as_colour(flat, 0), np.repeat(flat[..., None], 3, axis=2))
+
+
+def test_parts_of_a_picture_get_the_noise_of_the_whole():
+  grey = np.random.default_rng(1).uniform(size=(530, 540)).astype(np.float32)
+  whole = _as_colour(grey, 0.1)
+  np.testing.assert_array_equal(_as_colour(grey[500:, 7:], 0.1, 500, 7), whole[500:, 7:])
 
 
 def test_grey_pictures_are_denoised_by_colour_weights_and_equal_channels_stay_equal():
@@ -49,6 +68,59 @@ def test_grey_pictures_are_denoised_by_colour_weights_and_equal_channels_stay_eq
   assert has_equal_channels(as_rgb)
   assert not has_equal_channels(noisy)
   np.testing.assert_array_equal(denoiser(as_rgb), np.repeat(denoised, 3, axis=2))
+
+
+@pytest.mark.parametrize('tile_px', ['whole', 32])
+def test_pictures_of_a_batch_are_treated_each_by_its_own_kind(tile_px):
+  """Grey pictures in a batch are as they are alone, and so are the colour ones."""
+  instance = Denoiser(SADNet(**SMALL), {}, tile_px=tile_px, overlap_px=8, strength=0.5, chroma_strength=1)
+  instance.network = lambda noisy, **_: noisy**2
+  colour = np.random.default_rng(2).integers(0, 256, (3, 40, 41, 3), np.uint8)
+  colour[1] = colour[1, ..., :1]
+  done = []
+  denoised = instance(colour, progress=lambda *counts: done.append(counts))
+  for image, found in zip(colour, denoised, strict=True):
+    np.testing.assert_array_equal(found, instance(image))
+  np.testing.assert_array_equal(denoised[1, ..., 0], instance(colour[1, ..., 0]))
+  assert (denoised[1] == denoised[1, ..., :1]).all()
+  assert [count for count, _ in done] == list(range(1, done[-1][1] + 1))
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_a_grey_picture_takes_little_more_memory_than_its_result(channels):
+  instance = Denoiser(SADNet(**SMALL), {}, tile_px=256, overlap_px=8)
+  instance.network = lambda noisy, **_: noisy
+  height, width = 1500, 1600
+  picture = np.repeat(
+    np.random.default_rng(0).integers(0, 256, (height, width, 1), np.uint8), channels, axis=2
+  )
+  instance(picture[:300, :300])
+  tracemalloc.start()
+  try:
+    instance(picture)
+    peak = tracemalloc.get_traced_memory()[1]
+  finally:
+    tracemalloc.stop()
+  # The result, one row of tiles, and the estimate of the noise.
+  assert peak < (9 + channels) * height * width
+
+
+@pytest.mark.skipif(DATA is None, reason='needs SADNET_DATA with the real data sets')
+def test_the_figures_of_grey_pictures_in_the_documentation():
+  denoiser = Denoiser.from_pretrained('color_blind')
+  files = sorted(Path(DATA or '', 'test', 'BSD68').glob('*.png'))[:8]
+  figures = {}
+  for sigma_255 in (15, 25, 50):
+    pairs = []
+    for seed, path in enumerate(files):
+      clean = read_image(path, 1)[:256, :256]
+      noise = np.random.default_rng(seed).normal(0, sigma_255, clean.shape)
+      noisy = np.uint8(np.clip(np.round(clean + noise), 0, 255))
+      pairs.append([psnr(image / 255, clean / 255) for image in (noisy, denoiser(noisy))])
+    figures[sigma_255] = np.mean(pairs, axis=0)
+  noisy, denoised = np.transpose(list(figures.values()))
+  np.testing.assert_allclose(noisy, [24.97, 20.65, 15.12], atol=0.005)
+  np.testing.assert_allclose(denoised, [31.12, 28.28, 24.14], atol=0.01)
 
 
 def test_a_grey_network_takes_colour_images_whose_channels_are_equal():

@@ -310,6 +310,24 @@ def test_transparency_has_the_full_range_whatever_white_is(tmp_path):
     np.testing.assert_array_equal(again.pixels, pixels[..., :3])
 
 
+def test_a_dark_png_that_its_tags_brighten_stays_dark_with_white_of_the_full_range(tmp_path):
+  """As docs/denoise.md says."""
+  write_photograph(tmp_path / 'a.png', Photograph(np.full((8, 8, 3), 2000, np.uint16)))
+  chunks = png_chunks((tmp_path / 'a.png').read_bytes())
+  (tmp_path / 'a.png').write_bytes(png_file([chunks[0], (b'sBIT', bytes([12] * 3)), *chunks[1:]]))
+  for given, level, notes in (
+    (None, round(2000 / 4095 * 255), ('white is 4095 by its tags (--white-level sets another)',)),
+    (65535, round(2000 / 65535 * 255), ()),
+  ):
+    photograph = read_photograph(tmp_path / 'a.png', white_level=given)
+    assert photograph.notes == notes
+    write_photograph(tmp_path / 'a.webp', photograph)
+    assert (read_photograph(tmp_path / 'a.webp').pixels == level).all()
+    # PNG keeps the range of the file.
+    write_photograph(tmp_path / 'b.png', photograph)
+    assert (np.asarray(read_photograph(tmp_path / 'b.png', white_level=65535).pixels) == 2000).all()
+
+
 def test_a_wrong_or_missing_white_level_is_noted(tmp_path):
   path, pixels = tmp_path / 'a.tif', np.full((4, 4), 900, np.uint16)
   _tiff(path, pixels)
