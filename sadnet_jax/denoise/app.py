@@ -38,9 +38,12 @@ CROP_PX = (560, 840)
 _AUTOMATIC = 'automatic'
 _INTRODUCTION = """\
 # Denoise a picture
-Drop a photograph, press **Denoise**, compare, and download the result with its metadata: in the same format
-and bit depth, or in the format you choose. PNG, JPEG, TIFF, WebP, BMP, OpenEXR and JPEG XL; HEIC and camera
-raw become PNG and TIFF."""
+Drop a photograph, press **Denoise** (again after changing a setting), compare, and download the result with
+its metadata: in the same format and bit depth, or in the format you choose. PNG, JPEG, TIFF, WebP, BMP,
+OpenEXR and JPEG XL; HEIC and camera raw become PNG and TIFF. Pictures and results are removed after an
+hour."""
+# The link beside an uploaded picture, to that picture, would be taken for the one to the result.
+_STYLE = '#upload .download { display: none; }'
 # Labels and extensions of the formats to choose from.
 _FORMATS = (
   ('that of the picture', ''),
@@ -115,6 +118,7 @@ def serving(
         enable_monitoring=False,
         footer_links=[],
         max_file_size=MAX_UPLOAD_MB * 2**20,
+        css=_STYLE,
         theme=gradio.themes.Default(
           font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace']
         ),
@@ -252,7 +256,7 @@ class _Progress(Report):
 
   def set_size(self, target, width, height):
     self._started = time.monotonic()
-    self._show(0, desc='Denoising')
+    self._show(0, desc='Denoising; the first picture takes longer')
 
   def advance(self, target, done, total):
     left = (time.monotonic() - self._started) * (total / done - 1)
@@ -316,11 +320,12 @@ def _page(gradio, networks, folder, strengths, first_suffix, reading, writing):
     gradio.Markdown(_INTRODUCTION)
     with gradio.Row():
       with gradio.Column(scale=1, min_width=300):
-        upload = gradio.File(label=f'Picture (up to {MAX_UPLOAD_MB} MB)', height=150)
+        upload = gradio.File(label=f'Picture (up to {MAX_UPLOAD_MB} MB)', height=150, elem_id='upload')
+        button = gradio.Button('Denoise', variant='primary', interactive=False)
         model = gradio.Dropdown(
           networks.choices,
           value=networks.first,
-          label='Weights',
+          label='Kind of noise (weights)',
           info=networks.about(networks.first),
         )
         form = gradio.Dropdown(_FORMATS, value=first_suffix or '', label='Format')
@@ -332,19 +337,22 @@ def _page(gradio, networks, folder, strengths, first_suffix, reading, writing):
           1,
           strength if chroma_strength is None else chroma_strength,
           step=0.05,
-          label='Chroma strength',
+          label='Colour strength',
           info='Colour noise: 0 keeps it, 1 removes all of it.',
         )
-        button = gradio.Button('Denoise', variant='primary', interactive=False)
       with gradio.Column(scale=3, min_width=300):
+        # Above the pictures, to be seen without scrolling.
+        with gradio.Row():
+          status = gradio.Textbox(
+            show_label=False, interactive=False, container=False, visible=False, elem_id='status', scale=3
+          )
+          download = gradio.DownloadButton(
+            'Download', variant='primary', visible=False, elem_id='download', scale=1
+          )
         with gradio.Tab('Whole picture'):
           whole = _slider(gradio, 'whole')
         with gradio.Tab('Middle in detail'):
           crop = _slider(gradio, 'crop')
-        status = gradio.Textbox(
-          show_label=False, interactive=False, container=False, visible=False, elem_id='status'
-        )
-        download = gradio.DownloadButton('Download', variant='primary', visible=False, elem_id='download')
     shown = [whole, crop, download, status]
     upload.change(forget, upload, [*shown, button], show_progress='hidden', api_visibility='private')
     model.change(

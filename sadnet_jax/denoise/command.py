@@ -17,7 +17,7 @@ import contextlib
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 import warnings
 
 from sadnet_jax.denoise import interruption
@@ -235,8 +235,17 @@ def _cached_programs(enabled: bool) -> Iterator[None]:
         compilation_cache.clear(folder)
 
 
+class _OneLineParser(argparse.ArgumentParser):
+  """Names wrong arguments in one line, without a list of all options before it."""
+
+  def error(self, message: str) -> NoReturn:
+    """Ends with exit status 2."""
+    print_error(f'{message}; {self.prog} --help shows all options and examples')
+    raise SystemExit(2)
+
+
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
+  parser = _OneLineParser(
     COMMAND,
     description=_DESCRIPTION,
     epilog=_EPILOG,
@@ -293,7 +302,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _app_parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
+  parser = _OneLineParser(
     f'{COMMAND} --app',
     description='Shows a page in the browser, to drop pictures on; uploads and results are removed.',
     allow_abbrev=False,

@@ -96,7 +96,12 @@ def test_the_page_denoises_a_picture_as_the_command_does(tmp_path):
       wait.until(lambda _: driver.find_elements(By.CSS_SELECTOR, f'li[aria-label="{form}"]'))[0].click()
 
     def download(name):
-      driver.find_element(By.ID, 'download').click()
+      # Only the result can be downloaded: a link to the upload would be taken for it.
+      assert not any(link.is_displayed() for link in driver.find_elements(By.CSS_SELECTOR, '#upload a'))
+      button, pictures = (driver.find_element(By.ID, name) for name in ('download', 'whole'))
+      # Seen without scrolling.
+      assert button.rect['y'] < pictures.rect['y']
+      button.click()
       wait.until(lambda _: (tmp_path / 'downloads' / name).exists())
       return (tmp_path / 'downloads' / name).read_bytes()
 
