@@ -73,7 +73,10 @@ def check_config(config: ml_collections.ConfigDict, device_count: int) -> None:
   _check_noise(config)
   _check_training_sets(config)
   model_from_config(config.model)
-  optimizer_from_config(config)
+  try:
+    optimizer_from_config(config)
+  except ValueError as error:
+    raise ValueError(f'config.optimizer: {error}') from error
 
 
 def _check_ranges(config):

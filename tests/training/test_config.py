@@ -359,8 +359,9 @@ def _config(**changes):
     ),
     # From the network and the optimiser, before anything is compiled; their texts are tested with them.
     ({'model.width': 12}, 'width'),
-    ({'optimizer.schedule': 'linear'}, 'schedule'),
-    ({'optimizer.name': 'sgd'}, 'optimizer'),
+    ({'optimizer.schedule': 'linear'}, r"^config\.optimizer: unknown schedule 'linear'"),
+    ({'optimizer.name': 'sgd'}, r"^config\.optimizer: unknown optimizer 'sgd'"),
+    ({'steps': 100, 'optimizer.warmup_steps': 100}, r'^config\.optimizer: warmup_steps is 100, but must be'),
   ],
   ids=lambda value: ' '.join(f'{n}={v}' for n, v in value.items()) if isinstance(value, dict) else '',
 )
