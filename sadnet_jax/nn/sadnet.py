@@ -199,9 +199,57 @@ def model_from_fields(fields: Mapping[str, Any]) -> SADNet:
 
 
 def param_shapes(model: SADNet) -> dict:
-  """The tree of a network's parameters as `jax.ShapeDtypeStruct`, computed without allocating them."""
-  image = jax.ShapeDtypeStruct((1, STRIDE, STRIDE, model.channels), jnp.float32)
-  return jax.eval_shape(model.init, jax.random.key(0), image)['params']
+  """The tree of a network's parameters as `jax.ShapeDtypeStruct`, as ``model.init`` returns them.
+
+  Written out rather than traced: tracing the network takes a third of a second, which every program that
+  loads weights would wait for.
+  """
+  width = [model.width * 2**i for i in range(SCALES)]
+  params: dict[str, dict] = {'out': _conv_shapes(model.last_kernel, width[0], model.channels)}
+  for scale, features in enumerate(width, start=1):
+    params[f'res{scale}'] = _res_block_shapes(features)
+    if scale == 1:
+      params['res1']['conv0'] = _conv_shapes(1, model.channels, features)
+    else:
+      finer, finer_width = scale - 1, width[scale - 2]
+      params[f'down{finer}'] = _conv_shapes(2, finer_width, features)
+      params[f'up{finer}'] = _conv_shapes(2, features, finer_width)
+      params[f'dconv{finer}_1'] = _conv_shapes(1, 2 * finer_width, finer_width)
+    params |= _adapting_shapes(model, scale, features)
+  if model.use_context:
+    quarter = width[-1] // 4
+    branches = {f'conv{i}': _conv_shapes(3, quarter, quarter) for i in range(1, len(model.dilations) + 1)}
+    fusion = _conv_shapes(1, quarter * len(model.dilations), width[-1])
+    params['context'] = {'conv0': _conv_shapes(1, width[-1], quarter), **branches, 'fusion': fusion}
+  return params
+
+
+def _conv_shapes(size, inputs, outputs):
+  shapes = {'kernel': (size, size, inputs, outputs), 'bias': (outputs,)}
+  return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+
+
+def _res_block_shapes(features):
+  return {name: _conv_shapes(3, features, features) for name in ('conv1', 'conv2')}
+
+
+def _adapting_shapes(model, scale, features):
+  """What `SADNet._adapt` has at one scale."""
+  if not model.use_rsab:
+    return {f'dres{scale}': _res_block_shapes(features)}
+  offsets = model.offset_width
+  block = {
+    'offset_conv1': _conv_shapes(3, features, offsets),
+    'offset_conv3': _conv_shapes(3, offsets, offsets),
+  }
+  if model.use_offset_transfer and scale < SCALES:
+    block['offset_conv2'] = _conv_shapes(3, 2 * offsets, offsets)
+  spatial_adaptive = {
+    'conv_offset_mask': _conv_shapes(3, offsets, 27 * model.deformable_groups),
+    'deform_conv': _conv_shapes(3, features, features),
+    'conv1': _conv_shapes(3, features, features),
+  }
+  return {f'offset{scale}': block, f'dres{scale}': spatial_adaptive}
 
 
 def round_up(value: int, multiple: int) -> int:

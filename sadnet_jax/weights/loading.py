@@ -19,6 +19,9 @@ if TYPE_CHECKING:
   from sadnet_jax.nn.sadnet import SADNet
   from sadnet_jax.weights.download import Progress
 
+# Names that earlier versions published -> the name that took their place.
+REPLACED = {'color_50': 'color', 'color_blind': 'color'}
+
 _SUFFIXES_TEXT = ', '.join(SUFFIXES)
 
 
@@ -149,6 +152,8 @@ def _from_path(source):
     raise ValueError(
       f'{path}: unknown extension {path.suffix!r}; weights are files with one of {_SUFFIXES_TEXT}'
     )
+  if source in REPLACED:
+    raise ValueError(f'{source}: no longer published; {REPLACED[source]} has taken its place')
   names = sorted(available())
   similar = difflib.get_close_matches(str(source), names, n=3)
   hint = f'; did you mean {" or ".join(similar)}?' if similar else ''

@@ -11,7 +11,6 @@ import pytest
 from benchmarks import ablation, report, tables
 from configs.ablation import PAPER_PSNR, ROWS
 from sadnet_jax.weights.checkpoints import check_same
-from tests.support.small_networks import param_shapes
 
 MACHINE = {'cpu': 'A', 'cores': 2, 'device': 'cpu', 'gpu': None, 'python': '3.11.7'}
 CLEAN = {'commit': '0123456789', 'uncommitted_changes': False}
@@ -53,7 +52,6 @@ def trainer(monkeypatch):
 
   monkeypatch.setattr(ablation.loop, 'train', train)
   monkeypatch.setattr(ablation, 'evaluate', evaluate)
-  monkeypatch.setattr(ablation, 'param_shapes', param_shapes)
   monkeypatch.setattr(ablation.jax, 'clear_caches', lambda: None)
   return fake
 

@@ -10,8 +10,7 @@ import pytest
 from sadnet_jax.denoise import denoiser, tile_memory
 from sadnet_jax.denoise.tiling import LONGEST_SIDE_PX, plan_tiles_by_area
 from sadnet_jax.nn.blocks import Inside
-from sadnet_jax.nn.sadnet import SADNet
-from tests.support.small_networks import param_shapes
+from sadnet_jax.nn.sadnet import SADNet, param_shapes
 
 MODEL = SADNet()
 # They make compiling three times faster and leave the program's memory as it is.

@@ -9,9 +9,9 @@ import pytest
 
 from sadnet_jax import SADNet, mean_abs_offsets
 from sadnet_jax.nn.blocks import Inside
-from sadnet_jax.nn.sadnet import pad_to_multiple, scale_of
+from sadnet_jax.nn.sadnet import pad_to_multiple, param_shapes, scale_of
 from tests.support.fast_jit import fast_jit
-from tests.support.small_networks import SMALL, apply, count, image, init, param_shapes, random_variables
+from tests.support.small_networks import SMALL, apply, count, image, init, random_variables
 
 MODEL = SADNet(**SMALL)
 # Tests share these sizes, so that each is compiled once.
@@ -154,6 +154,22 @@ def test_version_1_has_the_same_parameters_but_another_order_and_dilations():
   assert np.abs(y - apply(MODEL, variables, x)).max() > 1e-4
   programs = [str(jax.make_jaxpr(model.apply)(variables, x)) for model in (version_1, MODEL)]
   assert ['rhs_dilation=(8, 8)' in program for program in programs] == [True, False]
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [
+    *ABLATION.values(),
+    VERSION_1,
+    {'channels': 1, 'width': 12, 'offset_width': 5, 'deformable_groups': 4},
+    {'last_kernel': 1, 'dilations': (1, 2), 'dtype': jnp.bfloat16},
+  ],
+  ids=str,
+)
+def test_shapes_are_those_of_the_initialised_network(fields):
+  model = SADNet(**{**SMALL, **fields})
+  initialised = jax.eval_shape(model.init, jax.random.key(0), image(channels=model.channels))['params']
+  chex.assert_trees_all_equal_shapes_and_dtypes(param_shapes(model), initialised)
 
 
 def test_number_of_dilations_is_free():

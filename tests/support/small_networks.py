@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 
-import sadnet_jax.nn.sadnet
+from sadnet_jax.nn.sadnet import param_shapes
 from tests.support.fast_jit import fast_jit
 
 # The smallest network with eight deformable groups.
@@ -19,9 +19,6 @@ def to_nhwc(array):
 def image(seed=0, *, batch=1, size=(8, 8), channels=3):
   rng = np.random.default_rng(seed)
   return rng.uniform(size=(batch, *size, channels)).astype(np.float32)
-
-
-param_shapes = functools.lru_cache(sadnet_jax.nn.sadnet.param_shapes)
 
 
 def count(model):

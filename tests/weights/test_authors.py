@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sadnet_jax import SADNet
+from sadnet_jax.nn.sadnet import param_shapes
 from sadnet_jax.ops.platform import target_platform
 from sadnet_jax.weights.authors import (
   check_in_authors_code,
@@ -16,7 +17,7 @@ from sadnet_jax.weights.authors import (
   state_dict_from_params,
 )
 from sadnet_jax.weights.torch_files import read_state_dict
-from tests.support.small_networks import SMALL, count, param_shapes, random_variables, to_nhwc
+from tests.support.small_networks import SMALL, count, random_variables, to_nhwc
 
 GOLDEN_NETWORKS = {
   'sadnet_color_c8': SADNet(channels=3, **SMALL),
