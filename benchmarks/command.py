@@ -59,7 +59,8 @@ def save(path: Path, image: np.ndarray) -> None:
 
 def run_command(noisy: Path, output: Path, model: str, cache: Path) -> dict:
   """Wall seconds and peak memory of one run of the command."""
-  environ = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(cache)}
+  # The command's own cache, in another place.
+  environ = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': '', 'XDG_CACHE_HOME': str(cache)}
   start = time.perf_counter()
   process = subprocess.Popen(
     [sys.executable, COMMAND, noisy, '-o', output, '--model', model, '--overwrite', '--quiet'], env=environ

@@ -1,19 +1,32 @@
-"""A persistent cache of compiled programs, which makes the commands start fast the second time."""
+"""A persistent cache of traced and compiled programs, which makes the commands start fast the second time."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
+import functools
 import hashlib
+import os
 from pathlib import Path
 import platform
 import tempfile
+from typing import TYPE_CHECKING, Any
 import warnings
+
+from sadnet_jax.files import replacing
+
+if TYPE_CHECKING:
+  import jax
 
 # A program of SADNet takes about 0.1 MB on a CPU.
 MAX_BYTES = 2**28
 _SUFFIX = '-cache'
 # Programs that compile longer are kept: the network always does, the small ones around it do not.
 _MIN_COMPILE_SECONDS = 0.1
+# What a traced program depends on, beside its arguments: the sources in these folders.
+_TRACED_ROOMS = ('nn', 'ops', 'denoise')
 _DAMAGED = 'Error reading persistent compilation cache entry'
+_SHA256_BYTES = 32
+# The cache's folder, once `enable` has set it up.
+_folder: Path | None = None
 
 
 def enable(folder: str | Path | None = None, *, max_bytes: int = MAX_BYTES) -> Path | None:
@@ -46,7 +59,58 @@ def enable(folder: str | Path | None = None, *, max_bytes: int = MAX_BYTES) -> P
     return None
   jax.config.update('jax_compilation_cache_dir', str(folder))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', _MIN_COMPILE_SECONDS)
+  global _folder
+  _folder = folder
   return folder
+
+
+def traced(function: 'jax.stages.Wrapped', arguments: tuple, about: str) -> Callable[..., Any] | None:
+  """A function that computes the same for these arguments, traced in this run or an earlier one.
+
+  Tracing the network takes half a second in Python. JAX's own cache keeps compiled programs only, and finds
+  them by what tracing gives.
+
+  Args:
+    function: A jitted function.
+    arguments: Its arguments, or their shapes: trees of tuples, lists and dicts.
+    about: What else the function depends on, apart from the sources of this package and the settings of JAX.
+
+  Returns:
+    A function to be jitted again; None where the cache is not the one that `enable` set up, as nothing is
+    kept there.
+  """
+  import jax
+
+  if _folder is None or getattr(jax.config, 'jax_compilation_cache_dir', None) != str(_folder):
+    return None
+  shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), arguments)
+  settings = sorted(item for item in os.environ.items() if item[0].startswith('JAX_'))
+  text = repr((about, shapes, settings, jax.__version__, _sources_sha256()))
+  path = _folder / f'traced-{hashlib.sha256(text.encode()).hexdigest()}{_SUFFIX}'
+  content = _read_checked(path)
+  if content is None:
+    content = bytes(jax.export.export(function)(*arguments).serialize())
+    # Without it, the next run traces again.
+    with contextlib.suppress(OSError), replacing(path) as temporary:
+      temporary.write_bytes(hashlib.sha256(content).digest() + content)
+  return jax.export.deserialize(bytearray(content)).call
+
+
+def _read_checked(path):
+  """What follows a file's SHA-256; None if there is no such file or it is damaged."""
+  try:
+    stored = path.read_bytes()
+  except OSError:
+    return None
+  sha256, content = stored[:_SHA256_BYTES], stored[_SHA256_BYTES:]
+  return content if hashlib.sha256(content).digest() == sha256 else None
+
+
+@functools.cache
+def _sources_sha256():
+  package = Path(__file__).parent.parent
+  files = sorted(file for room in _TRACED_ROOMS for file in (package / room).glob('*.py'))
+  return hashlib.sha256(b'\0'.join(file.read_bytes() for file in files)).hexdigest()
 
 
 @contextlib.contextmanager

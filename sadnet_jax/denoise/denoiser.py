@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sadnet_jax.denoise import tile_memory
+from sadnet_jax.denoise import compilation_cache, tile_memory
 from sadnet_jax.denoise.grey import as_colour, has_equal_channels, noise_deviation
 from sadnet_jax.denoise.tiling import (
   RAMP_PX,
@@ -434,7 +434,7 @@ class CompiledNetwork:
       larger = np.zeros((n, *size, padded.shape[3]), np.float32)
       larger[:, : inside[0], : inside[1]] = padded
       padded = larger
-    arguments = jax.device_put((padded, Inside(*map(np.int32, inside))), self.device)
+    arguments = jax.device_put((padded, tuple(map(np.int32, inside))), self.device)
     return np.asarray(program(self.params, *arguments))[:, :height, :width]
 
   def function(self, shared: bool) -> jax.stages.Wrapped:
@@ -444,12 +444,12 @@ class CompiledNetwork:
       shared: Whether the images may be smaller than the array that holds them.
 
     Returns:
-      (params, noisy float32 [N, H, W, channels], `Inside`) -> denoised.
+      (params, noisy float32 [N, H, W, channels], (height, width) of the images) -> denoised.
     """
-    return jax.jit(
-      functools.partial(_apply, self.model, self.device.platform, shared),
-      compiler_options=tile_memory.compiler_options(self.device.platform),
-    )
+    return self._jitted(functools.partial(_apply, self.model, self.device.platform, shared))
+
+  def _jitted(self, function):
+    return jax.jit(function, compiler_options=tile_memory.compiler_options(self.device.platform))
 
   def _program(self, shape, runs, most_px):
     """The program for images of a shape (N, H, W), and the height and width of its array."""
@@ -478,16 +478,20 @@ class CompiledNetwork:
     noisy = jax.ShapeDtypeStruct((*batch, self.model.channels), np.float32)
     side = jax.ShapeDtypeStruct((), np.int32)
     on_device = jax.sharding.SingleDeviceSharding(self.device)
-    arguments = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_device), (noisy, Inside(side, side))
+    shapes = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_device), (noisy, (side, side))
     )
-    return self.function(shared).lower(self.params, *arguments).compile()
+    function = self.function(shared)
+    about = f'{self.model} on {self.device.platform}, shared: {shared}'
+    if (traced := compilation_cache.traced(function, (self.params, *shapes), about)) is not None:
+      function = self._jitted(traced)
+    return function.lower(self.params, *shapes).compile()
 
 
 def _apply(model, platform, shared, params, noisy, inside):
   # The device need not be of JAX's default platform.
   with target_platform(platform):
-    return model.apply({'params': params}, noisy, inside if shared else None)
+    return model.apply({'params': params}, noisy, Inside(*inside) if shared else None)
 
 
 def shared_size(height: int, width: int) -> tuple[int, int]:

@@ -1,14 +1,18 @@
 """The persistent cache of compiled programs."""
 
 import os
+from pathlib import Path
 import warnings
 
 import jax
+import numpy as np
 import pytest
 
-from sadnet_jax.denoise import compilation_cache
+from sadnet_jax.denoise import compilation_cache, denoiser
+from sadnet_jax.nn.sadnet import SADNet
 from tests.support.command import ROOT, finish, start
 from tests.support.denoise_command import picture, write_weights
+from tests.support.small_networks import SMALL, image, random_variables
 
 
 @pytest.fixture
@@ -39,6 +43,56 @@ def test_the_users_own_cache_is_left_alone(tmp_path):
   assert compilation_cache.enable(tmp_path) is None
   assert jax.config.jax_compilation_cache_dir == own
   assert not list(tmp_path.iterdir())
+
+
+def _network(**fields):
+  model = SADNet(**SMALL, **fields)
+  return denoiser.CompiledNetwork(model, random_variables(model)['params'], jax.local_devices()[0])
+
+
+def _fail(*_):
+  raise AssertionError('the network is traced')
+
+
+@pytest.mark.usefixtures('no_cache')
+def test_a_traced_network_is_kept_for_later_runs(tmp_path, monkeypatch):
+  noisy = image(size=(40, 56))
+  wanted = _network()(noisy)
+  folder = compilation_cache.enable(tmp_path)
+  np.testing.assert_array_equal(_network()(noisy), wanted)
+  (kept,) = folder.glob('traced-*')
+
+  def traces_nothing():
+    with monkeypatch.context() as patched:
+      patched.setattr(SADNet, 'apply', _fail)
+      np.testing.assert_array_equal(_network()(noisy), wanted)
+
+  traces_nothing()
+  # A damaged file is not used, but replaced.
+  content = kept.read_bytes()
+  kept.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+  with pytest.raises(AssertionError, match='the network is traced'):
+    traces_nothing()
+  np.testing.assert_array_equal(_network()(noisy), wanted)
+  traces_nothing()
+
+
+@pytest.mark.usefixtures('no_cache')
+def test_another_network_size_or_setting_is_traced_anew(tmp_path, monkeypatch):
+  folder = compilation_cache.enable(tmp_path)
+  for i, (fields, size) in enumerate([({}, (8, 8)), ({'last_kernel': 1}, (8, 8)), ({}, (8, 72))]):
+    _network(**fields)(image(size=size))
+    assert len(list(folder.glob('traced-*'))) == i + 1
+  monkeypatch.setenv('JAX_DEFAULT_MATMUL_PRECISION', 'highest')
+  _network()(image())
+  assert len(list(folder.glob('traced-*'))) == 4
+
+
+def test_nothing_is_kept_beside_the_users_own_cache(tmp_path):
+  compilation_cache.enable(tmp_path)
+  _network()(image())
+  assert not list(tmp_path.iterdir())
+  assert not list(Path(jax.config.jax_compilation_cache_dir).glob('traced-*'))
 
 
 @pytest.mark.usefixtures('no_cache')

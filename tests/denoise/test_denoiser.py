@@ -21,7 +21,6 @@ from sadnet_jax.denoise.denoiser import (
 )
 from sadnet_jax.denoise.grey import as_colour, noise_deviation
 from sadnet_jax.images.photograph import BT601_LUMA
-from sadnet_jax.nn.blocks import Inside
 from sadnet_jax.nn.sadnet import SADNet
 from sadnet_jax.weights.safetensors import save_weights
 from tests.support.small_networks import SMALL, apply, random_variables
@@ -145,7 +144,7 @@ def test_a_size_that_repeats_gets_its_own_program(uncompiled):
 
 def test_blocks_of_samples_are_those_of_its_device(real, monkeypatch):
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-  arguments = real.params, np.zeros((1, 512, 512, 3), np.float32), Inside(512, 512)
+  arguments = real.params, np.zeros((1, 512, 512, 3), np.float32), (512, 512)
   text = real.network.function(shared=True).lower(*arguments).as_text()
   # 72 samples of each of 8192 pixels on a CPU, of 131072 elsewhere; see test_export.
   assert 'tensor<8192x72xf32>' in text

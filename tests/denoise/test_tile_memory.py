@@ -9,7 +9,6 @@ import pytest
 
 from sadnet_jax.denoise import denoiser, tile_memory
 from sadnet_jax.denoise.tiling import LONGEST_SIDE_PX, plan_tiles_by_area
-from sadnet_jax.nn.blocks import Inside
 from sadnet_jax.nn.sadnet import SADNet, param_shapes
 
 MODEL = SADNet()
@@ -26,7 +25,7 @@ def compiled_bytes(model, size=(512, 512), platform='cpu'):
     patch.setattr(jax, 'device_put', lambda params, device: params)
     network = denoiser.CompiledNetwork(model, {}, device)
   image = jax.ShapeDtypeStruct((1, *size, 3), np.float32)
-  inside = Inside(np.int32(size[0] - 8), np.int32(size[1] - 8))
+  inside = np.int32(size[0] - 8), np.int32(size[1] - 8)
   # The program for images of several sizes takes no less than one for a single size.
   lowered = network.function(shared=True).lower(param_shapes(model), image, inside)
   compiled = lowered.compile(compiler_options=QUICK)
