@@ -13,6 +13,7 @@ A patch costs 1 / m of decoding an image. For files of many megapixels use a lar
 import bisect
 import collections
 from collections.abc import Collection, Iterable, Iterator, Sequence
+import contextlib
 import itertools
 import os
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,6 +25,7 @@ import tensorflow as tf
 
 from sadnet_jax.data.examples import Example
 from sadnet_jax.images.arrays import MATLAB_LUMA
+from sadnet_jax.images.metadata import PNG_SIGNATURE
 
 if TYPE_CHECKING:
   from sadnet_jax.data.tiles import TileSet
@@ -60,15 +62,15 @@ class FileImages:
   """Image files, decoded on demand."""
 
   def __init__(self, examples: Sequence[Example], channels: int) -> None:
-    """Lists the files without opening them.
+    """Lists the files without decoding them.
 
     Args:
       examples: Images in a fixed order, each with one clean file, and all or none with a noisy file.
       channels: 3, or 1 (colour files are converted).
 
     Raises:
-      ValueError: An image has several clean files, TensorFlow cannot decode a file's format, or only some
-        images have noisy files.
+      ValueError: An image has several clean files, TensorFlow cannot decode a file's format as `read_image`
+        does, or only some images have noisy files.
     """
     for example in examples:
       if len(example.clean) != 1:
@@ -81,6 +83,11 @@ class FileImages:
           raise ValueError(
             f"{path}: data.reader = 'files' reads only {', '.join(SUFFIXES)}; convert the file, or use "
             "'tiles' or 'memory'"
+          )
+        if _has_16_bits(path):
+          # TensorFlow drops the lower 8, and knows no tags for white.
+          raise ValueError(
+            f"{path}: data.reader = 'files' reads only 8 bits, but the file has 16; use 'tiles' or 'memory'"
           )
     self.has_noisy = _all_or_none({example.name: example.noisy is not None for example in examples})
     self._channels = channels
@@ -163,6 +170,15 @@ def decode(content: Any, channels: int) -> Any:
   )
   image = tf.ensure_shape(image, [None, None, 3])
   return _rgb_to_gray(image) if channels == 1 else image
+
+
+def _has_16_bits(path):
+  """Whether a file is a PNG of 16 bits."""
+  # A missing file is reported when it is read.
+  with contextlib.suppress(OSError), open(path, 'rb') as file:
+    header = file.read(25)
+    return header.startswith(PNG_SIGNATURE) and header[24:] == b'\x10'
+  return False
 
 
 def _rgb_to_gray(rgb):

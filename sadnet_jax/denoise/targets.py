@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sadnet_jax.files import local_path, walk
 from sadnet_jax.images import INPUT_SUFFIXES, check_format, check_output, has_format, writable_name
+from sadnet_jax.images.reading import read_shape
 from sadnet_jax.images.reading import shown_path as shown
 
 COMPARISON_SUFFIX = '.compare.png'
@@ -120,7 +121,14 @@ def sizes_by_header(targets: Iterable[Target]) -> dict[Path, tuple[int, int] | N
   Returns:
     For each source, (height, width) in pixels; None if its header does not say.
   """
-  return {target.source: _size_by_header(target.source) for target in targets}
+  sizes: dict[Path, tuple[int, int] | None] = {}
+  for target in targets:
+    try:
+      sizes[target.source] = read_shape(target.source, decode=False)[:2]
+    # Whatever is wrong with the file is reported when it is read.
+    except ValueError:
+      sizes[target.source] = None
+  return sizes
 
 
 def group_by_size(targets: Iterable[Target], sizes: Mapping[Path, tuple[int, int] | None]) -> list[Target]:
@@ -134,20 +142,6 @@ def group_by_size(targets: Iterable[Target], sizes: Mapping[Path, tuple[int, int
   for target in targets:
     groups.setdefault(sizes[target.source], []).append(target)
   return [target for group in groups.values() for target in group]
-
-
-def _size_by_header(path):
-  from PIL import Image
-
-  try:
-    # Opening a pipe would block until its other end is opened.
-    if path.is_file():
-      with Image.open(path) as image:
-        return image.height, image.width
-  # Whatever is wrong with the file is reported when it is read.
-  except Exception:
-    return None
-  return None
 
 
 def _local_name(text):

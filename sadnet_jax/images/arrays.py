@@ -1,15 +1,22 @@
 """Images of data sets as 8-bit arrays: finding, reading and writing files."""
 
 from collections.abc import Sequence
+import logging
 from pathlib import Path
+import re
+import threading
 
 import numpy as np
 from PIL import Image
 
 from sadnet_jax.files import replacing, walk
 from sadnet_jax.images.photograph import to_8_bits
-from sadnet_jax.images.reading import read_photograph
+from sadnet_jax.images.reading import read_photograph, shown_path
 
+_LOGGER = logging.getLogger(__name__)
+# Kinds of notes that were logged in this process.
+logged_kinds: set[str] = set()
+_lock = threading.Lock()
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 # MATLAB's rgb2gray: the luma of ITU-R BT.601 with more digits than `photograph.BT601_LUMA`.
 MATLAB_LUMA = np.array([0.298936021293775, 0.587043074451121, 0.114020904255103])
@@ -58,7 +65,9 @@ def read_image(path: str | Path, channels: int) -> np.ndarray:
   """Reads an image as 8-bit grey or RGB.
 
   Takes what `read_photograph` takes. 16 bits are rounded to the nearest of 256 levels, floats are clipped
-  to [0, 1] first, palettes become RGB, and transparency is dropped. Pixels are not rotated by metadata.
+  to [0, 1] first, palettes become RGB, and transparency is dropped. Pixels are not rotated by metadata. What
+  the reader notes about a file, for example that its 16 bits are nearly black, is logged as a warning, each
+  kind of note once in a process.
 
   Args:
     path: The file.
@@ -70,12 +79,25 @@ def read_image(path: str | Path, channels: int) -> np.ndarray:
   Raises:
     ValueError: The file is not a readable image, or is grey where colour is wanted.
   """
-  pixels = to_8_bits(read_photograph(path).pixels)
+  photograph = read_photograph(path)
+  _log_once(path, photograph.notes)
+  pixels = to_8_bits(photograph.pixels)
   if pixels.shape[2] == 1 and channels == 3:
     raise ValueError(
       f'{path}: the image is grey, but colour is needed; for grey images use a config with model.channels = 1'
     )
   return rgb_to_gray(pixels) if pixels.shape[2] > channels else pixels
+
+
+def _log_once(path, notes):
+  for note in notes:
+    # Notes of one kind differ in their numbers.
+    kind = re.sub(r'\d+', '', note)
+    with _lock:
+      known = kind in logged_kinds
+      logged_kinds.add(kind)
+    if not known:
+      _LOGGER.warning('%s: %s; other files may be alike', shown_path(path), note)
 
 
 def rgb_to_gray(rgb: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ what they do not know: makers' notes hold offsets from the start of the EXIF blo
 
 from collections.abc import Iterable, Iterator
 import dataclasses
+import re
 import struct
 import zlib
 
@@ -18,6 +19,8 @@ _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 
 _BIG_TYPE_BYTES = {16: 8, 17: 8, 18: 8}
 _INTEGERS = {1: 'B', 3: 'H', 4: 'I', 7: 'B', 13: 'I', 16: 'Q', 18: 'Q'}
 _LAST_CLASSIC_TYPE = 13
+# Of one directory; libtiff reads no more either.
+MAX_TAGS = 4096
 # Tags whose value is the offset of another directory.
 EXIF, GPS, INTEROPERABILITY = 34665, 34853, 40965
 _POINTERS = (EXIF, GPS, INTEROPERABILITY)
@@ -146,6 +149,15 @@ def exif_made_upright(exif: bytes | None) -> bytes | None:
   return exif
 
 
+# An attribute or an element; without repetitions of any length, which crafted data could make slow.
+_XMP_ORIENTATION = re.compile(rb'(tiff:Orientation\s{0,9}(?:=\s{0,9}["\']|>)\s{0,9})[2-8](?=\s{0,9}["\'<])')
+
+
+def xmp_made_upright(xmp: bytes | None) -> bytes | None:
+  """The packet with tiff:Orientation 1 in place of another."""
+  return _XMP_ORIENTATION.sub(rb'\g<1>1', xmp) if xmp else xmp
+
+
 def has_resolution(exif: bytes | None) -> bool:
   """Whether an EXIF block says how many pixels there are per inch."""
   parsed = parse_exif(exif) if exif else None
@@ -190,6 +202,7 @@ class Directory:
     order: Byte order, '<' or '>'.
     entries: Values by tag.
     children: Directories that tags point to.
+    listed: Number of tags that it lists, those that could not be read included.
     next_offset: Where the next directory is, 0 if there is none.
     damaged: Whether some tags could not be read.
   """
@@ -197,8 +210,15 @@ class Directory:
   order: str
   entries: dict[int, Entry] = dataclasses.field(default_factory=dict)
   children: dict[int, 'Directory'] = dataclasses.field(default_factory=dict)
+  listed: int = 0
   next_offset: int = 0
   damaged: bool = False
+
+  @property
+  def value_bytes(self) -> int:
+    """Bytes of all values, those of children included."""
+    own = sum(len(entry.data) for entry in self.entries.values())
+    return own + sum(child.value_bytes for child in self.children.values())
 
   def integers(self, tag: int) -> tuple[int, ...]:
     """The values of a tag of whole numbers; empty if it is missing or of another type."""
@@ -273,13 +293,29 @@ def read_header(data) -> Header | None:
   return None
 
 
-def read_directory(data, header: Header, offset: int, *, depth: int = 2) -> Directory:
+def read_directory(
+  data,
+  header: Header,
+  offset: int,
+  *,
+  depth: int = 2,
+  max_tags: int = MAX_TAGS,
+  max_bytes: int | None = None,
+) -> Directory:
   """Reads the directory at an offset of a buffer, and those it points to.
 
   Tags of unknown types and values outside of the buffer are skipped and reported by ``damaged``.
 
+  Args:
+    data: The buffer.
+    header: Its header.
+    offset: Where the directory begins.
+    depth: How many levels of directories that it points to are read as well.
+    max_tags: Most tags that a directory may list.
+    max_bytes: Most bytes of all values that are read; None for as many as the buffer has.
+
   Raises:
-    ValueError: There is no directory at the offset.
+    ValueError: There is no directory at the offset, or it lists too many tags.
   """
   order = header.order
   count_form, offset_form, entry_bytes = ('Q', 'Q', 20) if header.big else ('H', 'I', 12)
@@ -289,11 +325,12 @@ def read_directory(data, header: Header, offset: int, *, depth: int = 2) -> Dire
     raise ValueError(f'the file is damaged or incomplete: its tags should be at byte {offset} of {len(data)}')
   (count,) = struct.unpack_from(order + count_form, data, offset)
   end = offset + head + count * entry_bytes
-  if end > len(data) or not 1 <= count <= 0xFFFF:
+  if end > len(data) or not 1 <= count <= max_tags:
     raise ValueError(f'the file is damaged or incomplete: it lists {count} tags at byte {offset}')
-  found = Directory(order)
-  # Values do not share their bytes; else a small file could hold a list of large ones.
-  room = len(data)
+  found = Directory(order, listed=count)
+  # Values do not share their bytes, those of other directories included; else a small file could hold a list
+  # of large ones.
+  room = len(data) if max_bytes is None else max_bytes
   for at in range(offset + head, end, entry_bytes):
     tag, kind, number = struct.unpack_from(order + 'HH' + offset_form, data, at)
     length = sizes.get(kind, 0) * number
@@ -309,18 +346,20 @@ def read_directory(data, header: Header, offset: int, *, depth: int = 2) -> Dire
     (found.next_offset,) = struct.unpack_from(order + offset_form, data, end)
   for tag in _POINTERS:
     if tag in found.entries:
-      _read_child(found, tag, data, header, depth)
+      _read_child(found, tag, data, header, depth, room)
+      room -= found.children[tag].value_bytes if tag in found.children else 0
   return found
 
 
-def _read_child(parent, tag, data, header, depth):
+def _read_child(parent, tag, data, header, depth, max_bytes):
   offsets = parent.integers(tag)
   del parent.entries[tag]
   try:
     if depth == 0 or len(offsets) != 1:
       raise ValueError
-    parent.children[tag] = read_directory(data, header, offsets[0], depth=depth - 1)
-    parent.damaged |= parent.children[tag].damaged
+    child = read_directory(data, header, offsets[0], depth=depth - 1, max_bytes=max_bytes)
+    parent.children[tag] = child
+    parent.damaged |= child.damaged
   except ValueError:
     parent.damaged = True
 

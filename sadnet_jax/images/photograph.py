@@ -88,7 +88,9 @@ class Photograph:
 
 
 def upright(photograph: Photograph) -> Photograph:
-  """Rotates and mirrors the pixels as the EXIF orientation asks, and sets the orientation to 1."""
+  """Rotates and mirrors the pixels as the EXIF orientation asks, and sets it to 1, in the XMP data too."""
+  if photograph.orientation == 1:
+    return photograph
   transposed, rows, columns = _TURNS[photograph.orientation]
 
   def turn(array):
@@ -96,12 +98,17 @@ def upright(photograph: Photograph) -> Photograph:
     return np.ascontiguousarray(array[:: -1 if rows else 1, :: -1 if columns else 1])
 
   metadata = photograph.metadata
-  dpi = metadata.dpi[::-1] if metadata.dpi and transposed else metadata.dpi
+  metadata = dataclasses.replace(
+    metadata,
+    exif=metadata_blocks.exif_made_upright(metadata.exif),
+    xmp=metadata_blocks.xmp_made_upright(metadata.xmp),
+    dpi=metadata.dpi[::-1] if metadata.dpi and transposed else metadata.dpi,
+  )
   return dataclasses.replace(
     photograph,
     pixels=turn(photograph.pixels),
     alpha=None if photograph.alpha is None else turn(photograph.alpha),
-    metadata=dataclasses.replace(metadata, exif=metadata_blocks.exif_made_upright(metadata.exif), dpi=dpi),
+    metadata=metadata,
   )
 
 

@@ -52,6 +52,8 @@ _OTHER_FORMATS = (
 )
 # Transfer functions of high dynamic range: PQ and HLG.
 _HDR_TRANSFERS = (16, 18)
+# OpenImageIO decodes JPEG XL when it opens a file.
+_DECODED_FOR_SHAPE = ('JPEG XL', 'camera raw')
 # OpenImageIO's names for the types in files: the type to read them as, and its bytes.
 _PIXEL_TYPES = {'uint8': ('uint8', 1), 'uint16': ('uint16', 2), 'half': ('float', 4), 'float': ('float', 4)}
 
@@ -98,11 +100,16 @@ def read_photograph(
       return _READERS[form](Path(path))
 
 
-def read_shape(path: str | Path) -> tuple[int, int, int]:
+def read_shape(path: str | Path, *, decode: bool = True) -> tuple[int, int, int]:
   """Reads height, width and channels (1 or 3) of a photograph, for most formats from the header alone.
 
+  Args:
+    path: The file.
+    decode: Whether to decode JPEG XL and camera raw, which takes as long as reading the photograph.
+
   Raises:
-    ValueError: See `read_photograph`; damage after the header goes unnoticed.
+    ValueError: See `read_photograph`; or the file must be decoded and may not. Damage after the header goes
+      unnoticed.
   """
   path = Path(path)
   with _explained_errors(path):
@@ -111,7 +118,13 @@ def read_shape(path: str | Path) -> tuple[int, int, int]:
       with path.open('rb') as file:
         width, height, colour_type = struct.unpack('>16xIIxB', file.read(26))
       return height, width, 1 if colour_type in (0, 4) else 3
-    if form not in ('HEIC', 'camera raw'):
+    if form == 'HEIC':
+      with path.open('rb') as file:
+        image = _pillow_heif().open_heif(file, convert_hdr_to_8bit=False)
+        return *reversed(image.size), 1 if image.mode[0] in 'LI' else 3
+    if form in _DECODED_FOR_SHAPE and not decode:
+      raise ValueError(f'the header of this {form} file does not say its size')
+    if form != 'camera raw':
       with _opened(path) as reader:
         spec = reader.spec()
       return spec.height, spec.width, 1 if spec.nchannels < 3 else 3
@@ -286,12 +299,14 @@ def _in_full_range(array, given, tagged):
     likely = 2 ** brightest.bit_length() - 1
     note = (
       f'its values use less than a sixteenth of the range of 16 bits: the highest is {brightest}; if white '
-      f'is {likely}, pass --white-level {likely}'
+      f'is {likely}, pass --white-level {likely} to sadnet-denoise, or scale them to the full range'
     )
     return array, None, [note] if dark else []
   if level == _FULL_WHITE:
     return array, None, []
-  notes = [] if given is not None else [f'white is {level} by its tags (--white-level sets another)']
+  notes = (
+    [] if given is not None else [f'white is {level} by its tags (sadnet-denoise --white-level sets another)']
+  )
   if brightest > level:
     notes.append(f'its values above the white level {level} (the highest is {brightest}) are clipped')
   return to_full_range(array, level), level, notes
@@ -564,7 +579,9 @@ _TIFF_JPEG = (6, 7)
 _OTHER_COMPRESSIONS = {
   34887: 'LERC', 34925: 'LZMA', 50000: 'Zstandard', 50001: 'WebP', 50002: 'JPEG XL', 52546: 'JPEG XL',
 }  # fmt: skip
-_MAX_PAGES = 1000
+# Tags of all pages after the first together, and bytes of the values that are read of each.
+_MAX_PAGE_TAGS = 2**16
+_MAX_PAGE_BYTES = 1024
 # Bytes of pixels per stored byte: none without compression, less than this with any.
 _MAX_TIFF_EXPANSION = 3000
 
@@ -639,20 +656,26 @@ def _tiff_exif(tags):
 
 
 def _check_pages(data, header, tags):
-  pages, others, seen, offset = 1, 0, {header.offset}, tags.next_offset
-  while offset and offset not in seen and len(seen) < _MAX_PAGES:
+  pages, others, seen, offset, left = 1, 0, {header.offset}, tags.next_offset, _MAX_PAGE_TAGS
+  damaged = False
+  while offset and offset not in seen and not damaged:
     seen.add(offset)
+    most = min(left, blocks.MAX_TAGS)
     try:
-      page = blocks.read_directory(data, header, offset, depth=0)
+      page = blocks.read_directory(data, header, offset, depth=0, max_tags=most, max_bytes=_MAX_PAGE_BYTES)
     except ValueError:
-      return ['what follows its first page is damaged and was ignored']
+      damaged = True
+      continue
+    left -= page.listed
     # Reduced images and masks of the first page are no pages.
     reduced = page.number(254) & 5 or page.number(255) == 2
     pages, others = pages + (not reduced), others + bool(reduced)
     offset = page.next_offset
   if pages > 1:
-    raise ValueError(f'is a TIFF file of {pages} pages; save them as files of one page')
-  return ['its thumbnails or masks were ignored'] if others else []
+    count = f'{pages} or more' if damaged else str(pages)
+    raise ValueError(f'is a TIFF file of {count} pages; save them as files of one page')
+  notes = ['its thumbnails or masks were ignored'] if others else []
+  return notes + ['what follows its first page is damaged and was ignored'] * damaged
 
 
 def _check_tiff(tags, file_bytes):
@@ -762,17 +785,22 @@ def _read_jxl(path, linear):
   if b'brob' in boxes:
     notes += ('its compressed EXIF or XMP data were ignored',)
   # The decoder has rotated the pixels already.
-  metadata = Metadata(profile, blocks.exif_made_upright(exif), boxes.get(b'xml ') or None)
+  xmp = blocks.xmp_made_upright(boxes.get(b'xml ') or None)
+  metadata = Metadata(profile, blocks.exif_made_upright(exif), xmp)
   return Photograph(pixels, alpha, metadata, lossless=False, linear=linear, notes=notes + exif_notes)
 
 
-def _read_heic(path):
+def _pillow_heif():
   try:
     import pillow_heif
   except ImportError as error:
     raise ValueError("HEIC files need pillow-heif: pip install 'sadnet-jax[heic]'") from error
+  return pillow_heif
+
+
+def _read_heic(path):
   with path.open('rb') as file:
-    image = pillow_heif.open_heif(file, convert_hdr_to_8bit=False)
+    image = _pillow_heif().open_heif(file, convert_hdr_to_8bit=False)
     width, height = image.size
     check_size(width, height, 8)
     if image.info.get('nclx_profile', {}).get('transfer_characteristics') in _HDR_TRANSFERS:
@@ -786,7 +814,8 @@ def _read_heic(path):
   if len(image) > 1:
     notes += ('its further images were ignored',)
   # The decoder has rotated the pixels already.
-  metadata = Metadata(profile, blocks.exif_made_upright(exif), image.info.get('xmp') or None)
+  xmp = blocks.xmp_made_upright(image.info.get('xmp') or None)
+  metadata = Metadata(profile, blocks.exif_made_upright(exif), xmp)
   return Photograph(pixels, alpha, metadata, lossless=False, notes=notes)
 
 

@@ -104,10 +104,12 @@ def check_output(path: str | Path, photograph: Photograph | None = None) -> None
   form = _FORMATS[path.suffix.lower()]
   if path.is_dir():
     raise ValueError(f'{shown}: is a folder; give the name of a file')
-  if not path.parent.is_dir():
-    raise ValueError(f'{shown}: the folder {shown_path(path.parent)} does not exist; create it')
-  if not os.access(path.parent, os.W_OK):
-    raise ValueError(f'{shown}: its folder may not be written to; choose another')
+  # Where the file is written: `replacing` follows links.
+  folder = Path(os.path.realpath(path)).parent if path.is_symlink() else path.parent
+  if not folder.is_dir():
+    raise ValueError(f'{shown}: the folder {shown_path(folder)} does not exist; create it')
+  if not os.access(folder, os.W_OK | os.X_OK):
+    raise ValueError(f'{shown}: no permission to write into the folder {shown_path(folder)}; choose another')
   if photograph is None:
     return
   height, width = photograph.pixels.shape[:2]

@@ -11,6 +11,7 @@ import tensorflow as tf
 from sadnet_jax.data import layouts, tiles
 from sadnet_jax.data.examples import Example, read_example
 from sadnet_jax.data.pipeline import FileImages, TileImages, decode, patches
+from sadnet_jax.images import Photograph, write_photograph
 from sadnet_jax.images.arrays import read_image, rgb_to_gray
 from tests.support.labelled_images import labelled_image, write_examples
 
@@ -78,6 +79,14 @@ def test_pixels_are_those_that_pillow_reads(tmp_path, kind, options, channels):
   loaded = _load(FileImages([Example('image', 'image', (path,), None)], channels), 0)
   assert set(loaded) == {'clean'}
   np.testing.assert_array_equal(loaded['clean'], read_image(path, channels))
+
+
+def test_16_bits_which_tensorflow_would_cut_off_are_refused(tmp_path):
+  write_photograph(tmp_path / 'a.png', Photograph(np.full((8, 8, 3), 900, np.uint16)))
+  with pytest.raises(
+    ValueError, match=r"a\.png: data.reader = 'files' reads only 8 bits, but .*; use 'tiles'"
+  ):
+    FileImages([Example('a', 'a', (tmp_path / 'a.png',), None)], 3)
 
 
 @pytest.mark.parametrize('kind', ['PNG', 'JPEG'])

@@ -1,11 +1,19 @@
 """Which pictures are denoised, and the output of each."""
 
 import os
+import struct
 
+import numpy as np
+from PIL import Image
+import pillow_heif
 import pytest
 
-from sadnet_jax.denoise.targets import find_targets, split_existing
+from sadnet_jax.denoise.targets import Target, find_targets, sizes_by_header, split_existing
+from sadnet_jax.images import write_photograph
+from sadnet_jax.images.reading import read_shape
 from tests.support.denoise_command import picture
+from tests.support.malformed_images import png_file
+from tests.support.photograph_files import random_photograph, write_dng
 from tests.support.work import growth
 
 
@@ -168,6 +176,25 @@ def test_a_folder_that_cannot_be_written_to_is_refused(folder, monkeypatch):
   with pytest.raises(ValueError, match=r'no permission to write into the folder \.; choose another'):
     find_targets(['a.png'], 'out/deep')
   assert not (folder / 'out').exists()
+
+
+def test_sizes_are_read_from_headers_alone(folder):
+  photograph = random_photograph(20, 30, dtype=np.uint8)
+  for extension in ('.png', '.jpg', '.tif', '.webp', '.bmp', '.exr', '.jxl'):
+    write_photograph(folder / f'a{extension}', photograph)
+  pillow_heif.from_pillow(Image.fromarray(photograph.pixels)).save(folder / 'a.heic')
+  write_dng(folder / 'a.dng')
+  # More pixels than Pillow opens, and none to decode.
+  header = struct.pack('>IIBBBBB', 20_000, 10_000, 8, 2, 0, 0, 0)
+  (folder / 'large.png').write_bytes(png_file([(b'IHDR', header)]))
+  (folder / 'bad.png').write_bytes(b'')
+  sizes = sizes_by_header(Target(path, path) for path in folder.iterdir())
+  unknown = {'a.jxl', 'a.dng', 'bad.png'}
+  assert {path.name for path, size in sizes.items() if size is None} == unknown
+  assert sizes.pop(folder / 'large.png') == (10_000, 20_000)
+  assert {size for path, size in sizes.items() if path.name not in unknown} == {(20, 30)}
+  # Where it is worth decoding, the shape is known.
+  assert (read_shape(folder / 'a.jxl'), read_shape(folder / 'a.heic')) == ((20, 30, 3), (20, 30, 3))
 
 
 @pytest.mark.parametrize('options', [{}, {'compare': True}, {'compare': True, 'skip_existing': True}])

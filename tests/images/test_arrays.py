@@ -5,7 +5,7 @@ from PIL import Image
 import pytest
 
 from sadnet_jax.data.folders import find_data_dir
-from sadnet_jax.images import Photograph, write_photograph
+from sadnet_jax.images import Photograph, arrays, write_photograph
 from sadnet_jax.images.arrays import find_images, read_image, rgb_to_gray, write_png
 from sadnet_jax.images.reading import read_shape
 
@@ -107,3 +107,19 @@ def test_a_damaged_header_has_no_shape(tmp_path):
   (tmp_path / 'a.png').write_bytes(b'\x89PNG\r\n\x1a\n\0')
   with pytest.raises(ValueError, match=r'a\.png: the file is damaged or incomplete'):
     read_shape(tmp_path / 'a.png')
+
+
+def test_notes_of_the_reader_are_logged_once_for_each_kind(tmp_path, caplog, monkeypatch):
+  monkeypatch.setattr(arrays, 'logged_kinds', set())
+  for number in range(3):
+    Image.fromarray(np.full((8, 8), 900 + number, np.uint16)).save(tmp_path / f'dark{number}.png')
+    Image.fromarray(_colour(8, 8)).save(tmp_path / f'{number}.tif', icc_profile=bytes(200))
+  for path in sorted(tmp_path.iterdir(), reverse=True):
+    read_image(path, 1)
+  dark, profile = [record.getMessage() for record in caplog.records]
+  assert dark.startswith(
+    f'{tmp_path}/dark2.png: its values use less than a sixteenth of the range of 16 bits'
+  )
+  assert 'the highest is 902; if white is 1023, ' in dark
+  assert profile.startswith(f'{tmp_path}/2.tif: its colour profile is damaged and was ignored')
+  assert {record.levelname for record in caplog.records} == {'WARNING'}

@@ -316,7 +316,11 @@ def test_a_dark_png_that_its_tags_brighten_stays_dark_with_white_of_the_full_ran
   chunks = png_chunks((tmp_path / 'a.png').read_bytes())
   (tmp_path / 'a.png').write_bytes(png_file([chunks[0], (b'sBIT', bytes([12] * 3)), *chunks[1:]]))
   for given, level, notes in (
-    (None, round(2000 / 4095 * 255), ('white is 4095 by its tags (--white-level sets another)',)),
+    (
+      None,
+      round(2000 / 4095 * 255),
+      ('white is 4095 by its tags (sadnet-denoise --white-level sets another)',),
+    ),
     (65535, round(2000 / 65535 * 255), ()),
   ):
     photograph = read_photograph(tmp_path / 'a.png', white_level=given)

@@ -2,11 +2,13 @@
 
 import io
 import struct
+import time
 import tracemalloc
 import zlib
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin
+import pillow_heif
 import pytest
 import tifffile
 
@@ -100,6 +102,40 @@ def test_portraits_are_stored_upright_where_viewers_may_ignore_the_orientation(t
   assert (read.metadata.exif is None) == (extension in ('.bmp', '.exr', '.jpg'))
   wanted = np.rot90(photograph.pixels, -1).astype(int)
   np.testing.assert_allclose(to_8_bits(read.pixels), wanted, atol=5 if extension == '.jpg' else 0)
+
+
+_ORIENTED_XMP = (
+  b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="%d"/>',
+  b"<rdf:Description tiff:Orientation = '%d' tiff:Make='6'/>",
+  b'<rdf:li><tiff:Orientation> %d </tiff:Orientation><tiff:Make>6</tiff:Make></rdf:li>',
+)
+
+
+@pytest.mark.parametrize('xmp', _ORIENTED_XMP)
+@pytest.mark.parametrize('extension', ['.png', '.webp', '.jxl', '.tif', '.jpg'])
+def test_the_orientation_in_xmp_data_is_that_of_the_pixels(tmp_path, extension, xmp):
+  metadata = Metadata(exif=exif_block(orientation=6), xmp=xmp % 6)
+  write_photograph(tmp_path / f'a{extension}', smooth_photograph(metadata=metadata))
+  read = read_photograph(tmp_path / f'a{extension}')
+  assert read.metadata.xmp == xmp % read.orientation
+  assert read.orientation == (6 if extension in ('.tif', '.jpg') else 1)
+
+
+def test_decoders_that_turn_the_pixels_leave_no_orientation_in_xmp_data(tmp_path):
+  xmp = _ORIENTED_XMP[0]
+  image = Image.fromarray(smooth_photograph().pixels)
+  pillow_heif.from_pillow(image).save(tmp_path / 'a.heic', xmp=xmp % 6, exif=b'Exif\0\0' + exif_block())
+  write_photograph(tmp_path / 'a.jxl', smooth_photograph(metadata=Metadata(xmp=xmp % 6)))
+  for name in ('a.heic', 'a.jxl'):
+    read = read_photograph(tmp_path / name)
+    assert (read.orientation, read.metadata.xmp) == (1, xmp % 1)
+
+
+def test_crafted_xmp_data_take_no_longer_than_others():
+  start = time.process_time()
+  for crafted in (b'tiff:Orientation', b'tiff:Orientation ', b'tiff:Orientation="'):
+    assert metadata.xmp_made_upright(crafted * 500_000) == crafted * 500_000
+  assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize('source', ['.jpg', '.png', '.webp', '.tif'])

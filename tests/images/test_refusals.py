@@ -14,6 +14,7 @@ import numpy as np
 import OpenImageIO
 from PIL import Image
 import pytest
+import tifffile
 
 from sadnet_jax.images import (
   MAX_PIXELS,
@@ -26,7 +27,14 @@ from sadnet_jax.images import (
   writing,
 )
 from sadnet_jax.images import photograph as photograph_module
-from tests.support.malformed_images import malformed_images, png_chunks, png_file, sound_images
+from tests.support.malformed_images import (
+  malformed_images,
+  png_chunks,
+  png_file,
+  sound_images,
+  tiff_of_overlapping_pages,
+  tiff_of_overlapping_tags,
+)
 from tests.support.photograph_files import assert_same_pixels, opened, random_photograph, write_file
 
 
@@ -237,9 +245,29 @@ def test_outputs_are_checked_before_the_work(tmp_path, monkeypatch):
     check_output(tmp_path / 'a.tif', Photograph(large))
   check_output(tmp_path / 'a.tif', Photograph(large[:10_000]))
   monkeypatch.setattr(writing.os, 'access', lambda *_: False)
-  with pytest.raises(ValueError, match='its folder may not be written to'):
+  with pytest.raises(ValueError, match=r'no permission to write into the folder .*; choose another'):
     check_output(tmp_path / 'a.png')
   assert sorted(p.name for p in tmp_path.iterdir()) == ['folder.png']
+
+
+def test_a_link_is_checked_where_it_leads(tmp_path, monkeypatch):
+  for name in ('links', 'pictures'):
+    (tmp_path / name).mkdir()
+  link = tmp_path / 'links' / 'a.png'
+  link.symlink_to('../pictures/b.png')
+  closed = tmp_path / 'links'
+  monkeypatch.setattr(writing.os, 'access', lambda path, mode: Path(path) != closed)
+  check_output(link)
+  write_photograph(link, random_photograph())
+  assert link.is_symlink()
+  assert (tmp_path / 'pictures' / 'b.png').exists()
+  closed = tmp_path / 'pictures'
+  with pytest.raises(ValueError, match=r'links/a\.png: no permission to write into the folder .*/pictures;'):
+    check_output(link)
+  link.unlink()
+  link.symlink_to('../nowhere/b.png')
+  with pytest.raises(ValueError, match=r'links/a\.png: the folder .*/nowhere does not exist; create it'):
+    check_output(link)
 
 
 @pytest.mark.parametrize('error', [OSError(28, 'No space left on device'), ValueError('bad luck')])
@@ -278,6 +306,34 @@ def test_text_that_takes_gigabytes_when_decompressed_is_refused_quickly(sound, t
   ):
     read_photograph(path)
   assert time.process_time() - start < 2
+
+
+def test_tiff_files_of_overlapping_pages_are_read_quickly(tmp_path):
+  for tags in (60_000, 4000):
+    path = write_file(tmp_path / 'a.tif', tiff_of_overlapping_pages(1000, tags))
+    start = time.process_time()
+    photograph = read_photograph(path)
+    assert time.process_time() - start < 2
+    assert 'what follows its first page is damaged and was ignored' in photograph.notes
+
+
+def test_the_tags_of_a_tiff_file_take_no_more_than_the_file(tmp_path):
+  path = write_file(tmp_path / 'a.tif', tiff_of_overlapping_tags())
+  photograph = read_photograph(path)
+  assert photograph.notes == ('some of its tags are damaged and were ignored',)
+  assert 500_000 < len(photograph.metadata.exif) < path.stat().st_size + 100_000
+
+
+def test_pages_before_damage_are_pages(tmp_path):
+  buffer = io.BytesIO()
+  tifffile.imwrite(buffer, np.zeros((3, 8, 8, 3), np.uint8), photometric='rgb', metadata=None)
+  buffer.seek(0)
+  with tifffile.TiffFile(buffer) as file:
+    third = file.pages[2].offset
+  data = bytearray(buffer.getvalue())
+  data[third : third + 2] = b'\xff\xff'
+  with pytest.raises(ValueError, match='is a TIFF file of 2 or more pages; save them as files of one page'):
+    read_photograph(write_file(tmp_path / 'a.tif', data))
 
 
 def test_arrays_of_other_shapes_and_dtypes_are_refused():

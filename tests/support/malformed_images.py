@@ -147,6 +147,36 @@ def _tiff(array, options):
   return buffer.getvalue()
 
 
+def tiff_of_overlapping_pages(pages: int, tags: int) -> bytes:
+  """A small TIFF file with many more pages, each a list of many tags, whose bytes they share."""
+  data = bytearray(_tiff(np.zeros((8, 8, 3), np.uint8), {'photometric': 'rgb'}))
+  (first,) = struct.unpack_from('<I', data, 4)
+  (count,) = struct.unpack_from('<H', data, first)
+  start = len(data) + len(data) % 2
+  # The page after the first.
+  struct.pack_into('<I', data, first + 2 + 12 * count, start)
+  # Every 12 bytes begins a page: its number of tags, and a tag that says that it is a reduced image.
+  body = bytearray((pages + tags) * struct.pack('<HHHIH', tags, 254, 3, 1, 1))
+  for page in range(pages - 1):
+    struct.pack_into('<I', body, 12 * (page + tags) + 2, start + 12 * (page + 1))
+  return bytes(data).ljust(start, b'\0') + bytes(body)
+
+
+def tiff_of_overlapping_tags() -> bytes:
+  """A TIFF file of a megabyte whose tags for EXIF, GPS and interoperability all list all of its bytes."""
+  data = bytearray(_tiff(np.zeros((8, 8, 3), np.uint8), {'photometric': 'rgb'}))
+  (first,) = struct.unpack_from('<I', data, 4)
+  (count,) = struct.unpack_from('<H', data, first)
+  entries = [bytes(data[at : at + 12]) for at in range(first + 2, first + 2 + 12 * count, 12)]
+  start, size, tags = len(data) + len(data) % 2, 1000, range(400, 1400)
+  end = start + 2 + 12 * (count + len(tags) + 3) + 4
+  entries += [struct.pack('<HHII', tag, 7, size, end) for tag in tags if tag not in range(512, 701)]
+  entries += [struct.pack('<HHII', tag, 4, 1, start) for tag in (34665, 34853, 40965)]
+  data[4:8] = struct.pack('<I', start)
+  table = struct.pack('<H', len(entries)) + b''.join(sorted(entries, key=lambda e: e[1::-1]))
+  return (bytes(data).ljust(start, b'\0') + table + bytes(4)).ljust(end, b'\0') + bytes(len(tags) * size)
+
+
 def _png(colour, passes=((0, 0, 1, 1),)):
   """A PNG of pixels only, in Adam7's seven passes or in one."""
   height, width, channels = colour.shape
