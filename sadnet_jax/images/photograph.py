@@ -9,6 +9,7 @@ from sadnet_jax.images import metadata as metadata_blocks
 from sadnet_jax.images.metadata import Metadata
 from sadnet_jax.machine import free_host_bytes
 
+FULL_WHITE = 65535
 # 500 megapixels: three times the largest sensors, and 3 GB as 16-bit colour.
 MAX_PIXELS = 500_000_000
 # Luma of gamma-encoded R, G and B, ITU-R BT.601.
@@ -35,6 +36,10 @@ _FIELD_NAMES = {
   'comment': 'comment',
   'dpi': 'resolution (dpi)',
 }
+
+
+class DecodingError(Exception):
+  """What a decoder says about a damaged file."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

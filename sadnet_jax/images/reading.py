@@ -1,7 +1,7 @@
 """Reads photographs: the first bytes of a file decide its format, never its extension.
 
 OpenImageIO decodes the pixels. What could hang, print or exhaust memory there is refused before: sizes by
-the header, repeated scans and compressed text by their number, damaged PNG pixels (of which libpng prints).
+the header, repeated scans by their number, and what `png` and `tiff` check.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +13,6 @@ import struct
 import tempfile
 import threading
 import warnings
-import zlib
 
 import numpy as np
 import OpenImageIO
@@ -21,16 +20,23 @@ from PIL import JpegImagePlugin
 
 from sadnet_jax.files import one_line
 from sadnet_jax.images import metadata as blocks
+from sadnet_jax.images import png, tiff
 from sadnet_jax.images.metadata import Directory, Metadata
-from sadnet_jax.images.photograph import MAX_PIXELS, Photograph, check_size, srgb_from_linear, to_full_range
+from sadnet_jax.images.photograph import (
+  FULL_WHITE,
+  MAX_PIXELS,
+  DecodingError,
+  Photograph,
+  check_size,
+  srgb_from_linear,
+  to_full_range,
+)
 
 _READABLE = 'PNG, JPEG, TIFF, WebP, BMP, OpenEXR, JPEG XL, HEIC or camera raw'
 _HEAD_BYTES = 32
 # Twice the bytes of 16-bit colour and transparency, to leave room for metadata.
 _MAX_FILE_BYTES = 16 * MAX_PIXELS
 _LONGEST_REASON = 200
-# All text and profiles of a PNG file together, decompressed.
-_MAX_METADATA_BYTES = 32 * 2**20
 _TIFF_STARTS = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 _RAW_STARTS = (b'FUJIFILMCCD-RAW', b'IIRO', b'IIRS', b'MMOR', b'IIU\0')
 _HEIC_BRANDS = (b'heic', b'heix', b'hevc', b'mif1', b'msf1')
@@ -84,8 +90,8 @@ def read_photograph(
     ValueError: The file is missing, unreadable, of another format or kind, damaged, incomplete, or too large,
       or its format needs an extra that is not installed; or ``white_level`` is out of range.
   """
-  if white_level is not None and not 1 <= white_level <= _FULL_WHITE:
-    raise ValueError(f'white_level is {white_level}, but must be from 1 to {_FULL_WHITE}')
+  if white_level is not None and not 1 <= white_level <= FULL_WHITE:
+    raise ValueError(f'white_level is {white_level}, but must be from 1 to {FULL_WHITE}')
   with _explained_errors(path):
     form = _format_of(Path(path))
     with warnings.catch_warnings():
@@ -156,10 +162,6 @@ def shown_path(path: str | Path) -> str:
   return text if text.isprintable() else repr(text)
 
 
-class _DecodingError(Exception):
-  """What a decoder says about a damaged file."""
-
-
 def _format_of(path):
   """The name of the format that a file's first bytes say."""
   if path.is_dir():
@@ -194,6 +196,11 @@ def _format_of(path):
     if head.startswith(start):
       raise ValueError(f'is {name}; {advice} (readable are {_READABLE} files)')
   raise ValueError(f'is not an image file of a known format (readable are {_READABLE} files)')
+
+
+def _is_raw_tiff(path):
+  with _contents(path) as data:
+    return tiff.is_raw(data)
 
 
 def _format_of_brand(brand):
@@ -234,7 +241,7 @@ def _opened(path) -> Iterator[OpenImageIO.ImageInput]:
   with encodable_name(path) as name:
     reader = OpenImageIO.ImageInput.open(name, options)
     if reader is None:
-      raise _DecodingError(OpenImageIO.geterror())
+      raise DecodingError(OpenImageIO.geterror())
     try:
       yield reader
     finally:
@@ -265,15 +272,14 @@ def _decode(path, max_pixels=float('inf'), *, single=True):
     check_size(spec.width, spec.height, spec.nchannels * sample_bytes, max_pixels)
     array = reader.read_image(0, 0, 0, spec.nchannels, wanted)
     if error := reader.geterror():
-      raise _DecodingError(error)
+      raise DecodingError(error)
     if array is None:
-      raise _DecodingError('it has no pixels')
+      raise DecodingError('it has no pixels')
     if single and reader.seek_subimage(1, 0):
       raise ValueError('holds several images or frames; save one of them')
   return array, spec
 
 
-_FULL_WHITE = 65535
 # Where a 16-bit file uses less than a sixteenth of its range, its white is probably another.
 _SUSPICIOUSLY_DARK = 2**12
 
@@ -302,7 +308,7 @@ def _in_full_range(array, given, tagged):
       f'is {likely}, pass --white-level {likely} to sadnet-denoise, or scale them to the full range'
     )
     return array, None, [note] if dark else []
-  if level == _FULL_WHITE:
+  if level == FULL_WHITE:
     return array, None, []
   notes = (
     [] if given is not None else [f'white is {level} by its tags (sadnet-denoise --white-level sets another)']
@@ -349,7 +355,7 @@ def _read_jpeg(path):
     size = len(data)
     # Real files have about ten, and each decodes the whole image.
     if scans > _MAX_JPEG_SCANS:
-      raise _DecodingError(f'it has {scans} scans, more than {_MAX_JPEG_SCANS}')
+      raise DecodingError(f'it has {scans} scans, more than {_MAX_JPEG_SCANS}')
   # Not `with ... as image`, whose type Pillow 12 declares as that of any image.
   image = JpegImagePlugin.JpegImageFile(path)
   with image:
@@ -408,25 +414,6 @@ def _joined_profile(parts):
   return b''.join(part for *_, part in numbered) if complete else b'incomplete'
 
 
-# Bit depths and channels of each PNG colour type: grey, RGB, palette, grey and alpha, RGB and alpha.
-_PNG_TYPES: Mapping[int, tuple[tuple[int, ...], int]] = {
-  0: ((1, 2, 4, 8, 16), 1),
-  2: ((8, 16), 3),
-  3: ((1, 2, 4, 8), 1),
-  4: ((8, 16), 2),
-  6: ((8, 16), 4),
-}
-# First column and row, and steps, of the seven passes of an interlaced PNG.
-_PNG_PASSES = (
-  (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2),
-)  # fmt: skip
-_PNG_TEXTS = (b'tEXt', b'zTXt', b'iTXt')
-_PNG_LENGTHS = {b'tIME': 7, b'gAMA': 4, b'cHRM': 32, b'sRGB': 1, b'cICP': 4}
-# Bytes that Deflate makes of one.
-_MAX_INFLATION = 1032
-_STEP_BYTES = 2**20
-
-
 def _read_png(path, white_level):
   with _contents(path) as data:
     all_chunks = list(blocks.png_chunks(data))
@@ -438,9 +425,8 @@ def _read_png(path, white_level):
     raise ValueError(f'is an animated PNG of {frames} frames; save one of them')
   if len(named.get(b'cICP', b'')) == 4 and named[b'cICP'][1] in _HDR_TRANSFERS:
     raise ValueError('is a PNG of high dynamic range (PQ or HLG); convert it to sRGB')
-  metadata_parts = _png_metadata(chunks, named, notes)
-  stored = [content for kind, content in chunks if kind == b'IDAT']
-  _check_png_pixels(chunks, named, stored)
+  metadata_parts = png.read_metadata(chunks, named, notes)
+  png.check_pixels(chunks)
   array, _ = _decode(path)
   bits = max(named.get(b'sBIT', b'') or b'\0')
   pixels, alpha = _split(array, 1 if array.shape[2] < 3 else 3)
@@ -453,168 +439,17 @@ def _read_png(path, white_level):
   return Photograph(pixels, alpha, Metadata(**parts), notes=tuple(notes), white_level=white_level)
 
 
-def _png_metadata(chunks, named, notes):
-  """All but EXIF, with the profile unchecked; refuses text without end."""
-  budget = _MAX_METADATA_BYTES
-  xmp, profile, kept = None, None, []
-  for kind, content in chunks:
-    text = None
-    if kind in _PNG_TEXTS or kind == b'iCCP':
-      text = _png_text(kind, content, budget)
-      budget -= len(text or b'')
-      if budget <= 0:
-        raise ValueError(
-          f'the text and profiles in the PNG file take more than {_MAX_METADATA_BYTES:,} bytes; '
-          'save it without them'
-        )
-    elif kind not in _PNG_LENGTHS:
-      continue
-    if text is None and len(content) != _PNG_LENGTHS.get(kind):
-      notes.append(f'its damaged chunk {kind!r} was ignored')
-    elif kind == b'iCCP':
-      profile = profile or text
-    elif kind == b'iTXt' and content.startswith(blocks.PNG_XMP_KEYWORD + b'\0'):
-      xmp = xmp or text or None
-    else:
-      kept.append((kind, content))
-  dpi = None
-  if len(named.get(b'pHYs', b'')) == 9:
-    x, y, unit = struct.unpack('>IIB', named[b'pHYs'])
-    dpi = (x * blocks.METRES_PER_INCH, y * blocks.METRES_PER_INCH) if unit == 1 and x and y else None
-  return Metadata(icc_profile=profile, xmp=xmp, dpi=dpi, png_chunks=tuple(kept))
-
-
-def _png_text(kind, content, max_bytes):
-  """The text or profile of a chunk, at most ``max_bytes`` of it; None if it is damaged."""
-  rest = content.partition(b'\0')[2]
-  if kind == b'tEXt':
-    return content
-  if kind == b'iTXt':
-    # Two flags, then language and translated keyword.
-    text = rest[2:].split(b'\0', 2)[-1]
-    return _inflated(text, max_bytes) if rest[:1] == b'\1' else text
-  return _inflated(rest[1:], max_bytes)
-
-
-def _inflated(content, max_bytes):
-  stream = zlib.decompressobj()
-  try:
-    text = stream.decompress(content, max_bytes)
-  except zlib.error:
-    return None
-  return text if stream.eof or len(text) == max_bytes else None
-
-
-def _check_png_pixels(chunks, named, stored):
-  """Inflates the pixels step by step, to refuse damage before libpng prints messages about it."""
-  kind, content = chunks[0] if chunks else (b'', b'')
-  if kind != b'IHDR' or len(content) != 13:
-    raise _DecodingError('it has no header')
-  width, height, depth, colour_type, compression, filters, interlaced = struct.unpack('>IIBBBBB', content)
-  depths, channels = _PNG_TYPES.get(colour_type, ((), 0))
-  if depth not in depths or compression or filters or interlaced > 1:
-    raise _DecodingError(f'its header says colour type {colour_type} of {depth} bits')
-  bits = depth * channels
-  max_pixels = (sum(map(len, stored)) + 8) * _MAX_INFLATION * 8 / bits
-  check_size(width, height, max(1, bits // 8), max_pixels)
-  order = [kind for kind, _ in chunks]
-  first = order.index(b'IDAT')
-  whole = order[first : first + len(stored)] == [b'IDAT'] * len(stored) and order.count(b'IHDR') == 1
-  palettes = [len(content) for kind, content in chunks[:first] if kind == b'PLTE']
-  palette_fits = colour_type != 3 or (
-    len(palettes) == 1 and not palettes[0] % 3 and 3 <= palettes[0] <= 3 << depth
-  )
-  if not whole or not palette_fits or (b'PLTE' in order) != bool(palettes) or len(palettes) > 1:
-    raise _DecodingError('its chunks are incomplete or in the wrong order')
-  # Where each row begins, with the number of its filter.
-  starts, total = [], 0
-  for left, top, right, down in _PNG_PASSES if interlaced else ((0, 0, 1, 1),):
-    columns, rows = -(-(width - left) // right), -(-(height - top) // down)
-    if columns > 0 and rows > 0:
-      row_bytes = 1 + -(-columns * bits // 8)
-      starts.append(total + row_bytes * np.arange(rows))
-      total += row_bytes * rows
-  _check_png_rows(stored, np.concatenate(starts), total)
-
-
-def _check_png_rows(stored, starts, total):
-  stream, done = zlib.decompressobj(), 0
-  try:
-    for part in stored:
-      while part and done <= total:
-        block = stream.decompress(part, _STEP_BYTES)
-        part = stream.unconsumed_tail
-        rows = starts[np.searchsorted(starts, done) : np.searchsorted(starts, done + len(block))] - done
-        if len(rows) and np.frombuffer(block, np.uint8)[rows].max() > 4:
-          raise _DecodingError('it has rows of an unknown filter')
-        done += len(block)
-  except zlib.error as error:
-    raise _DecodingError(one_line(error)) from error
-  if done != total or not stream.eof:
-    raise _DecodingError('it has fewer or more pixels than its header says')
-
-
-_DNG_VERSION, _PHOTOSHOP_LAYERS = 50706, 37724
-XMP_TAG, PHOTOSHOP_TAG, ICC_TAG = 700, 34377, 34675
-MAX_SAMPLE_VALUE = 281
-# Tags that say how a TIFF file stores its pixels; others are the user's.
-_STORAGE_TAGS = (
-  *(*range(254, 267), 273, 277, 278, 279, 280, 281, *range(284, 294), 297, 301, *range(317, 326), 330, 332),
-  *(336, 338, 339, 340, 341, 342, 347, *range(512, 522), 529, 530, 531, 532, 559),
-)
-STRUCTURE_TAGS = frozenset((*_STORAGE_TAGS, XMP_TAG, PHOTOSHOP_TAG, ICC_TAG, _PHOTOSHOP_LAYERS))
-_RESOLUTION_TAGS = {blocks.X_RESOLUTION, blocks.Y_RESOLUTION, blocks.RESOLUTION_UNIT}
-_WHITE_IS_ZERO, _YCBCR = 0, 6
-_TIFF_COLOURS = {_WHITE_IS_ZERO: 1, 1: 1, 2: 3, 3: 3, _YCBCR: 3}
-_OTHER_TIFF_COLOURS = {
-  4: 'a mask',
-  5: 'CMYK',
-  8: 'Lab',
-  9: 'ICC Lab',
-  10: 'ITU Lab',
-  32844: 'LogL',
-  32845: 'LogLuv',
-}
-_TIFF_JPEG = (6, 7)
-_OTHER_COMPRESSIONS = {
-  34887: 'LERC', 34925: 'LZMA', 50000: 'Zstandard', 50001: 'WebP', 50002: 'JPEG XL', 52546: 'JPEG XL',
-}  # fmt: skip
-# Tags of all pages after the first together, and bytes of the values that are read of each.
-_MAX_PAGE_TAGS = 2**16
-_MAX_PAGE_BYTES = 1024
-# Bytes of pixels per stored byte: none without compression, less than this with any.
-_MAX_TIFF_EXPANSION = 3000
-
-
-def _is_raw_tiff(path):
-  """Whether a TIFF file is the raw file of a camera, by the tags of its first directory."""
-  with _contents(path) as data:
-    try:
-      tags = _first_tags(data)[0]
-    except ValueError:
-      return False
-  # Cameras put a small copy of the image first.
-  return _DNG_VERSION in tags.entries or bool(tags.number(254) & 1) or tags.number(262) in (32803, 34892)
-
-
-def _first_tags(data):
-  header = blocks.read_header(data)
-  if header is None:
-    raise _DecodingError('it has no header')
-  return blocks.read_directory(data, header, header.offset), header
-
-
 def _read_tiff(path, linear, white_level):
   with _contents(path) as data:
-    tags, header = _first_tags(data)
-    notes = _check_pages(data, header, tags)
-    max_pixels = _check_tiff(tags, len(data))
+    tags, header = tiff.first_tags(data)
+    notes = tiff.check_pages(data, header, tags)
+    max_pixels = tiff.check_photograph(tags, len(data))
   array, _ = _decode(path, max_pixels, single=False)
   photometric = tags.number(262, -1)
-  pixels, alpha = _split(array, _TIFF_COLOURS[photometric])
-  pixels, white_level, white_notes = _in_full_range(pixels, white_level, _tagged_white(tags))
+  pixels, alpha = _split(array, tiff.COLOURS[photometric])
+  pixels, white_level, white_notes = _in_full_range(pixels, white_level, tiff.tagged_white(tags))
   notes += white_notes
-  if photometric == _WHITE_IS_ZERO and pixels.dtype == np.uint16:
+  if photometric == tiff.WHITE_IS_ZERO and pixels.dtype == np.uint16:
     # OpenImageIO does so for 8 bits itself.
     pixels = 65535 - pixels
   kind = tags.number(338)
@@ -626,84 +461,16 @@ def _read_tiff(path, linear, white_level):
   linear = bool(linear) and pixels.dtype == np.float32
   if pixels.dtype == np.float32:
     pixels = _from_floats(pixels, alpha, linear)
-  profile, profile_notes = blocks.checked_profile(_tiff_content(tags, ICC_TAG), pixels.shape[2])
-  resources, photoshop_notes = blocks.checked_photoshop(_tiff_content(tags, PHOTOSHOP_TAG))
+  profile, profile_notes = blocks.checked_profile(tiff.content(tags, tiff.ICC_TAG), pixels.shape[2])
+  resources, photoshop_notes = blocks.checked_photoshop(tiff.content(tags, tiff.PHOTOSHOP_TAG))
   notes += [*profile_notes, *photoshop_notes]
   if tags.damaged:
     notes.append('some of its tags are damaged and were ignored')
-  if _PHOTOSHOP_LAYERS in tags.entries:
+  if tiff.PHOTOSHOP_LAYERS in tags.entries:
     notes.append('its layers were ignored; the flattened image is read')
-  metadata = Metadata(profile, _tiff_exif(tags), _tiff_content(tags, XMP_TAG), resources, dpi=tags.dpi())
-  lossless = tags.number(259, 1) not in _TIFF_JPEG
+  metadata = Metadata(profile, tiff.exif(tags), tiff.content(tags, tiff.XMP_TAG), resources, dpi=tags.dpi())
+  lossless = tags.number(259, 1) not in tiff.JPEG
   return Photograph(pixels, alpha, metadata, lossless, linear, tuple(notes), white_level)
-
-
-def _tagged_white(tags):
-  """DNG's WhiteLevel; or SMaxSampleValue or MaxSampleValue, if it stands for a number of bits."""
-  levels = [(tag, tags.number(tag)) for tag in (50717, 341, MAX_SAMPLE_VALUE)]
-  return next((v for tag, v in levels if 0 < v < _FULL_WHITE and (tag == 50717 or not v & (v + 1))), None)
-
-
-def _tiff_content(tags, tag):
-  return tags.entries[tag].data if tag in tags.entries else None
-
-
-def _tiff_exif(tags):
-  entries = {tag: entry for tag, entry in tags.entries.items() if tag not in STRUCTURE_TAGS}
-  if not set(entries) - _RESOLUTION_TAGS and not tags.children:
-    return None
-  return blocks.build_exif(Directory(tags.order, entries, tags.children))
-
-
-def _check_pages(data, header, tags):
-  pages, others, seen, offset, left = 1, 0, {header.offset}, tags.next_offset, _MAX_PAGE_TAGS
-  damaged = False
-  while offset and offset not in seen and not damaged:
-    seen.add(offset)
-    most = min(left, blocks.MAX_TAGS)
-    try:
-      page = blocks.read_directory(data, header, offset, depth=0, max_tags=most, max_bytes=_MAX_PAGE_BYTES)
-    except ValueError:
-      damaged = True
-      continue
-    left -= page.listed
-    # Reduced images and masks of the first page are no pages.
-    reduced = page.number(254) & 5 or page.number(255) == 2
-    pages, others = pages + (not reduced), others + bool(reduced)
-    offset = page.next_offset
-  if pages > 1:
-    count = f'{pages} or more' if damaged else str(pages)
-    raise ValueError(f'is a TIFF file of {count} pages; save them as files of one page')
-  notes = ['its thumbnails or masks were ignored'] if others else []
-  return notes + ['what follows its first page is damaged and was ignored'] * damaged
-
-
-def _check_tiff(tags, file_bytes):
-  """Refuses what is not a photograph; returns the most pixels that a file of this size can hold."""
-  photometric, compression = tags.number(262, -1), tags.number(259, 1)
-  if photometric in _OTHER_TIFF_COLOURS:
-    raise ValueError(
-      f'is a TIFF file of {_OTHER_TIFF_COLOURS[photometric]}; convert it to RGB with its colour profile'
-    )
-  if photometric not in _TIFF_COLOURS or (photometric == _YCBCR and compression not in _TIFF_JPEG):
-    raise ValueError(f'is a TIFF file of photometric interpretation {photometric}; convert it to RGB')
-  if compression in _OTHER_COMPRESSIONS:
-    name = _OTHER_COMPRESSIONS[compression]
-    raise ValueError(f'is a TIFF file compressed by {name}; save it with LZW or Deflate')
-  bits, kinds = set(tags.integers(258) or (1,)), set(tags.integers(339) or (1,))
-  floating = kinds == {3}
-  if not floating and not kinds <= {1, 4}:
-    raise ValueError('is a TIFF file of signed or complex numbers; convert it to 16 bits')
-  if len(bits) != 1 or not bits <= ({16, 24, 32, 64} if floating else {1, 2, 4, 8, 16}):
-    name = '/'.join(map(str, sorted(bits)[:4]))
-    raise ValueError(f'is a TIFF file of {name} bits per channel; convert it to 8 or 16')
-  expansion = 1 if compression == 1 else _MAX_TIFF_EXPANSION
-  pixel_bits = max(1, tags.number(277, 1)) * min(bits)
-  max_pixels = (file_bytes + 8) * 8 * expansion / max(1, pixel_bits)
-  for width, height in ((256, 257), (322, 323)):
-    if width in tags.entries:
-      check_size(tags.number(width), tags.number(height), max(1, pixel_bits // 8), 64 + max_pixels)
-  return 64 + max_pixels
 
 
 def _read_webp(path):
@@ -725,7 +492,7 @@ def _riff_chunks(data):
   while at + 8 <= len(data):
     kind, length = struct.unpack_from('<4sI', data, at)
     if at + 8 + length > len(data):
-      raise _DecodingError('it is cut off')
+      raise DecodingError('it is cut off')
     yield kind, data[at + 8 : at + 8 + length] if kind in (b'EXIF', b'ICCP', b'XMP ') else b''
     at += 8 + length + length % 2
 
@@ -877,7 +644,7 @@ def _read_raw(path):
 def _raw_exif(path):
   with _contents(path) as data:
     try:
-      tags, _ = _first_tags(data)
+      tags, _ = tiff.first_tags(data)
     except ValueError:
       return None
   entries = {tag: entry for tag, entry in tags.entries.items() if tag in _KEPT_RAW_TAGS}

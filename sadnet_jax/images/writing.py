@@ -25,15 +25,8 @@ from sadnet_jax.images.photograph import (
   to_float,
   upright,
 )
-from sadnet_jax.images.reading import (
-  ICC_TAG,
-  MAX_SAMPLE_VALUE,
-  PHOTOSHOP_TAG,
-  STRUCTURE_TAGS,
-  XMP_TAG,
-  encodable_name,
-  shown_path,
-)
+from sadnet_jax.images.reading import encodable_name, shown_path
+from sadnet_jax.images.tiff import ICC_TAG, MAX_SAMPLE_VALUE, PHOTOSHOP_TAG, STRUCTURE_TAGS, XMP_TAG
 
 Notes = tuple[str, ...]
 JPEG_QUALITY = 95
