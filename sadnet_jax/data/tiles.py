@@ -19,6 +19,7 @@ from pathlib import Path
 import re
 import shutil
 
+from absl import logging
 import tensorflow_datasets as tfds
 
 from sadnet_jax.data import examples, layouts, tile_builder
@@ -152,7 +153,10 @@ def _cut(config, path, tiles_dir):
 
 @contextlib.contextmanager
 def _one_process(folder: Path) -> Iterator[None]:
-  """Lets one process in at a time for the same folder; the system releases the lock if the process dies."""
+  """Lets one process in at a time for the same folder; the system releases the lock if the process dies.
+
+  On a file system without locks, a warning says that the user must see to it.
+  """
   try:
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = folder.with_suffix('.lock').open('w')
@@ -161,7 +165,14 @@ def _one_process(folder: Path) -> Iterator[None]:
       f'{folder}: cannot write tiles to this folder ({error.strerror}); give another tiles_dir'
     ) from error
   with lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError as error:
+      logging.warning(
+        '%s: this file system has no locks (%s); make sure that no other process cuts these tiles now',
+        folder,
+        error.strerror,
+      )
     yield
 
 

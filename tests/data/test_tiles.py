@@ -2,6 +2,8 @@
 
 import collections
 from concurrent.futures import ThreadPoolExecutor
+import errno
+import fcntl
 import io
 import os
 from pathlib import Path
@@ -97,6 +99,16 @@ def test_tiles_come_in_the_order_of_images_rows_and_columns(tmp_path):
   assert found.smallest_px == 9
   assert not found.has_noisy
   assert found.feature_keys == ['clean']
+
+
+def test_tiles_are_cut_on_file_systems_without_locks(tmp_path, monkeypatch, caplog):
+  def refuse(*_):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+  monkeypatch.setattr(fcntl, 'flock', refuse)
+  dataset_files.write(tmp_path / 'in' / 'a.png', dataset_files.picture(16, 9, 1))
+  assert len(tiles.prepare('clean', tmp_path / 'in', tmp_path / 'tiles', **SMALL)) == 1
+  assert 'this file system has no locks (No locks available); make sure that no other process' in caplog.text
 
 
 def test_a_set_too_large_for_memory_keeps_its_order_in_parts_of_a_few_images(tmp_path, monkeypatch):
