@@ -58,7 +58,7 @@ _OTHER_FORMATS = (
 )
 # Transfer functions of high dynamic range: PQ and HLG.
 _HDR_TRANSFERS = (16, 18)
-# OpenImageIO decodes JPEG XL when it opens a file.
+# OpenImageIO decodes JPEG XL when it opens the file.
 _DECODED_FOR_SHAPE = ('JPEG XL', 'camera raw')
 # OpenImageIO's names for the types in files: the type to read them as, and its bytes.
 _PIXEL_TYPES = {'uint8': ('uint8', 1), 'uint16': ('uint16', 2), 'half': ('float', 4), 'float': ('float', 4)}
@@ -130,7 +130,7 @@ def read_shape(path: str | Path, *, decode: bool = True) -> tuple[int, int, int]
         return *reversed(image.size), 1 if image.mode[0] in 'LI' else 3
     if form in _DECODED_FOR_SHAPE and not decode:
       raise ValueError(f'the header of this {form} file does not say its size')
-    if form != 'camera raw':
+    if form not in _DECODED_FOR_SHAPE:
       with _opened(path) as reader:
         spec = reader.spec()
       return spec.height, spec.width, 1 if spec.nchannels < 3 else 3
@@ -532,7 +532,42 @@ def _read_exr(path, linear):
   return Photograph(_from_floats(pixels, alpha, linear), alpha, linear=linear, notes=tuple(notes))
 
 
+# Width to height, by the number in the header.
+_JXL_RATIOS = {1: (1, 1), 2: (12, 10), 3: (4, 3), 4: (3, 2), 5: (16, 9), 6: (5, 4), 7: (2, 1)}
+_JXL_HEADER_BYTES = 16
+
+
+def _jxl_size(data):
+  """Width and height in the header of a JPEG XL file, before rotation."""
+  header = b''
+  for kind, start, end in blocks.jxl_boxes(data):
+    if kind in (b'jxlc', b'jxlp') and len(header) < _JXL_HEADER_BYTES:
+      # A length of 64 bits, and the number of a part.
+      start += 8 + 8 * (data[start : start + 4] == b'\0\0\0\1') + 4 * (kind == b'jxlp')
+      header += data[start : min(end, start + _JXL_HEADER_BYTES)]
+  # Fields of bits follow a signature of two bytes, the lowest bit first.
+  bits = int.from_bytes((header or data[:_JXL_HEADER_BYTES])[2:], 'little')
+
+  def field(count):
+    nonlocal bits
+    value, bits = bits % 2**count, bits >> count
+    return value
+
+  in_eights = field(1)
+
+  def side():
+    return 8 * field(5) + 8 if in_eights else field((9, 13, 18, 30)[field(2)]) + 1
+
+  height = side()
+  ratio = _JXL_RATIOS.get(field(3))
+  return (height * ratio[0] // ratio[1] if ratio else side()), height
+
+
 def _read_jxl(path, linear):
+  with _contents(path) as data:
+    width, height = _jxl_size(data)
+  # Before OpenImageIO opens the file. The decoder computes in 32 bits.
+  check_size(width, height, 4)
   array, spec = _decode(path)
   pixels, alpha = _split(array, 1 if array.shape[2] < 3 else 3)
   linear = bool(linear) and pixels.dtype == np.float32

@@ -15,7 +15,9 @@ import pytest
 import tifffile
 
 from sadnet_jax.images import Metadata, Photograph, read_photograph, upright, write_photograph
+from sadnet_jax.images import photograph as photograph_module
 from sadnet_jax.images.photograph import linear_from_srgb, srgb_from_linear, to_8_bits
+from sadnet_jax.images.reading import read_shape
 from tests.images.test_metadata import RGB_PROFILE, XMP, exif_block
 from tests.support.photograph_files import (
   assert_same_pixels,
@@ -173,6 +175,35 @@ def test_jpeg_xl_is_written_without_loss(tmp_path, channels, alpha, dtype):
   assert (read.metadata.exif, read.metadata.xmp) == (wanted.metadata.exif, XMP)
   if channels == 3:
     assert read.metadata.icc_profile == RGB_PROFILE
+
+
+def _in_parts(codestream):
+  """A JPEG XL file whose first part has a byte of the header alone."""
+  boxes = [(b'JXL ', b'\r\n\x87\n'), (b'ftyp', b'jxl \0\0\0\0jxl ')]
+  boxes += [(b'jxlp', b'\0\0\0\0' + codestream[:3]), (b'jxlp', b'\x80\0\0\1' + codestream[3:])]
+  return b''.join((len(content) + 8).to_bytes(4, 'big') + kind + content for kind, content in boxes)
+
+
+# Sides in eights or not, of each number of bits but 30, and every ratio.
+@pytest.mark.parametrize(
+  ('width', 'height'),
+  [
+    *((64, 64), (120, 100), (120, 96), (128, 96), (96, 64), (256, 144), (200, 160), (128, 64), (24, 40)),
+    *((1, 1), (31, 17), (600, 7), (7, 9000)),
+  ],
+)
+def test_jpeg_xl_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, monkeypatch, width, height):
+  pixels = np.zeros((height, width), np.uint8)
+  files = [imagecodecs.jpegxl_encode(pixels, effort=1, usecontainer=boxes) for boxes in (False, True)]
+  paths = [write_file(tmp_path / f'{i}.jxl', data) for i, data in enumerate([*files, _in_parts(files[0])])]
+  for path in paths:
+    assert read_photograph(path).pixels.shape == (height, width, 1)
+  monkeypatch.setattr(photograph_module, 'MAX_PIXELS', 0)
+  monkeypatch.setattr(OpenImageIO.ImageInput, 'open', lambda *_: pytest.fail('the file is decoded'))
+  for path in paths:
+    for read in (read_photograph, read_shape):
+      with pytest.raises(ValueError, match=rf'\.jxl: {width}x{height} pixels are more than 0; cut the image'):
+        read(path)
 
 
 def test_exif_data_of_jpeg_xl(tmp_path):

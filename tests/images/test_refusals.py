@@ -211,6 +211,10 @@ def test_headers_with_too_many_pixels_are_refused_before_allocation(sound, tmp_p
       ValueError, match=rf'its header says {width}x{height} pixels, more than a file of its size can hold'
     ):
       read_photograph(path)
+  # JPEG XL: sides that are no multiples of 8, the height in 30 bits, and the width is the same.
+  huge = (3 << 1 | 999_999 << 3 | 1 << 33).to_bytes(40, 'little')
+  with pytest.raises(ValueError, match=r'a\.jxl: 1000000x1000000 pixels are more than 500,000,000; cut'):
+    read_photograph(write_file(tmp_path / 'a.jxl', b'\xff\x0a' + huge))
   monkeypatch.setattr(photograph_module, 'MAX_PIXELS', 100)
   with pytest.raises(ValueError, match=r'31x17 pixels are more than 100; cut the image into parts'):
     read_photograph(write_file(tmp_path / 'a.tif', sound['deep.tif']))
