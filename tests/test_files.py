@@ -58,7 +58,7 @@ def test_a_link_stays_and_its_target_is_written(tmp_path):
     assert target.read_text() == text
 
 
-@pytest.mark.parametrize('function', ['chmod', 'fsync'])
+@pytest.mark.parametrize('function', ['chmod', 'fsync', 'link'])
 def test_work_is_not_lost_where_the_file_system_cannot_do_everything(tmp_path, monkeypatch, function):
   def refuse(*_, **__):
     raise OSError(95, 'Operation not supported')
@@ -68,6 +68,10 @@ def test_work_is_not_lost_where_the_file_system_cannot_do_everything(tmp_path, m
   monkeypatch.setattr(os, function, refuse)
   write_text(path, 'new')
   assert path.read_text() == 'new'
+  with replacing(tmp_path / 'b.txt', overwrite=False) as temporary:
+    temporary.write_text('first')
+  assert (tmp_path / 'b.txt').read_text() == 'first'
+  assert sorted(tmp_path.iterdir()) == [path, tmp_path / 'b.txt']
 
 
 def test_a_disk_that_is_full_only_when_flushed_keeps_the_old_file(tmp_path, monkeypatch):
