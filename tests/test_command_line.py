@@ -114,6 +114,17 @@ def test_evaluate_without_a_network(images, tmp_path):
     assert failed[1].startswith(f'evaluate.py: {message}')
 
 
+def test_a_tilde_in_a_flag_is_the_home_folder(images, tmp_path):
+  # Shells replace only the ~ that begins an argument.
+  (tmp_path / 'pictures').symlink_to(images)
+  (images / '2.png').unlink(missing_ok=True)
+  flags = ['--methods=noisy', '--datasets=~/pictures,clean:~/pictures', '--sigmas=50', '--nopictures']
+  _run(ROOT / 'evaluate.py', *flags, '--output=~/out', cwd=tmp_path, HOME=str(tmp_path))
+  results = json.loads((tmp_path / 'out' / 'results.json').read_text())['results']
+  assert [len(result['images']) for result in results] == [2, 2]
+  assert not (tmp_path / '~').exists()
+
+
 def test_an_unknown_field_is_an_error_of_one_line(tmp_path):
   result = _run(ROOT / 'train.py', f'--config={ROOT}/configs/color.py', '--config.stepz=3', succeeds=False)
   assert result[1].startswith('train.py: unknown field ')

@@ -184,6 +184,16 @@ def test_images_of_a_group_are_denoised_in_batches_of_one_size(evaluated):
   assert method.prepared[:4] == [wide, wide, tall, small]
 
 
+def test_names_that_are_not_utf8_are_escaped_in_json_csv_and_page(tmp_path):
+  dataset_files.write(tmp_path / 'images' / 'caf\udce9.png', dataset_files.picture(19, 21, 0))
+  run.evaluate([Noisy()], _options(tmp_path, tmp_path / 'images', pictures=True, page_images=2))
+  output = tmp_path / 'output'
+  assert _names(_results(output)['results'][0]) == ['caf\udce9']
+  for file in ('results.json', 'images.csv', 'index.html'):
+    assert 'caf\\udce9' in (output / file).read_text(encoding='utf-8')
+  assert len(list(output.glob('*/*/caf\udce9.png'))) == 2
+
+
 def test_results_and_page_do_not_say_where_files_are_on_this_machine(evaluated):
   assert evaluated.content['command'] == (
     'python evaluate.py --datasets=photographs --checkpoint=https://host/w.safetensors'
