@@ -150,7 +150,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   )
   parser.add_argument('--seeds', nargs='+', type=int, default=[0], help='default: 0')
   parser.add_argument(
-    '--workdir', type=Path, default=Path('runs', 'ablation'), help='folder of all runs (default: %(default)s)'
+    '--workdir',
+    type=common.folder,
+    default=Path('runs', 'ablation'),
+    help='folder of all runs (default: %(default)s)',
   )
   arguments = parser.parse_args(argv)
   arguments.seeds = list(dict.fromkeys(arguments.seeds))

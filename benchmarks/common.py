@@ -34,6 +34,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from configs import color_fast
 from sadnet_jax.evaluation.results import shareable
+from sadnet_jax.files import local_path, write_text
 from sadnet_jax.machine import environment
 from sadnet_jax.nn.sadnet import SCALES, STRIDE, SADNet, param_shapes, round_up, scale_of
 from sadnet_jax.ops.deform_conv import deform_conv2d
@@ -70,7 +71,7 @@ def make_parser(description: str | None, *, runs: int | None = None) -> argparse
   if runs is not None:
     help_text = 'timed runs; the median counts (default: %(default)s)'
     parser.add_argument('--runs', type=at_least_one, default=runs, help=help_text)
-  parser.add_argument('--json', type=Path, metavar='FILE', help='also write the results to this file')
+  parser.add_argument('--json', type=result_file, metavar='FILE', help='also write the results to this file')
   return parser
 
 
@@ -91,6 +92,22 @@ def at_least_one(text: str) -> int:
   if value < 1:
     raise argparse.ArgumentTypeError(f'must be at least 1, not {value}')
   return value
+
+
+def folder(text: str) -> Path:
+  """Converts an option to a local path; argparse reports the error."""
+  try:
+    return local_path(text)
+  except ValueError as error:
+    raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def result_file(text: str) -> Path:
+  """`folder` for a file that is written when all is measured: its folder must exist."""
+  path = folder(text)
+  if not path.parent.is_dir():
+    raise argparse.ArgumentTypeError(f'the folder {path.parent} does not exist; create it')
+  return path
 
 
 def options_of(arguments: argparse.Namespace, exclude: Collection[str] = ()) -> list[str]:
@@ -149,7 +166,7 @@ def finish(results: Mapping[str, Any], path: Path | None) -> None:
   """Prints the targets of the results, if they have any, and writes the results file if a path is given."""
   print_targets(results.get('targets', {}))
   if path:
-    path.write_text(json.dumps(results, indent=2) + '\n')
+    write_text(path, json.dumps(results, indent=2) + '\n')
 
 
 # Timing.

@@ -130,7 +130,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   relative = 'may be relative to SADNET_DATA (default: %(default)s)'
   parser.add_argument('--clean_dir', default='train/BSD432', help=f'clean images, {relative}')
   parser.add_argument('--polyu_dir', default='real/PolyU', help=f'the PolyU data set, {relative}')
-  parser.add_argument('--tiles_dir', type=Path, help='where to keep the tiles (default: a temporary folder)')
+  parser.add_argument(
+    '--tiles_dir', type=common.folder, help='where to keep the tiles (default: a temporary folder)'
+  )
   parser.add_argument('--patch_px', type=int, default=128, help='side of a patch (default: 128)')
   parser.add_argument('--batch_size', type=int, default=16, help='patches per batch (default: 16)')
   parser.add_argument(

@@ -6,6 +6,7 @@ from typing import Any
 
 from benchmarks.common import Limits, at_least, at_most
 from benchmarks.pytorch.rows import ROWS
+from sadnet_jax.files import write_text
 
 # Rows of two runs can be in one file only if these are the same.
 _SAME = (
@@ -176,6 +177,4 @@ def _ms(result):
 
 def write_results(path: Path, results: dict[str, Any]) -> None:
   """Writes the results file; an existing one stays until the new content is complete."""
-  temporary = path.with_name(path.name + '.part')
-  temporary.write_text(json.dumps(results, indent=2) + '\n')
-  temporary.replace(path)
+  write_text(path, json.dumps(results, indent=2) + '\n')

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import command, common, training_loop
+from benchmarks import ablation, command, common, training_loop
 from benchmarks.common import Limits, deform_conv_cost, network_cost
 from benchmarks.programs import PROGRAMS, deform_conv_backward, network_forward
 from sadnet_jax.nn.sadnet import SADNet, param_shapes
@@ -108,6 +108,20 @@ def test_runs_must_be_at_least_one(capsys):
   with pytest.raises(SystemExit):
     parser.parse_args(['--runs', '0'])
   assert 'must be at least 1, not 0' in capsys.readouterr().err
+
+
+def test_paths_are_those_of_users_and_results_have_a_folder(tmp_path, monkeypatch, capsys):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  parser = common.make_parser('Measures.')
+  assert parser.parse_args(['--json=~/a.json']).json == tmp_path / 'a.json'
+  assert ablation.parse_arguments(['--workdir=~/runs']).workdir == tmp_path / 'runs'
+  for given, message in (
+    ('nowhere/a.json', 'the folder nowhere does not exist; create it'),
+    ('gs://bucket/a.json', 'gs://bucket/a.json is a URL, but only local paths are supported here; copy'),
+  ):
+    with pytest.raises(SystemExit):
+      parser.parse_args(['--json', given])
+    assert message in capsys.readouterr().err
 
 
 def test_the_recorded_command_gives_the_same_arguments():
