@@ -172,7 +172,9 @@ def drop_lines_after(run: str | Path, step: int, *, lacks_validation: bool = Fal
     return
 
   def keeps(metrics):
-    return metrics['step'] < step or (metrics['step'] == step and ('loss' in metrics or not lacks_validation))
+    # Lines of training, also of skipped steps, have a learning rate.
+    is_training = 'learning_rate' in metrics
+    return metrics['step'] < step or (metrics['step'] == step and (is_training or not lacks_validation))
 
   try:
     write_text(path, ''.join(line for line, metrics in _complete_lines(path) if keeps(metrics)))

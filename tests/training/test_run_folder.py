@@ -60,6 +60,14 @@ def test_lines_beyond_the_restored_step_and_half_lines_are_dropped(tmp_path):
     assert _lines(tmp_path) == [{'step': 1}, {'step': 2}]
 
 
+def test_of_a_step_whose_validation_is_repeated_only_the_validation_is_dropped(tmp_path):
+  # Without loss: the step was skipped.
+  kept = '{"step": 1, "psnr/a": 25.0}\n{"step": 2, "learning_rate": 0.001, "skipped_steps": 1}\n'
+  (tmp_path / 'metrics.jsonl').write_text(kept + '{"step": 2, "psnr/a": 26.0}\n{"step": 2}\n')
+  with RunLog(tmp_path, step=2, total_steps=6, images_per_step=8, lacks_validation=True):
+    assert (tmp_path / 'metrics.jsonl').read_text() == kept
+
+
 def test_a_value_that_is_not_json_is_refused(tmp_path):
   with (
     RunLog(tmp_path, step=0, total_steps=6, images_per_step=8) as log,
