@@ -60,7 +60,7 @@ def read_metadata(chunks: Chunks, named: Mapping[bytes, bytes], notes: list[str]
     elif kind not in _LENGTHS:
       continue
     if text is None and len(content) != _LENGTHS.get(kind):
-      notes.append(f'its damaged chunk {kind!r} was ignored')
+      notes.append(ignored(kind))
     elif kind == b'iCCP':
       profile = profile or text
     elif kind == b'iTXt' and content.startswith(blocks.PNG_XMP_KEYWORD + b'\0'):
@@ -72,6 +72,11 @@ def read_metadata(chunks: Chunks, named: Mapping[bytes, bytes], notes: list[str]
     x, y, unit = struct.unpack('>IIB', named[b'pHYs'])
     dpi = (x * blocks.METRES_PER_INCH, y * blocks.METRES_PER_INCH) if unit == 1 and x and y else None
   return Metadata(icc_profile=profile, xmp=xmp, dpi=dpi, png_chunks=tuple(kept))
+
+
+def ignored(kind: bytes) -> str:
+  """The note on a damaged chunk."""
+  return f'its damaged chunk {kind!r} was ignored'
 
 
 def _text(kind, content, max_bytes):

@@ -37,6 +37,8 @@ _HEAD_BYTES = 32
 # Twice the bytes of 16-bit colour and transparency, to leave room for metadata.
 _MAX_FILE_BYTES = 16 * MAX_PIXELS
 _LONGEST_REASON = 200
+# Names in a message.
+_MOST_NAMED = 8
 _TIFF_STARTS = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 _RAW_STARTS = (b'FUJIFILMCCD-RAW', b'IIRO', b'IIRS', b'MMOR', b'IIU\0')
 _HEIC_BRANDS = (b'heic', b'heix', b'hevc', b'mif1', b'msf1')
@@ -417,7 +419,8 @@ def _joined_profile(parts):
 def _read_png(path, white_level):
   with _contents(path) as data:
     all_chunks = list(blocks.png_chunks(data))
-  notes = [f'its damaged chunk {kind!r} was ignored' for kind, _, sound in all_chunks if not sound]
+  damaged = dict.fromkeys(kind for kind, _, sound in all_chunks if not sound)
+  notes = [png.ignored(kind) for kind in list(damaged)[:_MOST_NAMED]]
   chunks = [(kind, content) for kind, content, sound in all_chunks if sound]
   named = dict(reversed(chunks))
   frames = int.from_bytes(named.get(b'acTL', b'')[:4], 'big')
@@ -436,7 +439,9 @@ def _read_png(path, white_level):
   exif, exif_notes = blocks.checked_exif(named.get(b'eXIf'))
   parts = vars(metadata_parts) | {'icc_profile': profile, 'exif': exif}
   notes += [*profile_notes, *exif_notes]
-  return Photograph(pixels, alpha, Metadata(**parts), notes=tuple(notes), white_level=white_level)
+  # Many chunks can have the same damage.
+  noted = tuple(dict.fromkeys(notes))
+  return Photograph(pixels, alpha, Metadata(**parts), notes=noted, white_level=white_level)
 
 
 def _read_tiff(path, linear, white_level):
@@ -512,9 +517,10 @@ def _read_exr(path, linear):
   names = list(spec.channelnames)
   colours = next((colours for colours in (['R', 'G', 'B'], ['Y']) if set(colours) <= set(names)), None)
   if colours is None or {'RY', 'BY'} & set(names):
-    raise ValueError(f'is an OpenEXR file without channels R, G and B or Y, but {", ".join(names[:8])}')
+    found = ', '.join(names[:_MOST_NAMED])
+    raise ValueError(f'is an OpenEXR file without channels R, G and B or Y, but {found}')
   others = [name for name in names if name not in (*colours, 'A')]
-  notes = [f'its channels {", ".join(others[:8])} were ignored'] if others else []
+  notes = [f'its channels {", ".join(others[:_MOST_NAMED])} were ignored'] if others else []
   pixels = np.ascontiguousarray(array[:, :, [names.index(name) for name in colours]])
   alpha = np.ascontiguousarray(array[:, :, names.index('A')]) if 'A' in names else None
   if alpha is not None:

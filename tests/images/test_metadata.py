@@ -237,6 +237,17 @@ def test_damaged_chunks_are_ignored(tmp_path, kind, content):
   opened(tmp_path / 'b.png')
 
 
+def test_notes_on_damaged_chunks_are_few_whatever_a_file_holds(tmp_path):
+  chunks = png_chunks(_encoded(random_photograph()))
+  sound = png_file([*chunks[:1], *[(b'gAMA', b'\0')] * 100, *chunks[1:]])
+  # Two hundred kinds whose checksums are wrong.
+  wrong = b''.join(struct.pack('>I4sI', 0, b'ab%c%c' % (97 + i // 20, 97 + i % 20), 1) for i in range(200))
+  end = sound.index(b'IEND') - 4
+  read = read_photograph(write_file(tmp_path / 'a.png', sound[:end] + wrong + sound[end:]))
+  kinds = [b'aba%c' % (97 + i) for i in range(8)] + [b'gAMA']
+  assert read.notes == tuple(f'its damaged chunk {kind!r} was ignored' for kind in kinds)
+
+
 def test_comment_and_captions_of_jpeg_are_kept(tmp_path):
   buffer = io.BytesIO()
   resources = b'Photoshop 3.0\0' + OLD_SMALL_PICTURE + CAPTION
