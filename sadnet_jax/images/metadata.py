@@ -139,14 +139,15 @@ def exif_made_upright(exif: bytes | None) -> bytes | None:
   parsed = parse_exif(exif) if exif else None
   if not exif or parsed is None or orientation(exif) == 1:
     return exif
-  header = parsed[0]
+  header, changed = parsed[0], bytearray(exif)
   (count,) = struct.unpack_from(header.order + 'H', exif, header.offset)
   for at in range(header.offset + 2, header.offset + 2 + 12 * count, 12):
     tag, kind, number = struct.unpack_from(header.order + 'HHI', exif, at)
     if (tag, number) == (ORIENTATION, 1):
-      value = struct.pack(header.order + ('H' if kind == SHORT else 'I'), 1).ljust(4, b'\0')
-      exif = exif[: at + 8] + value + exif[at + 12 :]
-  return exif
+      changed[at + 8 : at + 12] = struct.pack(header.order + ('H' if kind == SHORT else 'I'), 1).ljust(
+        4, b'\0'
+      )
+  return bytes(changed)
 
 
 # An attribute or an element; without repetitions of any length, which crafted data could make slow.

@@ -107,7 +107,7 @@ def check_pixels(chunks: Chunks) -> None:
     DecodingError: Header, palette or pixels are damaged.
     ValueError: See `check_size`.
   """
-  stored = [content for kind, content in chunks if kind == b'IDAT']
+  parts = [content for kind, content in chunks if kind == b'IDAT']
   kind, content = chunks[0] if chunks else (b'', b'')
   if kind != b'IHDR' or len(content) != 13:
     raise DecodingError('it has no header')
@@ -116,11 +116,13 @@ def check_pixels(chunks: Chunks) -> None:
   if depth not in depths or compression or filters or interlaced > 1:
     raise DecodingError(f'its header says colour type {colour_type} of {depth} bits')
   bits = depth * channels
-  max_pixels = (sum(map(len, stored)) + 8) * _MAX_INFLATION * 8 / bits
+  # Joined, because a file may have a chunk for every byte.
+  stored = b''.join(parts)
+  max_pixels = (len(stored) + 8) * _MAX_INFLATION * 8 / bits
   check_size(width, height, max(1, bits // 8), max_pixels)
   order = [kind for kind, _ in chunks]
   first = order.index(b'IDAT')
-  whole = order[first : first + len(stored)] == [b'IDAT'] * len(stored) and order.count(b'IHDR') == 1
+  whole = order[first : first + len(parts)] == [b'IDAT'] * len(parts) and order.count(b'IHDR') == 1
   palettes = [len(content) for kind, content in chunks[:first] if kind == b'PLTE']
   palette_fits = colour_type != 3 or (
     len(palettes) == 1 and not palettes[0] % 3 and 3 <= palettes[0] <= 3 << depth
@@ -141,7 +143,8 @@ def check_pixels(chunks: Chunks) -> None:
 def _check_rows(stored, starts, total):
   stream, done = zlib.decompressobj(), 0
   try:
-    for part in stored:
+    for at in range(0, len(stored), _STEP_BYTES):
+      part = stored[at : at + _STEP_BYTES]
       while part and done <= total:
         block = stream.decompress(part, _STEP_BYTES)
         part = stream.unconsumed_tail

@@ -353,11 +353,12 @@ def _from_floats(pixels, alpha, linear):
 
 def _read_jpeg(path):
   with _contents(path) as data:
-    scans = _count(data, b'\xff\xda')
     size = len(data)
-    # Real files have about ten, and each decodes the whole image.
-    if scans > _MAX_JPEG_SCANS:
-      raise DecodingError(f'it has {scans} scans, more than {_MAX_JPEG_SCANS}')
+    # Real files have about ten, and each decodes the whole image; and one EXIF block or a few, which Pillow
+    # joins one by one.
+    for name, start in (('scans', b'\xff\xda'), ('EXIF blocks', blocks.EXIF_PREFIX)):
+      if (count := _count(data, start)) > _MAX_JPEG_PARTS:
+        raise DecodingError(f'it has {count} {name}, more than {_MAX_JPEG_PARTS}')
   # Not `with ... as image`, whose type Pillow 12 declares as that of any image.
   image = JpegImagePlugin.JpegImageFile(path)
   with image:
@@ -372,7 +373,7 @@ def _read_jpeg(path):
   return Photograph(array, None, metadata, lossless=False, notes=notes)
 
 
-_MAX_JPEG_SCANS = 200
+_MAX_JPEG_PARTS = 200
 
 
 def _count(data, pattern):

@@ -131,6 +131,15 @@ def test_decoders_that_turn_the_pixels_leave_no_orientation_in_xmp_data(tmp_path
     assert (read.orientation, read.metadata.xmp) == (1, xmp % 1)
 
 
+def test_crafted_exif_data_take_no_longer_than_others():
+  orientation = struct.pack('<HHIHH', 274, 3, 1, 6, 0)
+  exif = b'II*\0\x08\0\0\0' + struct.pack('<H', 4000) + 4000 * orientation + bytes(2**23)
+  start = time.process_time()
+  turned = metadata.exif_made_upright(exif)
+  assert time.process_time() - start < 2
+  assert turned == exif.replace(orientation, struct.pack('<HHIHH', 274, 3, 1, 1, 0))
+
+
 def test_crafted_xmp_data_take_no_longer_than_others():
   start = time.process_time()
   for crafted in (b'tiff:Orientation', b'tiff:Orientation ', b'tiff:Orientation="'):

@@ -176,6 +176,28 @@ def test_jpeg_with_hundreds_of_scans_is_refused(sound, tmp_path):
     read_photograph(write_file(tmp_path / 'a.jpg', data[:-2] + 300 * scan + data[-2:]))
 
 
+def test_jpeg_with_hundreds_of_exif_blocks_is_refused(sound, tmp_path):
+  data = sound['grey.jpg']
+  block = b'\xff\xe1\0\x09Exif\0\0a'
+  assert read_photograph(write_file(tmp_path / 'a.jpg', data[:2] + 200 * block + data[2:])).pixels.shape
+  with pytest.raises(ValueError, match='it has 700000 EXIF blocks, more than 200'):
+    read_photograph(write_file(tmp_path / 'a.jpg', data[:2] + 700_000 * block + data[2:]))
+
+
+def test_png_of_a_chunk_for_every_byte_is_read_in_bounded_time(tmp_path):
+  pixels = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
+  write_photograph(tmp_path / 'a.png', Photograph(pixels))
+  parts = []
+  for kind, content in png_chunks((tmp_path / 'a.png').read_bytes()):
+    size = 1 if kind == b'IDAT' else len(content) or 1
+    parts += [(kind, content[at : at + size]) for at in range(0, len(content) or 1, size)]
+  path = write_file(tmp_path / 'a.png', png_file(parts))
+  assert path.stat().st_size > 3_000_000
+  start = time.process_time()
+  np.testing.assert_array_equal(read_photograph(path).pixels, pixels)
+  assert time.process_time() - start < 3
+
+
 def test_messages_of_decoders_become_one_short_line(sound, tmp_path, monkeypatch):
   class Failing:
     @staticmethod
