@@ -29,8 +29,8 @@ def make_vivid(folder: str | Path, output: str | Path, *, shapes: int = 96, seed
   """Writes the new folder.
 
   Args:
-    folder: Clean images, 8-bit RGB.
-    output: The new folder, which must not exist.
+    folder: Clean images, 8-bit RGB, in subfolders too.
+    output: The new folder, which must not exist; it gets the same subfolders.
     shapes: Number of pictures of plain shapes.
     seed: Seed of all random choices.
 
@@ -40,15 +40,19 @@ def make_vivid(folder: str | Path, output: str | Path, *, shapes: int = 96, seed
   Raises:
     ValueError: There are no images, one is not RGB, or the new folder exists.
   """
-  paths, output = find_images(local_path(folder)), local_path(output)
+  folder, output = local_path(folder), local_path(output)
+  paths = find_images(folder)
   if output.exists():
     raise ValueError(f'{output} exists; choose another name')
   output.mkdir(parents=True)
   rng = np.random.default_rng(seed)
   for number, path in enumerate(paths):
-    shutil.copyfile(path, output / path.name)
+    # Files of one name may be in several subfolders.
+    copy = output / path.relative_to(folder)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, copy)
     if number % 3 == 0:
-      _vivid(path, rng).save(output / f'vivid_{path.stem}.png')
+      _vivid(path, rng).save(copy.with_name(f'vivid_{path.stem}.png'))
   for number in range(shapes):
     _shapes(rng).save(output / f'shapes_{number:03}.png')
   return len(find_images(output))

@@ -31,6 +31,16 @@ def test_images_are_copied_and_others_are_added(folder, tmp_path):
   assert {name for name in new if name.startswith('vivid')} == {f'vivid_{n}.png' for n in (0, 3, 6)}
 
 
+def test_images_of_one_name_stay_in_their_subfolders(folder, tmp_path):
+  for name, moved in (('a', '0.png'), ('b', '1.png')):
+    (folder / name).mkdir()
+    (folder / moved).rename(folder / name / '9.png')
+  assert make_vivid(folder, tmp_path / 'new', shapes=0) == 7 + 3
+  for name in 'ab':
+    copy = tmp_path / 'new' / name / '9.png'
+    assert copy.read_bytes() == (folder / name / '9.png').read_bytes()
+
+
 def test_colours_are_stronger_and_some_are_pure(folder, tmp_path):
   make_vivid(folder, tmp_path / 'new', shapes=2)
 
