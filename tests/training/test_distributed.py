@@ -13,9 +13,31 @@ import pytest
 
 from configs import demo
 from sadnet_jax.training import distributed
+from sadnet_jax.training.loop import train
 from sadnet_jax.training.state import create_train_state
 from sadnet_jax.weights.loading import load_params
 from tests.support.command import ROOT, finish, start
+from tests.support.small_networks import PLAIN
+
+pytestmark = pytest.mark.usefixtures('quick_to_compile')
+
+# What the runs change in the demo's config.
+CHANGES = {
+  **{f'model.{name}': value for name, value in PLAIN.items()},
+  'data.train.clean': 'images',
+  'data.patch_px': 16,
+  # With its usual value Adam would turn rounding in gradients near zero into whole steps.
+  'optimizer.name': 'adam',
+  'optimizer.eps': 1e-3,
+  'optimizer.learning_rate': 1e-3,
+  # Which does not depend on the number of steps.
+  'optimizer.schedule': 'step_halving',
+  'optimizer.warmup_steps': 1,
+  'ema_decay': 0.5,
+  'steps': 4,
+  'log_every': 1,
+  'checkpoint_every': 2,
+}
 
 
 @pytest.fixture(scope='module')
@@ -30,56 +52,45 @@ def folder(tmp_path_factory):
   return folder
 
 
-def _train(folder, run, *changes, devices=1):
-  return start(
-    ROOT / 'train.py',
-    f'--config={ROOT}/configs/demo.py',
-    '--config.model.width=8',
-    '--config.model.offset_width=8',
-    '--config.data.train.clean=images',
-    '--config.data.patch_px=16',
-    # With its usual value Adam would turn rounding in gradients near zero into whole steps.
-    '--config.optimizer.name=adam',
-    '--config.optimizer.eps=1e-3',
-    '--config.optimizer.learning_rate=1e-3',
-    # Which does not depend on the number of steps.
-    '--config.optimizer.schedule=step_halving',
-    '--config.optimizer.warmup_steps=1',
-    '--config.model.offset_init=xavier',
-    '--config.ema_decay=0.5',
-    '--config.steps=4',
-    '--config.log_every=1',
-    '--config.checkpoint_every=2',
-    f'--workdir={run}',
-    *changes,
-    cwd=folder,
-    JAX_NUM_CPU_DEVICES=str(devices),
-  )
-
-
-def _train_on_two_processes(folder, run, *changes, succeeds=True):
-  processes = _start_two_processes(folder, run, *changes)
+def _train_on_two_processes(folder, run, *, succeeds=True, **changes):
+  processes = _start_two_processes(folder, run, **changes)
   return [finish(process, succeeds=succeeds) for process in processes]
 
 
-def _start_two_processes(folder, run, *changes, of_the_second=()):
+def _start_two_processes(folder, run, *, of_the_second=(), **changes):
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{free.getsockname()[1]}'
-  more = [changes, [*changes, *of_the_second]]
-  return [_train(folder, run, f'--distributed={i}/2@{address}', *more[i], devices=2) for i in range(2)]
+
+  def start_one(index, changes):
+    return start(
+      ROOT / 'train.py',
+      f'--config={ROOT}/configs/demo.py',
+      *(f'--config.{name}={value}' for name, value in {**CHANGES, **changes}.items()),
+      f'--workdir={run}',
+      f'--distributed={index}/2@{address}',
+      cwd=folder,
+      JAX_NUM_CPU_DEVICES='2',
+    )
+
+  return [start_one(0, changes), start_one(1, {**changes, **dict(of_the_second)})]
 
 
 def _config():
   config = demo.get_config()
-  config.model.update(width=8, offset_width=8, offset_init='xavier')
-  config.ema_decay = 0.5
+  config.update_from_flattened_dict(CHANGES)
   return config
 
 
-def _weights(run):
+def _train_on_one_device(folder, run, **changes):
+  """The same run in this process."""
   config = _config()
-  return load_params(run, config.model.to_dict())[1]
+  config.update_from_flattened_dict({'data.train.clean': str(folder / 'images'), **changes})
+  train(config, folder / run, jax.devices()[:1])
+
+
+def _weights(run):
+  return load_params(run, _config().model.to_dict())[1]
 
 
 def _losses(run):
@@ -90,45 +101,42 @@ def _distance(a, b):
   return optax.tree.norm(jax.tree.map(lambda x, y: np.asarray(x) - np.asarray(y), a, b))
 
 
-@pytest.mark.parametrize('reader', ['files', 'memory'])
-def test_two_processes_of_two_devices_give_the_weights_of_one_device(folder, reader):
-  run, read = f'two_{reader}', f'--config.data.reader={reader}'
-  outputs = _train_on_two_processes(folder, run, read)
-  finish(_train(folder, f'one_{reader}', read))
+def test_two_processes_of_two_devices_give_the_weights_of_one_device(folder):
+  outputs = _train_on_two_processes(folder, 'two')
+  _train_on_one_device(folder, 'one')
   assert '3 images, 4 device(s), from step 0' in outputs[0][0]
   assert 'step' not in outputs[1][0]
-  one, two = folder / f'one_{reader}', folder / run
+  one, two = folder / 'one', folder / 'two'
   assert sorted(p.name for p in (two / 'checkpoints').iterdir()) == ['2', '4']
-  # Equal but for rounding, and for the kinks of bilinear sampling; see test_step.py.
+  # Equal but for rounding.
   difference = _distance(_weights(one), _weights(two))
   assert difference < 1e-3 * _distance(_weights(one), create_train_state(_config()).params)
   assert _losses(two) == pytest.approx(_losses(one), rel=1e-5)
-  if reader == 'memory':
-    return
   # Continued by two processes, the run is the same bit for bit.
   shutil.copytree(two, folder / 'continued')
   shutil.rmtree(folder / 'continued' / 'checkpoints' / '4')
-  outputs = _train_on_two_processes(folder, 'continued', read)
+  outputs = _train_on_two_processes(folder, 'continued')
   assert 'from step 2' in outputs[0][0]
   jax.tree.map(np.testing.assert_array_equal, _weights(folder / 'continued'), _weights(two))
 
 
 def test_an_error_of_process_0_ends_both(folder):
-  outputs = _train_on_two_processes(folder, 'failed', '--config.init_from=nowhere', succeeds=False)
+  outputs = _train_on_two_processes(folder, 'failed', init_from='nowhere', succeeds=False)
   assert 'train.py: nowhere: neither published weights' in outputs[0][1]
 
 
 def test_processes_with_other_images_are_rejected(folder):
   (folder / 'fewer').mkdir()
   shutil.copy(folder / 'images' / '0.png', folder / 'fewer')
-  processes = _start_two_processes(folder, 'differing', of_the_second=['--config.data.train.clean=fewer'])
+  processes = _start_two_processes(folder, 'differing', of_the_second={'data.train.clean': 'fewer'})
   for process in processes:
     _, errors = finish(process, succeeds=False)
     assert 'the training data differs between processes' in errors or 'another task died' in errors
 
 
 def test_sigterm_to_one_process_saves_and_ends_both(folder):
-  processes = _start_two_processes(folder, 'stopped', '--config.steps=100000')
+  """Also that each device samples its own share of the batch from the images in its memory."""
+  processes = _start_two_processes(folder, 'stopped', **{'steps': 100_000, 'data.reader': 'memory'})
   for line in processes[0].stdout:
     if line.startswith('step '):
       break
@@ -136,6 +144,8 @@ def test_sigterm_to_one_process_saves_and_ends_both(folder):
   (output, _), _ = (finish(process) for process in processes)
   saved = sorted(int(p.name) for p in (folder / 'stopped' / 'checkpoints').iterdir())
   assert f'stopped at step {saved[-1]}, which is saved' in output
+  _train_on_one_device(folder, 'not_stopped', **{'steps': 2, 'data.reader': 'memory'})
+  assert _losses(folder / 'stopped')[:2] == pytest.approx(_losses(folder / 'not_stopped'), rel=1e-5)
 
 
 @pytest.mark.parametrize('cluster', ['2', '2/2@localhost:1', '0/2@localhost', 'nonsense'])

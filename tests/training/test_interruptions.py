@@ -1,4 +1,4 @@
-"""Runs that are killed, signalled to stop, or find no room to write, and what is left of them."""
+"""A run that is killed, finds no room to write and is signalled to stop, and what is left of it."""
 
 import json
 import random
@@ -13,8 +13,10 @@ import pytest
 from configs import demo
 from sadnet_jax.weights.loading import load_params
 from tests.support.command import ROOT, finish, start
+from tests.support.small_networks import PLAIN
 
-STEPS = 60
+# More than any of the processes takes.
+STEPS = 100_000
 
 
 @pytest.fixture(scope='module')
@@ -34,8 +36,7 @@ def _train(folder, run, *changes, **variables):
   return start(
     ROOT / 'train.py',
     f'--config={ROOT}/configs/demo.py',
-    '--config.model.width=8',
-    '--config.model.offset_width=8',
+    *(f'--config.model.{name}={value}' for name, value in PLAIN.items()),
     '--config.data.train.clean=images',
     '--config.data.reader=memory',
     '--config.data.patch_px=16',
@@ -56,7 +57,7 @@ def _train(folder, run, *changes, **variables):
 
 def _weights(run):
   config = demo.get_config()
-  config.model.width = config.model.offset_width = 8
+  config.model.update(PLAIN)
   config.ema_decay = 0.9
   return load_params(run, config.model.to_dict())
 
@@ -81,23 +82,16 @@ def _assert_equal(a, b):
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def _assert_weights_of_an_uninterrupted_run(folder, run):
-  step, weights = _weights(run)
-  name = f'{run.name}_uninterrupted'
-  finish(_train(folder, name, RARELY, f'--config.steps={step}', '--config.log_every=100'))
-  _assert_equal(weights, _weights(folder / name)[1])
-
-
 def _kill(process):
   process.kill()
   process.communicate()
 
 
-def test_killed_runs_end_with_the_weights_of_an_uninterrupted_one(folder):
-  run = folder / 'killed'
+def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(folder):
+  run = folder / 'run'
   checkpoints = run / 'checkpoints'
   # At a random moment.
-  process = _train(folder, 'killed')
+  process = _train(folder, 'run')
   _wait_for_step(process, 2)
   time.sleep(random.Random(0).uniform(0, 0.3))
   _kill(process)
@@ -121,33 +115,32 @@ def test_killed_runs_end_with_the_weights_of_an_uninterrupted_one(folder):
   _assert_equal(after, before)
 
   # In the middle of a save.
-  process = _train(folder, 'killed')
+  process = _train(folder, 'run')
   _wait_for_step(process, first + 2)
   while process.poll() is None and not any(checkpoints.glob('*.orbax-checkpoint-tmp*')):
     time.sleep(1e-4)
   _kill(process)
   assert any(checkpoints.glob('*.orbax-checkpoint-tmp*'))
-  assert first < max(_saved(run)) < STEPS
+  assert first < max(_saved(run))
 
-  finish(_train(folder, 'killed', RARELY))
-  assert _saved(run)[-1] == STEPS
-  _assert_weights_of_an_uninterrupted_run(folder, run)
-  assert not list(checkpoints.glob('*tmp*'))
-  lines = (run / 'metrics.jsonl').read_text().splitlines()
-  assert [json.loads(line)['step'] for line in lines] == list(range(1, STEPS + 1))
-
-
-def test_a_run_stopped_by_signals_saves_continues_and_lets_no_other_run_in(folder):
-  run, steps = folder / 'stopped', []
+  # By signals, upon which the run saves its step. Meanwhile no other process may train in the folder.
+  steps = []
   for number in (signal.SIGTERM, signal.SIGINT):
-    process = _train(folder, 'stopped', RARELY, '--config.steps=100000')
+    process = _train(folder, 'run', RARELY)
     _wait_for_step(process)
     if not steps:
-      _, errors = finish(_train(folder, 'stopped', RARELY), succeeds=False)
-      assert f'stopped: process {process.pid} is training in this folder; give another --workdir' in errors
+      _, errors = finish(_train(folder, 'run', RARELY), succeeds=False)
+      assert f'run: process {process.pid} is training in this folder; give another --workdir' in errors
     process.send_signal(number)
     output, _ = finish(process)
     steps.append(_saved(run)[-1])
     assert f'stopped at step {steps[-1]}, which is saved; run the same command to continue' in output
-  assert steps[0] < steps[1]
-  _assert_weights_of_an_uninterrupted_run(folder, run)
+  assert first < steps[0] < steps[1]
+
+  assert not list(checkpoints.glob('*tmp*'))
+  lines = (run / 'metrics.jsonl').read_text().splitlines()
+  assert [json.loads(line)['step'] for line in lines] == list(range(1, steps[1] + 1))
+  finish(_train(folder, 'uninterrupted', RARELY, f'--config.steps={steps[1]}', '--config.log_every=100'))
+  (step, weights), (_, expected) = _weights(run), _weights(folder / 'uninterrupted')
+  assert step == steps[1]
+  _assert_equal(weights, expected)
