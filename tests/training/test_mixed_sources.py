@@ -15,7 +15,9 @@ from sadnet_jax.training.config import check_config
 from sadnet_jax.training.loop import train
 from sadnet_jax.training.state import TrainState
 from sadnet_jax.training.step import OnDeviceSampling, make_parallel_step
-from tests.support.small_networks import SMALL
+from tests.support.small_networks import PLAIN
+
+pytestmark = pytest.mark.usefixtures('compiled_once')
 
 SHARE = 0.3
 
@@ -64,7 +66,7 @@ def config(tmp_path):
       pixels = rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)
       Image.fromarray(pixels).save(tmp_path / folder / f'{name}.png')
   config = default.get_config()
-  config.model.update(**SMALL, dilations=(1, 2))
+  config.model.update(PLAIN)
   config.data.train.clean, config.data.train.pairs = str(tmp_path / 'clean'), str(tmp_path / 'pairs')
   config.data.update(reader='memory', patch_px=16, pairs_share=0.5)
   config.noise.update(sigma_255_range=(0.0, 50.0), clean_share=0.3)
