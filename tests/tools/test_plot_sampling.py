@@ -9,14 +9,12 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from configs import color
 from sadnet_jax.nn import blocks
 from sadnet_jax.nn.sadnet import SADNet
 from sadnet_jax.ops import deform_conv2d, deform_conv2d_packed
-from sadnet_jax.training.state import create_train_state
-from sadnet_jax.weights import checkpoints
 from tests.support.command import finish, start
 from tests.support.fast_jit import fast_jit
+from tests.support.logged_runs import save_checkpoint, small_config
 from tests.support.small_networks import SMALL, image, random_variables
 from tools.plot_sampling import Sampling, parse_pixel, plot_sampling, sampling_positions
 
@@ -203,11 +201,9 @@ def test_a_pixel_is_two_whole_numbers(text):
 
 
 def test_the_command_writes_the_plot_of_a_run(tmp_path):
-  config = color.get_config('25')
-  config.model.width = config.model.offset_width = 8
-  state = create_train_state(config)
-  with checkpoints.open_for_training(tmp_path, 1) as manager:
-    checkpoints.save(manager, state, config.to_dict(), images='none')
+  model = SADNet(**SMALL)
+  params = random_variables(model)['params']
+  save_checkpoint(tmp_path, params, small_config(), step=7)
   picture = np.random.default_rng(0).integers(0, 256, (19, 33, 3), np.uint8)
   Image.fromarray(picture).save(tmp_path / 'color.png')
   command = [
@@ -222,10 +218,9 @@ def test_the_command_writes_the_plot_of_a_run(tmp_path):
   pixels = ['--pixel=3,5', '--pixel=18,32']
   success = start(*command, image_flag, *pixels, output, '--sigma_255=0')
   failure = start(*command, image_flag, *pixels, '--output=out.jpg')
-  assert f'out.png: {tmp_path}/color.png, sigma_255 0, checkpoint of step 0' in finish(success)[0]
-  model = SADNet(**SMALL)
+  assert f'out.png: {tmp_path}/color.png, sigma_255 0, checkpoint of step 7' in finish(success)[0]
   denoised, samplings = sampling_positions(
-    model, state.params, picture.astype(np.float32) / 255, [(3, 5), (18, 32)]
+    model, params, picture.astype(np.float32) / 255, [(3, 5), (18, 32)]
   )
   expected = _pixels_of(plot_sampling(denoised, [(3, 5), (18, 32)], samplings))[..., :3]
   np.testing.assert_allclose(np.asarray(Image.open(tmp_path / 'out.png')).astype(int), expected, atol=1)
