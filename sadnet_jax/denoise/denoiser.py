@@ -482,9 +482,11 @@ class CompiledNetwork:
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_device), (noisy, (side, side))
     )
     function = self.function(shared)
-    about = f'{self.model} on {self.device.platform}, shared: {shared}'
-    if (traced := compilation_cache.traced(function, (self.params, *shapes), about)) is not None:
-      function = self._jitted(traced)
+    # Traced programs are kept for JAX's default platform only.
+    if self.device.platform == jax.default_backend():
+      about = f'{self.model} on {self.device.platform}, shared: {shared}'
+      if (traced := compilation_cache.traced(function, (self.params, *shapes), about)) is not None:
+        function = self._jitted(traced)
     return function.lower(self.params, *shapes).compile()
 
 

@@ -88,6 +88,14 @@ def test_another_network_size_or_setting_is_traced_anew(tmp_path, monkeypatch):
   assert len(list(folder.glob('traced-*'))) == 4
 
 
+@pytest.mark.usefixtures('no_cache')
+def test_nothing_is_kept_for_another_platform_than_the_default(tmp_path, monkeypatch):
+  folder = compilation_cache.enable(tmp_path)
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  _network()(image())
+  assert not list(folder.glob('traced-*'))
+
+
 def test_nothing_is_kept_beside_the_users_own_cache(tmp_path):
   compilation_cache.enable(tmp_path)
   _network()(image())
