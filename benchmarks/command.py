@@ -124,7 +124,7 @@ def measure_seams(photographs, arguments) -> list[dict]:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = common.make_parser(__doc__)
   parser.add_argument('--images', default='test/Kodak24', help='photographs; may be relative to SADNET_DATA')
-  parser.add_argument('--model', default='color_blind', help='default: %(default)s')
+  parser.add_argument('--model', default='color', help='default: %(default)s')
   parser.add_argument('--megapixels', type=float, nargs='*', default=[12], help='default: 12')
   parser.add_argument(
     '--sigma_255', type=float, default=25, help='standard deviation of the noise (default: 25)'

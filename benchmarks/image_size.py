@@ -27,7 +27,7 @@ from sadnet_jax.denoise.tile_memory import free_bytes
 from sadnet_jax.denoise.tiling import TilePlan
 from sadnet_jax.files import one_line
 
-MODEL = 'color_blind'
+MODEL = 'color'
 SIGMA_255 = 25
 # Width and height.
 SIZES = ((480, 320), (960, 640), (1920, 1080), (3000, 2000), (4000, 3000))

@@ -146,7 +146,7 @@ def targets(results: dict[str, Any]) -> dict[str, dict]:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = common.make_parser(__doc__, runs=3)
   parser.add_argument('--images', default='test/Kodak24', help='photographs; may be relative to SADNET_DATA')
-  parser.add_argument('--model', default='color_blind', help='default: %(default)s')
+  parser.add_argument('--model', default='color', help='default: %(default)s')
   parser.add_argument('--sizes', type=common.at_least_one, default=200, help='default: %(default)s')
   parser.add_argument('--compared', type=common.at_least_one, default=5, help='default: %(default)s')
   parser.add_argument(

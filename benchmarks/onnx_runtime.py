@@ -24,7 +24,7 @@ from sadnet_jax import Denoiser
 from sadnet_jax.denoise.onnx_graph import INPUT, onnx_denoiser
 from sadnet_jax.nn.sadnet import SADNet
 
-MODEL = 'color_blind'
+MODEL = 'color'
 # Width and height.
 SIZES = ((480, 320), (960, 640))
 

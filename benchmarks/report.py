@@ -311,9 +311,9 @@ def _named(published):
 README_ROWS = {
   ('color_real', 'nam', None, 'rounded'): 'Nam, 25 patches',
   ('color_real', 'polyu_held_out', None, 'rounded'): 'PolyU, 17 held-out crops',
+  ('color', 'cbsd68', 50.0, 'clipped8'): 'CBSD68',
   ('color_50', 'cbsd68', 50.0, 'unclipped'): 'CBSD68',
-  ('color_blind', 'cbsd68', 25.0, 'unclipped'): 'CBSD68',
-  ('color_50', 'kodak24', 50.0, 'unclipped'): 'Kodak24',
+  ('color', 'cbsd68', 25.0, 'unclipped'): 'CBSD68',
 }
 
 

@@ -133,7 +133,7 @@ def _denoise_first_image(clock):
 
   noisy = np.random.default_rng(0).integers(0, 256, (320, 480, 3), np.uint8)
   clock.skip()
-  denoiser = Denoiser.from_pretrained('color_blind')
+  denoiser = Denoiser.from_pretrained('color')
   clock.note('load_weights')
   denoiser(noisy)
   clock.note('first_call')

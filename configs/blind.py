@@ -1,6 +1,6 @@
 """Blind Gaussian denoising for both protocols, in colour or grey.
 
-  python train.py --config=configs/blind.py --config.data.train.clean=FOLDER --config.init_from=color_blind
+  python train.py --config=configs/blind.py --config.data.train.clean=FOLDER --config.init_from=color
   python train.py --config=configs/blind.py:gray --config.data.train.clean=FOLDER --config.init_from=RUN
 
 The argument is ``color`` or ``gray``. Each patch draws its own sigma from 0 to 75, and half of the patches
@@ -8,7 +8,9 @@ are clipped and rounded to 8 bits, so that one network serves the protocols uncl
 ``gray``, some patches get correlated grain or camera noise converted to grey, because no other weights serve
 grey pictures. The learning rate is meant for fine-tuning; from random weights, a higher one trains faster.
 
-Ours: not measured yet.
+Ours: ``color``, from weights for unclipped noise, 6,500 of these steps on BSD432 and CID22 (see
+sadnet_jax/weights/pretrained/color.md): CBSD68 at sigma 25 and 50 unclipped 31.21 and 28.00 dB, clipped8
+31.03 and 27.84 dB. ``gray``: not measured yet.
 """
 
 import ml_collections

@@ -7,8 +7,8 @@ smaller patches, and noise that is not clipped (the protocol of most published t
 those of color.py.
 
 Ours on CBSD68, protocol unclipped, trained in stages on BSD432: 28.16 dB at sigma 50 after 12,000 steps (see
-sadnet_jax/weights/pretrained/color_50.md). Blind, continued from those weights, average of three checkpoints
-after 3,000 to 5,500 more steps: 31.22, 28.04 and 26.52 dB at sigma 25, 50 and 70 (see color_blind.md there).
+sadnet_jax/weights/pretrained/color_50.md). configs/blind.py continues it for other
+noise levels.
 In one stage, as in this file: not measured. Continuing from weights of one sigma, blind training needs a
 lower rate (6e-4); at 1.2e-3 the offsets left the image.
 """

@@ -1,6 +1,6 @@
 """Everyday photographs: camera noise, clipped Gaussian noise and real pairs in one run.
 
-  python train.py --config=configs/photo.py --config.data.train.clean=FOLDER --config.init_from=color_blind
+  python train.py --config=configs/photo.py --config.data.train.clean=FOLDER --config.init_from=color
   python train.py --config=configs/photo.py:fast --config.data.train.clean=FOLDER
 
 30% of the patches are real pairs. Of the rest, 50% get camera noise (see sadnet_jax/data/camera_noise.py),

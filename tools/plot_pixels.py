@@ -1,6 +1,6 @@
 """Draws PSNR against the number of pixels that training has seen, for several trainings.
 
-  python -m tools.plot_pixels --curves=docs/curves/color_50.json,docs/curves/color_blind.json,RUN \\
+  python -m tools.plot_pixels --curves=docs/curves/color_50.json,docs/curves/color.json,RUN \\
     --set='CBSD68, 8 images, sigma 50' --before=color50_a:85196800 --output=pixels.png
 
 A curve is a file in docs/curves or the folder of a run. A stage that started from the weights of another

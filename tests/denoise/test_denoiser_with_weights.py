@@ -62,10 +62,12 @@ def test_tiles_give_the_result_of_the_whole_image(denoiser, weights, sigma_255, 
   tiled = with_options(denoiser, tile_px=TILE_PX)
   difference = tiled(noisy, progress=lambda done, total: seen.append(total)) - whole
   assert seen == [4] * 4
-  assert np.abs(difference).max() < LEVEL
+  # Training on clipped noise made the default use more distant pixels.
+  assert np.abs(difference).max() < (3 if weights == DEFAULT else 1) * LEVEL
+  assert np.abs(difference).mean() < 0.1 * LEVEL
   # The border of a tile, which the overlap drops, would show.
   corner = denoiser(noisy[:TILE_PX, :TILE_PX]) - whole[:TILE_PX, :TILE_PX]
-  assert np.abs(corner).max() > 10 * LEVEL
+  assert np.abs(corner).max() > 6 * LEVEL
 
 
 @pytest.mark.parametrize('size', [(1, 1), (7, 1), (8, 8)])
@@ -91,8 +93,8 @@ def test_noise_on_flat_images_goes(denoiser, value):
   noisy = np.round(np.clip(with_noise(clean, 15), 0, 1) * 255).astype(np.uint8)
   denoised = denoiser(noisy).astype(float)
   assert denoised.std() < noisy.std() / 2
-  # Clipping moves the mean of the noise, which no denoiser can know.
-  assert abs(denoised.mean() - noisy.mean()) < 3
+  # Clipping moves the mean of the noise: that of the clean image comes back.
+  assert abs(denoised.mean() - value) < 3
 
 
 def test_saturated_colours_stay(denoiser):

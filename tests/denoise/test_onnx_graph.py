@@ -98,14 +98,12 @@ def test_the_model_says_what_it_takes():
 
 def test_the_example_of_the_docs_does_what_the_denoiser_does(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
-  main(['--weights', 'color_blind', '--format', 'onnx', '--output', 'color_blind.onnx'])
-  assert re.fullmatch(
-    r'color_blind\.onnx: 17\.0 MB, images of any size, ONNX opset 19\n', capsys.readouterr().out
-  )
+  main(['--weights', 'color', '--format', 'onnx', '--output', 'color.onnx'])
+  assert re.fullmatch(r'color\.onnx: 17\.0 MB, images of any size, ONNX opset 19\n', capsys.readouterr().out)
   with Image.open(ROOT / 'tests' / 'crops' / 'coffee.png') as photo:
     photo.convert('RGB').crop((0, 0, *PUBLISHED_SIZE[::-1])).save('photo.jpg')
   exec(compile(EXAMPLE, 'docs/denoise.md', 'exec'), {})
-  model, params, _ = pretrained.load('color_blind')
+  model, params, _ = pretrained.load('color')
   noisy = np.asarray(Image.open('photo.jpg'), np.float32)[None] / 255
   expected = np.clip(_run_jax(model, params, noisy)[0], 0, 1)
   np.testing.assert_allclose(np.asarray(Image.open('denoised.png')) / 255, expected, rtol=0, atol=0.51 / 255)
@@ -119,4 +117,4 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
 
   monkeypatch.setattr(builtins, '__import__', without_onnx)
   with pytest.raises(SystemExit, match=r"needs the package onnx .*: pip install 'sadnet-jax\[onnx\]'"):
-    main(['--weights', 'color_blind', '--output', str(tmp_path / 'a.onnx')])
+    main(['--weights', 'color', '--output', str(tmp_path / 'a.onnx')])

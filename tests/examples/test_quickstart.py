@@ -38,7 +38,7 @@ def test_the_cells_run(tmp_path):
   code = '\n'.join(''.join(cell['source']) for cell in _cells() if cell['cell_type'] == 'code')
   # With networks that compile quickly.
   for old, new in (
-    ("MODEL = 'color_blind'", f'MODEL = {str(path)!r}'),
+    ("MODEL = 'color'", f'MODEL = {str(path)!r}'),
     ('network = SADNet(width=8, offset_width=8)', f'network = SADNet(**{PLAIN})'),
   ):
     assert code.count(old) == 1
