@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 from PIL import Image
 import pytest
@@ -32,6 +33,10 @@ def tiny(monkeypatch):
 
   monkeypatch.setattr(bfloat16, 'run_config', small)
   monkeypatch.setattr(bfloat16, 'AVERAGED_STEPS', 2)
+  before = jax.config.read('jax_disable_most_optimizations')
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', before)
 
 
 def test_both_dtypes_train_alike(images, tiny, tmp_path, capsys):

@@ -233,13 +233,22 @@ def test_exported_weights_are_those_of_the_checkpoint(params, tmp_path):
 def test_a_run_is_exported_as_of_its_own_noise_alone(params, tmp_path):
   save_checkpoint(tmp_path / 'run', params, small_config('25'), 7)
   export = ['-m', 'tools.export_weights', f'--checkpoint={tmp_path}/run']
-  export += [f'--output={tmp_path}/b.safetensors', '--about=From https://host/a.pth?X-Signature=5ec']
+  export += ['--about=From https://host/a.pth?X-Signature=5ec']
   network = ['--config.model.width=8', '--config.model.offset_width=8']
-  of_25, of_50 = (start(*export, f'--config={ROOT}/configs/color.py:{sigma}', *network) for sigma in (25, 50))
+  of_25, of_50 = (
+    start(
+      *export,
+      f'--output={tmp_path}/{sigma}.safetensors',
+      f'--config={ROOT}/configs/color.py:{sigma}',
+      *network,
+    )
+    for sigma in (25, 50)
+  )
   _, errors = finish(of_50, succeeds=False)
   assert 'noise.sigma_255: checkpoint 25.0, config 50.0' in errors
   finish(of_25)
-  loaded, metadata = load_weights(tmp_path / 'b.safetensors', MODEL)
+  loaded, metadata = load_weights(tmp_path / '25.safetensors', MODEL)
+  assert not (tmp_path / '50.safetensors').exists()
   _assert_equal(loaded, params)
   assert (metadata['step'], metadata['config']) == ('7', 'configs/color.py:25')
   assert metadata['about'] == 'From https://host/a.pth'
