@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 import contextlib
 import itertools
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
@@ -24,14 +25,14 @@ import numpy as np
 import tensorflow as tf
 
 from sadnet_jax.data.examples import Example
-from sadnet_jax.images.arrays import MATLAB_LUMA
+from sadnet_jax.images.arrays import MATLAB_LUMA, read_image
 from sadnet_jax.images.metadata import PNG_SIGNATURE
 
 if TYPE_CHECKING:
   from sadnet_jax.data.tiles import TileSet
 
-# Formats that TensorFlow decodes. The other readers use images.arrays.read_image, which reads more formats.
-SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp')
+# Formats that TensorFlow decodes, in parallel; other files are read by `images.arrays.read_image`.
+TENSORFLOW_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp')
 Images = dict[str, Any]
 
 
@@ -69,8 +70,7 @@ class FileImages:
       channels: 3, or 1 (colour files are converted).
 
     Raises:
-      ValueError: An image has several clean files, TensorFlow cannot decode a file's format as `read_image`
-        does, or only some images have noisy files.
+      ValueError: An image has several clean files, or only some images have noisy files.
     """
     for example in examples:
       if len(example.clean) != 1:
@@ -78,22 +78,13 @@ class FileImages:
           f'{example.name}: its ground truth is the mean of {len(example.clean)} clean files, which '
           "data.reader = 'files' cannot read; use 'tiles' or 'memory'"
         )
-      for path in example.files:
-        if path.suffix.lower() not in SUFFIXES:
-          raise ValueError(
-            f"{path}: data.reader = 'files' reads only {', '.join(SUFFIXES)}; convert the file, or use "
-            "'tiles' or 'memory'"
-          )
-        if _has_16_bits(path):
-          # TensorFlow drops the lower 8, and knows no tags for white.
-          raise ValueError(
-            f"{path}: data.reader = 'files' reads only 8 bits, but the file has 16; use 'tiles' or 'memory'"
-          )
     self.has_noisy = _all_or_none({example.name: example.noisy is not None for example in examples})
     self._channels = channels
-    self._files = {'clean': tf.constant([os.fsencode(example.clean[0]) for example in examples])}
+    files = {'clean': [example.clean[0] for example in examples]}
     if self.has_noisy:
-      self._files['noisy'] = tf.constant([os.fsencode(str(example.noisy)) for example in examples])
+      files['noisy'] = [Path(str(example.noisy)) for example in examples]
+    self._files = {name: tf.constant([os.fsencode(path) for path in paths]) for name, paths in files.items()}
+    self._decodable = {name: tf.constant([_is_decodable(p) for p in paths]) for name, paths in files.items()}
 
   def __len__(self) -> int:
     """Returns the number of images."""
@@ -102,8 +93,18 @@ class FileImages:
   def load(self, index: Any) -> Images:
     """See `ImageSource`."""
     paths = {name: files[index] for name, files in self._files.items()}
-    images = {name: decode(tf.io.read_file(path), self._channels) for name, path in paths.items()}
+    images = {name: self._load_one(path, self._decodable[name][index]) for name, path in paths.items()}
     return _same_size(images, list(paths.values()))
+
+  def _load_one(self, path, decodable):
+    def read():
+      pixels = tf.numpy_function(self._read, [path], tf.uint8, stateful=False)
+      return tf.ensure_shape(pixels, [None, None, self._channels])
+
+    return tf.cond(decodable, lambda: decode(tf.io.read_file(path), self._channels), read)
+
+  def _read(self, path: bytes) -> np.ndarray:
+    return read_image(os.fsdecode(path), self._channels)
 
 
 class TileImages:
@@ -172,13 +173,17 @@ def decode(content: Any, channels: int) -> Any:
   return _rgb_to_gray(image) if channels == 1 else image
 
 
-def _has_16_bits(path):
-  """Whether a file is a PNG of 16 bits."""
+def _is_decodable(path):
+  """Whether TensorFlow decodes a file as `read_image` does.
+
+  Of 16 bits it drops the lower 8, and knows no tags for white.
+  """
+  header = b''
   # A missing file is reported when it is read.
   with contextlib.suppress(OSError), open(path, 'rb') as file:
     header = file.read(25)
-    return header.startswith(PNG_SIGNATURE) and header[24:] == b'\x10'
-  return False
+  has_16_bits = header.startswith(PNG_SIGNATURE) and header[24:] == b'\x10'
+  return path.suffix.lower() in TENSORFLOW_SUFFIXES and not has_16_bits
 
 
 def _rgb_to_gray(rgb):
