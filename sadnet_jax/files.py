@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 import contextlib
 import errno
+import mmap
 import os
 from pathlib import Path
 import re
@@ -62,6 +63,13 @@ def walk(
 def _leads_elsewhere(link):
   """Whether a path is a link to a folder that does not contain it."""
   return link.is_symlink() and not Path(os.path.realpath(link.parent)).is_relative_to(os.path.realpath(link))
+
+
+@contextlib.contextmanager
+def mapped(path: Path) -> Iterator[mmap.mmap]:
+  """The bytes of a file, memory-mapped: only the parts that are read take memory."""
+  with path.open('rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    yield data
 
 
 @contextlib.contextmanager

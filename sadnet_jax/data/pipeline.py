@@ -13,10 +13,8 @@ A patch costs 1 / m of decoding an image. For files of many megapixels use a lar
 import bisect
 import collections
 from collections.abc import Collection, Iterable, Iterator, Sequence
-import contextlib
 import itertools
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
@@ -25,8 +23,8 @@ import numpy as np
 import tensorflow as tf
 
 from sadnet_jax.data.examples import Example
+from sadnet_jax.images import png
 from sadnet_jax.images.arrays import MATLAB_LUMA, read_image
-from sadnet_jax.images.metadata import PNG_SIGNATURE
 
 if TYPE_CHECKING:
   from sadnet_jax.data.tiles import TileSet
@@ -82,7 +80,7 @@ class FileImages:
     self._channels = channels
     files = {'clean': [example.clean[0] for example in examples]}
     if self.has_noisy:
-      files['noisy'] = [Path(str(example.noisy)) for example in examples]
+      files['noisy'] = [example.noisy for example in examples if example.noisy is not None]
     self._files = {name: tf.constant([os.fsencode(path) for path in paths]) for name, paths in files.items()}
     self._decodable = {name: tf.constant([_is_decodable(p) for p in paths]) for name, paths in files.items()}
 
@@ -178,12 +176,7 @@ def _is_decodable(path):
 
   Of 16 bits it drops the lower 8, and knows no tags for white.
   """
-  header = b''
-  # A missing file is reported when it is read.
-  with contextlib.suppress(OSError), open(path, 'rb') as file:
-    header = file.read(25)
-  has_16_bits = header.startswith(PNG_SIGNATURE) and header[24:] == b'\x10'
-  return path.suffix.lower() in TENSORFLOW_SUFFIXES and not has_16_bits
+  return path.suffix.lower() in TENSORFLOW_SUFFIXES and not png.has_16_bits(path)
 
 
 def _rgb_to_gray(rgb):

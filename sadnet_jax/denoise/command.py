@@ -98,7 +98,7 @@ def _denoise(arguments: argparse.Namespace) -> int:
       skipped = len(existing)
     sizes = sizes_by_header(targets)
     targets = group_by_size(targets, sizes)
-    with _quiet_libraries(), _cached_programs(arguments.compilation_cache):
+    with _libraries(cached=arguments.compilation_cache):
       from sadnet_jax.denoise import job
       from sadnet_jax.denoise.report import Report
 
@@ -129,7 +129,7 @@ def _denoise(arguments: argparse.Namespace) -> int:
 
 def _serve_page(arguments: argparse.Namespace) -> int:
   try:
-    with _quiet_libraries(), _cached_programs(arguments.compilation_cache):
+    with _libraries(cached=arguments.compilation_cache):
       from sadnet_jax.denoise import app
 
       app.serve(
@@ -202,37 +202,30 @@ def choose_device(wanted: str | None) -> 'jax.Device':
 
 
 @contextlib.contextmanager
-def _quiet_libraries() -> Iterator[None]:
-  """Hides JAX's log messages, such as that there is no GPU, which do not help people with pictures."""
+def _libraries(cached: bool) -> Iterator[None]:
+  """JAX with or without the cache of programs, and silent.
+
+  Messages and warnings of libraries, such as that there is no GPU, do not help people with pictures.
+  """
   # jaxlib reads it when it is imported.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   # JAX sets up its loggers on import, so the levels have to be changed afterwards.
   import jax  # noqa: F401
 
+  from sadnet_jax.denoise import compilation_cache
+
   loggers = [logging.getLogger(name) for name in ('jax', 'jax_plugins')]
   levels = [logger.level for logger in loggers]
-  try:
-    for logger in loggers:
-      logger.setLevel(logging.CRITICAL + 1)
-    yield
-  finally:
-    for logger, level in zip(loggers, levels, strict=True):
-      logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _cached_programs(enabled: bool) -> Iterator[None]:
-  """Turns on the compilation cache, clears it if it turns out damaged, and hides all warnings."""
-  with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter('always')
-    from sadnet_jax.denoise import compilation_cache
-
-    folder = compilation_cache.enable() if enabled else None
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
     try:
-      yield
+      for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+      with compilation_cache.enabled() if cached else contextlib.nullcontext():
+        yield
     finally:
-      if folder is not None and any(compilation_cache.is_damage(str(w.message)) for w in caught):
-        compilation_cache.clear(folder)
+      for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 class _OneLineParser(argparse.ArgumentParser):

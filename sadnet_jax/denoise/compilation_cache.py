@@ -115,18 +115,20 @@ def _sources_sha256():
 
 @contextlib.contextmanager
 def enabled() -> Iterator[None]:
-  """`enable`, and at the end `clear` if a program could not be read; other warnings are shown as usual.
+  """`enable`, and at the end `clear` if a program could not be read; other warnings are left as they are.
 
   ``JAX_ENABLE_COMPILATION_CACHE=false`` in the environment turns all caching off.
   """
   folder = enable()
   damaged = False
   with warnings.catch_warnings():
+    # JAX's warning of a damaged program is needed here even where the caller hides all of them.
+    warnings.filterwarnings('always', message=_DAMAGED)
     show = warnings.showwarning
 
     def watch(message, *arguments, **options):
       nonlocal damaged
-      if is_damage(str(message)):
+      if str(message).startswith(_DAMAGED):
         damaged = True
       else:
         show(message, *arguments, **options)
@@ -137,11 +139,6 @@ def enabled() -> Iterator[None]:
     finally:
       if folder is not None and damaged:
         clear(folder)
-
-
-def is_damage(warning: str) -> bool:
-  """Whether a warning from JAX says that a cached program could not be read."""
-  return warning.startswith(_DAMAGED)
 
 
 def clear(folder: Path) -> None:

@@ -12,6 +12,8 @@ from sadnet_jax.machine import free_host_bytes
 FULL_WHITE = 65535
 # 500 megapixels: three times the largest sensors, and 3 GB as 16-bit colour.
 MAX_PIXELS = 500_000_000
+# Transfer functions of high dynamic range, as H.273 numbers them: PQ and HLG.
+HDR_TRANSFERS = (16, 18)
 # Luma of gamma-encoded R, G and B, ITU-R BT.601.
 BT601_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 # Reading holds the decoder's picture and up to two arrays at once.
@@ -145,6 +147,26 @@ def check_size(width: int, height: int, pixel_bytes: int, max_pixels: float = fl
       f'{width}x{height} pixels do not fit into the {memory / 2**30:.1f} GiB of free memory; '
       'cut the image into parts'
     )
+
+
+def split_alpha(array: np.ndarray, colours: int) -> tuple[np.ndarray, np.ndarray | None]:
+  """Colours and opacity of a decoded image.
+
+  Args:
+    array: [H, W, C].
+    colours: Channels of colour, 1 or 3.
+
+  Returns:
+    Colours [H, W, 1 or 3], and alpha [H, W] or None.
+
+  Raises:
+    ValueError: There are fewer or more channels.
+  """
+  if array.shape[2] not in (colours, colours + 1):
+    raise ValueError(f'has {array.shape[2]} channels, more than colours and transparency; flatten it')
+  if array.shape[2] == colours:
+    return array, None
+  return np.ascontiguousarray(array[:, :, :colours]), np.ascontiguousarray(array[:, :, colours])
 
 
 def lost_fields(metadata: Metadata, names: Iterable[str], format_name: str) -> tuple[str, ...]:

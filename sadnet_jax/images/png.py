@@ -1,6 +1,7 @@
 """PNG files before libpng decodes them: metadata of bounded size, and damage, of which libpng would print."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 import struct
 import zlib
 
@@ -72,6 +73,16 @@ def read_metadata(chunks: Chunks, named: Mapping[bytes, bytes], notes: list[str]
     x, y, unit = struct.unpack('>IIB', named[b'pHYs'])
     dpi = (x * blocks.METRES_PER_INCH, y * blocks.METRES_PER_INCH) if unit == 1 and x and y else None
   return Metadata(icc_profile=profile, xmp=xmp, dpi=dpi, png_chunks=tuple(kept))
+
+
+def has_16_bits(path: Path) -> bool:
+  """Whether a file is a PNG of 16 bits, by its header; False if it cannot be read."""
+  try:
+    with path.open('rb') as file:
+      header = file.read(25)
+  except OSError:
+    return False
+  return header.startswith(blocks.PNG_SIGNATURE) and header[24:] == bytes([16])
 
 
 def ignored(kind: bytes) -> str:

@@ -6,28 +6,27 @@ the header, repeated scans by their number, and what `png` and `tiff` check.
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
-import mmap
-import os
 from pathlib import Path
 import struct
 import tempfile
-import threading
 import warnings
 
 import numpy as np
 import OpenImageIO
 from PIL import JpegImagePlugin
 
-from sadnet_jax.files import one_line
+from sadnet_jax.files import mapped, one_line
+from sadnet_jax.images import camera_formats, png, tiff
 from sadnet_jax.images import metadata as blocks
-from sadnet_jax.images import png, tiff
-from sadnet_jax.images.metadata import Directory, Metadata
+from sadnet_jax.images.metadata import Metadata
 from sadnet_jax.images.photograph import (
   FULL_WHITE,
+  HDR_TRANSFERS,
   MAX_PIXELS,
   DecodingError,
   Photograph,
   check_size,
+  split_alpha,
   srgb_from_linear,
   to_full_range,
 )
@@ -58,8 +57,6 @@ _OTHER_FORMATS = (
   (b'qoif', 'a QOI file', 'convert it'),
   (b'\x8aMNG', 'an MNG animation', 'save a frame'),
 )
-# Transfer functions of high dynamic range: PQ and HLG.
-_HDR_TRANSFERS = (16, 18)
 # OpenImageIO decodes JPEG XL when it opens the file.
 _DECODED_FOR_SHAPE = ('JPEG XL', 'camera raw')
 # OpenImageIO's names for the types in files: the type to read them as, and its bytes.
@@ -127,9 +124,7 @@ def read_shape(path: str | Path, *, decode: bool = True) -> tuple[int, int, int]
         width, height, colour_type = struct.unpack('>16xIIxB', file.read(26))
       return height, width, 1 if colour_type in (0, 4) else 3
     if form == 'HEIC':
-      with path.open('rb') as file:
-        image = _pillow_heif().open_heif(file, convert_hdr_to_8bit=False)
-        return *reversed(image.size), 1 if image.mode[0] in 'LI' else 3
+      return camera_formats.heic_shape(path)
     if form in _DECODED_FOR_SHAPE and not decode:
       raise ValueError(f'the header of this {form} file does not say its size')
     if form not in _DECODED_FOR_SHAPE:
@@ -201,7 +196,7 @@ def _format_of(path):
 
 
 def _is_raw_tiff(path):
-  with _contents(path) as data:
+  with mapped(path) as data:
     return tiff.is_raw(data)
 
 
@@ -212,13 +207,6 @@ def _format_of_brand(brand):
     return 'HEIC'
   name = 'an AVIF file' if brand in (b'avif', b'avis') else 'a video'
   raise ValueError(f'is {name}; convert it (readable are {_READABLE} files)')
-
-
-@contextlib.contextmanager
-def _contents(path) -> Iterator[mmap.mmap]:
-  """The bytes of a file, memory-mapped: only the parts that are read take memory."""
-  with path.open('rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-    yield data
 
 
 @contextlib.contextmanager
@@ -320,15 +308,6 @@ def _in_full_range(array, given, tagged):
   return to_full_range(array, level), level, notes
 
 
-def _split(array, colours):
-  """Colours [H, W, 1 or 3], and alpha [H, W] or None."""
-  if array.shape[2] not in (colours, colours + 1):
-    raise ValueError(f'has {array.shape[2]} channels, more than colours and transparency; flatten it')
-  if array.shape[2] == colours:
-    return array, None
-  return np.ascontiguousarray(array[:, :, :colours]), np.ascontiguousarray(array[:, :, colours])
-
-
 def _without_alpha_in_colours(pixels, alpha):
   """Divides colours that are stored times their opacity by it."""
   result = pixels.copy()
@@ -352,7 +331,7 @@ def _from_floats(pixels, alpha, linear):
 
 
 def _read_jpeg(path):
-  with _contents(path) as data:
+  with mapped(path) as data:
     size = len(data)
     # Real files have about ten, and each decodes the whole image; and one EXIF block or a few, which Pillow
     # joins one by one.
@@ -418,7 +397,7 @@ def _joined_profile(parts):
 
 
 def _read_png(path, white_level):
-  with _contents(path) as data:
+  with mapped(path) as data:
     all_chunks = list(blocks.png_chunks(data))
   damaged = dict.fromkeys(kind for kind, _, sound in all_chunks if not sound)
   notes = [png.ignored(kind) for kind in list(damaged)[:_MOST_NAMED]]
@@ -427,13 +406,13 @@ def _read_png(path, white_level):
   frames = int.from_bytes(named.get(b'acTL', b'')[:4], 'big')
   if frames > 1:
     raise ValueError(f'is an animated PNG of {frames} frames; save one of them')
-  if len(named.get(b'cICP', b'')) == 4 and named[b'cICP'][1] in _HDR_TRANSFERS:
+  if len(named.get(b'cICP', b'')) == 4 and named[b'cICP'][1] in HDR_TRANSFERS:
     raise ValueError('is a PNG of high dynamic range (PQ or HLG); convert it to sRGB')
   metadata_parts = png.read_metadata(chunks, named, notes)
   png.check_pixels(chunks)
   array, _ = _decode(path)
   bits = max(named.get(b'sBIT', b'') or b'\0')
-  pixels, alpha = _split(array, 1 if array.shape[2] < 3 else 3)
+  pixels, alpha = split_alpha(array, 1 if array.shape[2] < 3 else 3)
   pixels, white_level, white_notes = _in_full_range(pixels, white_level, 2**bits - 1 if bits < 16 else None)
   notes += white_notes
   profile, profile_notes = blocks.checked_profile(metadata_parts.icc_profile, pixels.shape[2])
@@ -446,13 +425,13 @@ def _read_png(path, white_level):
 
 
 def _read_tiff(path, linear, white_level):
-  with _contents(path) as data:
+  with mapped(path) as data:
     tags, header = tiff.first_tags(data)
     notes = tiff.check_pages(data, header, tags)
     max_pixels = tiff.check_photograph(tags, len(data))
   array, _ = _decode(path, max_pixels, single=False)
   photometric = tags.number(262, -1)
-  pixels, alpha = _split(array, tiff.COLOURS[photometric])
+  pixels, alpha = split_alpha(array, tiff.COLOURS[photometric])
   pixels, white_level, white_notes = _in_full_range(pixels, white_level, tiff.tagged_white(tags))
   notes += white_notes
   if photometric == tiff.WHITE_IS_ZERO and pixels.dtype == np.uint16:
@@ -480,12 +459,12 @@ def _read_tiff(path, linear, white_level):
 
 
 def _read_webp(path):
-  with _contents(path) as data:
+  with mapped(path) as data:
     chunks = dict(reversed(list(_riff_chunks(data))))
   if b'ANIM' in chunks:
     raise ValueError('is an animated WebP; save one of its frames')
   array, _ = _decode(path)
-  pixels, alpha = _split(array, 3)
+  pixels, alpha = split_alpha(array, 3)
   exif, exif_notes = blocks.checked_exif(chunks.get(b'EXIF'))
   profile, profile_notes = blocks.checked_profile(chunks.get(b'ICCP'), 3)
   metadata = Metadata(icc_profile=profile, exif=exif, xmp=chunks.get(b'XMP '))
@@ -506,7 +485,7 @@ def _riff_chunks(data):
 def _read_bmp(path):
   # Run lengths of two bytes stand for 255 pixels.
   array, spec = _decode(path, 128 * path.stat().st_size)
-  pixels, alpha = _split(array, 1 if array.shape[2] < 3 else 3)
+  pixels, alpha = split_alpha(array, 1 if array.shape[2] < 3 else 3)
   x, y = (spec.get_float_attribute(name, 0.0) for name in ('XResolution', 'YResolution'))
   in_metres = spec.get_string_attribute('ResolutionUnit') == 'm' and min(x, y) > 0
   metadata = Metadata(dpi=(x * blocks.METRES_PER_INCH, y * blocks.METRES_PER_INCH) if in_metres else None)
@@ -571,19 +550,19 @@ def _jxl_size(data):
 
 
 def _read_jxl(path, linear):
-  with _contents(path) as data:
+  with mapped(path) as data:
     width, height = _jxl_size(data)
   # Before OpenImageIO opens the file. The decoder computes in 32 bits.
   check_size(width, height, 4)
   array, spec = _decode(path)
-  pixels, alpha = _split(array, 1 if array.shape[2] < 3 else 3)
+  pixels, alpha = split_alpha(array, 1 if array.shape[2] < 3 else 3)
   linear = bool(linear) and pixels.dtype == np.float32
   if pixels.dtype == np.float32:
     pixels = _from_floats(pixels, alpha, linear)
   stored = spec.getattribute('ICCProfile')
   profile = None if stored is None else np.asarray(stored, np.uint8).tobytes()
   profile, notes = blocks.checked_profile(profile, pixels.shape[2])
-  with _contents(path) as data:
+  with mapped(path) as data:
     boxes = {
       kind: data[start + 8 : end]
       for kind, start, end in blocks.jxl_boxes(data)
@@ -599,108 +578,12 @@ def _read_jxl(path, linear):
   return Photograph(pixels, alpha, metadata, lossless=False, linear=linear, notes=notes + exif_notes)
 
 
-def _pillow_heif():
-  try:
-    import pillow_heif
-  except ImportError as error:
-    raise ValueError("HEIC files need pillow-heif: pip install 'sadnet-jax[heic]'") from error
-  return pillow_heif
-
-
-def _read_heic(path):
-  with path.open('rb') as file:
-    image = _pillow_heif().open_heif(file, convert_hdr_to_8bit=False)
-    width, height = image.size
-    check_size(width, height, 8)
-    if image.info.get('nclx_profile', {}).get('transfer_characteristics') in _HDR_TRANSFERS:
-      raise ValueError('is a HEIC file of high dynamic range (PQ or HLG); convert it to sRGB')
-    array = np.array(image)
-  array = array[:, :, None] if array.ndim == 2 else array
-  pixels, alpha = _split(array, 1 if array.shape[2] < 3 else 3)
-  exif, exif_notes = blocks.checked_exif(image.info.get('exif'))
-  profile, profile_notes = blocks.checked_profile(image.info.get('icc_profile'), pixels.shape[2])
-  notes = (*exif_notes, *profile_notes)
-  if len(image) > 1:
-    notes += ('its further images were ignored',)
-  # The decoder has rotated the pixels already.
-  xmp = blocks.xmp_made_upright(image.info.get('xmp') or None)
-  metadata = Metadata(profile, blocks.exif_made_upright(exif), xmp)
-  return Photograph(pixels, alpha, metadata, lossless=False, notes=notes)
-
-
-class _SilentLibraries:
-  """Discards what C libraries write to standard error, by the process, in one thread at a time.
-
-  LibRaw prints a line about a damaged file and raises an error as well; rawpy cannot turn that off.
-  """
-
-  _lock = threading.Lock()
-
-  def __enter__(self):
-    self._lock.acquire()
-    self._saved: int | None = None
-    try:
-      self._saved = os.dup(2)
-    except OSError:
-      # Standard error is closed.
-      return
-    with open(os.devnull, 'wb') as nowhere:
-      os.dup2(nowhere.fileno(), 2)
-
-  def __exit__(self, *_):
-    if self._saved is not None:
-      os.dup2(self._saved, 2)
-      os.close(self._saved)
-    self._lock.release()
-
-
-# Description, maker, model, software, date, artist, copyright; a raw file's other tags are of the sensor.
-_KEPT_RAW_TAGS = (270, 271, 272, 305, 306, 315, 33432)
-
-
-def _read_raw(path):
-  try:
-    import rawpy
-  except ImportError as error:
-    raise ValueError("camera raw files need rawpy: pip install 'sadnet-jax[raw]'") from error
-  try:
-    with _SilentLibraries(), path.open('rb') as file, rawpy.imread(file) as raw:
-      check_size(raw.sizes.width, raw.sizes.height, 14)
-      pixels = raw.postprocess(
-        use_camera_wb=True,
-        no_auto_bright=True,
-        output_bps=16,
-        output_color=rawpy.ColorSpace.sRGB,
-        gamma=(2.4, 12.92),
-      )
-  except rawpy.LibRawError as error:
-    # LibRaw's messages are bytes.
-    reason = ' '.join(text.decode() if isinstance(text, bytes) else str(text) for text in error.args)
-    raise ValueError(
-      f'LibRaw cannot develop this camera raw file ({reason}); export it as 16-bit TIFF'
-    ) from error
-  # The sensor's values are rounded by development, which rotates too.
-  return Photograph(np.ascontiguousarray(pixels), metadata=Metadata(exif=_raw_exif(path)), lossless=True)
-
-
-def _raw_exif(path):
-  with _contents(path) as data:
-    try:
-      tags, _ = tiff.first_tags(data)
-    except ValueError:
-      return None
-  entries = {tag: entry for tag, entry in tags.entries.items() if tag in _KEPT_RAW_TAGS}
-  return (
-    blocks.build_exif(Directory(tags.order, entries, tags.children)) if entries or tags.children else None
-  )
-
-
 _READERS: Mapping[str, Callable[[Path], Photograph]] = {
   'JPEG': _read_jpeg,
   'WebP': _read_webp,
   'BMP': _read_bmp,
-  'HEIC': _read_heic,
-  'camera raw': _read_raw,
+  'HEIC': camera_formats.read_heic,
+  'camera raw': camera_formats.read_raw,
 }
 _READERS_OF_FLOATS: Mapping[str, Callable[[Path, bool | None], Photograph]] = {
   'OpenEXR': _read_exr,

@@ -1,0 +1,125 @@
+"""Reads what cameras write beside JPEG: HEIC and camera raw files, each by a library of its own extra."""
+
+import os
+from pathlib import Path
+import threading
+
+import numpy as np
+
+from sadnet_jax.files import mapped
+from sadnet_jax.images import metadata as blocks
+from sadnet_jax.images import tiff
+from sadnet_jax.images.metadata import Directory, Metadata
+from sadnet_jax.images.photograph import HDR_TRANSFERS, Photograph, check_size, split_alpha
+
+# Description, maker, model, software, date, artist, copyright; a raw file's other tags are of the sensor.
+_KEPT_RAW_TAGS = (270, 271, 272, 305, 306, 315, 33432)
+
+
+def _pillow_heif():
+  try:
+    import pillow_heif
+  except ImportError as error:
+    raise ValueError("HEIC files need pillow-heif: pip install 'sadnet-jax[heic]'") from error
+  return pillow_heif
+
+
+def heic_shape(path: Path) -> tuple[int, int, int]:
+  """Height, width and channels (1 or 3) of a HEIC file, by its header."""
+  with path.open('rb') as file:
+    image = _pillow_heif().open_heif(file, convert_hdr_to_8bit=False)
+    return *reversed(image.size), 1 if image.mode[0] in 'LI' else 3
+
+
+def read_heic(path: Path) -> Photograph:
+  """Reads the first image of a HEIC file.
+
+  Raises:
+    ValueError: pillow-heif is not installed; or the image is too large or of high dynamic range.
+  """
+  with path.open('rb') as file:
+    image = _pillow_heif().open_heif(file, convert_hdr_to_8bit=False)
+    width, height = image.size
+    check_size(width, height, 8)
+    if image.info.get('nclx_profile', {}).get('transfer_characteristics') in HDR_TRANSFERS:
+      raise ValueError('is a HEIC file of high dynamic range (PQ or HLG); convert it to sRGB')
+    array = np.array(image)
+  array = array[:, :, None] if array.ndim == 2 else array
+  pixels, alpha = split_alpha(array, 1 if array.shape[2] < 3 else 3)
+  exif, exif_notes = blocks.checked_exif(image.info.get('exif'))
+  profile, profile_notes = blocks.checked_profile(image.info.get('icc_profile'), pixels.shape[2])
+  notes = (*exif_notes, *profile_notes)
+  if len(image) > 1:
+    notes += ('its further images were ignored',)
+  # The decoder has rotated the pixels already.
+  xmp = blocks.xmp_made_upright(image.info.get('xmp') or None)
+  metadata = Metadata(profile, blocks.exif_made_upright(exif), xmp)
+  return Photograph(pixels, alpha, metadata, lossless=False, notes=notes)
+
+
+class _SilentLibraries:
+  """Discards what C libraries write to standard error, by the process, in one thread at a time.
+
+  LibRaw prints a line about a damaged file and raises an error as well; rawpy cannot turn that off.
+  """
+
+  _lock = threading.Lock()
+
+  def __enter__(self):
+    self._lock.acquire()
+    self._saved: int | None = None
+    try:
+      self._saved = os.dup(2)
+    except OSError:
+      # Standard error is closed.
+      return
+    with open(os.devnull, 'wb') as nowhere:
+      os.dup2(nowhere.fileno(), 2)
+
+  def __exit__(self, *_):
+    if self._saved is not None:
+      os.dup2(self._saved, 2)
+      os.close(self._saved)
+    self._lock.release()
+
+
+def read_raw(path: Path) -> Photograph:
+  """Develops a camera raw file to 16 bits of sRGB.
+
+  Raises:
+    ValueError: rawpy is not installed; or the file cannot be developed.
+  """
+  try:
+    import rawpy
+  except ImportError as error:
+    raise ValueError("camera raw files need rawpy: pip install 'sadnet-jax[raw]'") from error
+  try:
+    with _SilentLibraries(), path.open('rb') as file, rawpy.imread(file) as raw:
+      check_size(raw.sizes.width, raw.sizes.height, 14)
+      pixels = raw.postprocess(
+        use_camera_wb=True,
+        no_auto_bright=True,
+        output_bps=16,
+        output_color=rawpy.ColorSpace.sRGB,
+        gamma=(2.4, 12.92),
+      )
+  except rawpy.LibRawError as error:
+    # LibRaw's messages are bytes.
+    reason = ' '.join(text.decode() if isinstance(text, bytes) else str(text) for text in error.args)
+    raise ValueError(
+      f'LibRaw cannot develop this camera raw file ({reason}); export it as 16-bit TIFF'
+    ) from error
+  # The sensor's values are rounded by development, which rotates too.
+  return Photograph(np.ascontiguousarray(pixels), metadata=Metadata(exif=_raw_exif(path)), lossless=True)
+
+
+def _raw_exif(path):
+  with mapped(path) as data:
+    try:
+      tags, _ = tiff.first_tags(data)
+    except ValueError:
+      return None
+  entries = {tag: entry for tag, entry in tags.entries.items() if tag in _KEPT_RAW_TAGS}
+  return (
+    blocks.build_exif(Directory(tags.order, entries, tags.children)) if entries or tags.children else None
+  )
