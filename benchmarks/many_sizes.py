@@ -78,7 +78,7 @@ def measure_folder(photographs: Sequence[Path], model: str, sigma_255: float) ->
     (folder / 'in').mkdir()
     for number, noisy in enumerate(pictures(photographs, FOLDER_PICTURES, sigma_255)):
       save(folder / 'in' / f'{number:02}.png', noisy / np.float32(255))
-    environ = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(folder / 'cache')}
+    environ = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': '', 'XDG_CACHE_HOME': str(folder / 'cache')}
     command = [sys.executable, COMMAND, folder / 'in', '-o', folder / 'out', '--model', model, '--quiet']
     start, used = time.perf_counter(), _cpu_seconds_of_children()
     subprocess.run(command, env=environ, check=True)

@@ -86,7 +86,9 @@ def run_once(stage: str, cache: str | None) -> dict[str, float]:
   if cache:
     from sadnet_jax.denoise import compilation_cache
 
-    if compilation_cache.enable(cache) is None:
+    # As the command does, and as train.py does.
+    enable = compilation_cache.keep_programs if stage == 'first_image' else compilation_cache.enable
+    if enable(cache) is None:
       raise SystemExit(f'{cache}: cannot write a compilation cache to this folder; give a writable one')
   clock.skip()
   if stage == 'first_image':

@@ -1,8 +1,6 @@
 """``python -m sadnet_jax`` runs the command sadnet-denoise."""
 
-import sys
-
-from sadnet_jax.denoise.command import main
+from sadnet_jax.denoise.command import run
 
 if __name__ == '__main__':
-  sys.exit(main())
+  run()

@@ -1,14 +1,21 @@
-"""A persistent cache of traced and compiled programs, which makes the commands start fast the second time."""
+"""Keeps compiled programs on disk, which makes the commands start fast the second time.
+
+``train.py`` and ``evaluate.py`` use JAX's own cache (`enabled`). It finds a program by what tracing and
+lowering give, which takes a quarter of a second for the network. ``sadnet-denoise`` keeps the network's
+programs itself (`keep_programs`, `compiled`), and finds them by the network and the shapes.
+"""
 
 from collections.abc import Callable, Iterator
 import contextlib
 import functools
 import hashlib
+import importlib.metadata
 import os
 from pathlib import Path
+import pickle
 import platform
 import tempfile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 import warnings
 
 from sadnet_jax.files import replacing
@@ -16,16 +23,16 @@ from sadnet_jax.files import replacing
 if TYPE_CHECKING:
   import jax
 
-# A program of SADNet takes about 0.1 MB on a CPU.
+# A program of SADNet takes about 0.1 MB in JAX's cache, and 1.4 MB as `compiled` keeps it, on a CPU.
 MAX_BYTES = 2**28
 _SUFFIX = '-cache'
 # Programs that compile longer are kept: the network always does, the small ones around it do not.
 _MIN_COMPILE_SECONDS = 0.1
-# What a traced program depends on, beside its arguments: the sources in these folders.
+# What a program of the network depends on, beside its arguments: the sources in these folders.
 _TRACED_ROOMS = ('nn', 'ops', 'denoise')
 _DAMAGED = 'Error reading persistent compilation cache entry'
 _SHA256_BYTES = 32
-# The cache's folder, once `enable` has set it up.
+# The folder of `compiled`, once `keep_programs` has set it up.
 _folder: Path | None = None
 
 
@@ -45,7 +52,78 @@ def enable(folder: str | Path | None = None, *, max_bytes: int = MAX_BYTES) -> P
   """
   import jax
 
-  if getattr(jax.config, 'jax_compilation_cache_dir', None):
+  if (writable := _prepared(folder, max_bytes)) is not None:
+    jax.config.update('jax_compilation_cache_dir', str(writable))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', _MIN_COMPILE_SECONDS)
+  return writable
+
+
+def keep_programs(folder: str | Path | None = None, *, max_bytes: int = MAX_BYTES) -> Path | None:
+  """Makes `compiled` keep programs.
+
+  ``JAX_ENABLE_COMPILATION_CACHE=false`` in the environment turns it off.
+
+  Args:
+    folder: As `enable` takes it.
+    max_bytes: As `enable` takes it.
+
+  Returns:
+    As `enable`.
+  """
+  global _folder
+  _folder = _prepared(folder, max_bytes) if _setting('jax_enable_compilation_cache') else None
+  return _folder
+
+
+def compiled(
+  make: Callable[[], 'jax.stages.Wrapped'], arguments: tuple, device: 'jax.Device', about: str
+) -> 'jax.stages.Compiled':
+  """A jitted function compiled for these arguments, in this run or an earlier one.
+
+  Args:
+    make: Returns the function; only called to compile it.
+    arguments: Its arguments, or their shapes: trees of tuples, lists and dicts.
+    device: Where the arguments are.
+    about: What else the program depends on, apart from the sources of this package, the versions and
+      settings of JAX and XLA, and the processor.
+  """
+  import jax
+
+  # JAX's cache, if there is one, gives programs that cannot be written again.
+  if _folder is None or _setting('jax_compilation_cache_dir'):
+    return make().lower(*arguments).compile()
+  from jax.experimental import serialize_executable
+
+  shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), arguments)
+  settings = sorted(item for item in os.environ.items() if item[0].startswith(('JAX_', 'XLA_')))
+  versions = [importlib.metadata.version(name) for name in ('jax', 'jaxlib')]
+  text = repr((about, str(device), shapes, settings, versions, os.cpu_count(), _sources_sha256()))
+  path = _folder / f'network-{hashlib.sha256(text.encode()).hexdigest()}{_SUFFIX}'
+  content = _read_checked(path)
+  # Whatever goes wrong with a stored program, or with storing one, it can be compiled.
+  if content is not None:
+    with contextlib.suppress(Exception):
+      stored, in_tree, out_tree = pickle.loads(content)
+      return serialize_executable.deserialize_and_load(
+        stored, in_tree, out_tree, backend=device.client, execution_devices=[device]
+      )
+  program = make().lower(*arguments).compile()
+  with contextlib.suppress(Exception):
+    content = pickle.dumps(serialize_executable.serialize(program))
+    with replacing(path) as temporary:
+      temporary.write_bytes(hashlib.sha256(content).digest() + content)
+  return program
+
+
+def _setting(name):
+  import jax
+
+  return getattr(jax.config, name)
+
+
+def _prepared(folder, max_bytes):
+  """The folder of this processor's programs; None if the user has a cache or it cannot be written to."""
+  if _setting('jax_compilation_cache_dir'):
     return None
   # CPU programs use the instructions of one processor, but JAX's keys do not name it: machines that share
   # a home folder must not share programs.
@@ -57,43 +135,7 @@ def enable(folder: str | Path | None = None, *, max_bytes: int = MAX_BYTES) -> P
     _shrink(folder, max_bytes)
   except OSError:
     return None
-  jax.config.update('jax_compilation_cache_dir', str(folder))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', _MIN_COMPILE_SECONDS)
-  global _folder
-  _folder = folder
   return folder
-
-
-def traced(function: 'jax.stages.Wrapped', arguments: tuple, about: str) -> Callable[..., Any] | None:
-  """A function that computes the same for these arguments, traced in this run or an earlier one.
-
-  Tracing the network takes half a second in Python. JAX's own cache keeps compiled programs only, and finds
-  them by what tracing gives.
-
-  Args:
-    function: A jitted function.
-    arguments: Its arguments, or their shapes: trees of tuples, lists and dicts.
-    about: What else the function depends on, apart from the sources of this package and the settings of JAX.
-
-  Returns:
-    A function to be jitted again; None where the cache is not the one that `enable` set up, as nothing is
-    kept there.
-  """
-  import jax
-
-  if _folder is None or getattr(jax.config, 'jax_compilation_cache_dir', None) != str(_folder):
-    return None
-  shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), arguments)
-  settings = sorted(item for item in os.environ.items() if item[0].startswith('JAX_'))
-  text = repr((about, shapes, settings, jax.__version__, _sources_sha256()))
-  path = _folder / f'traced-{hashlib.sha256(text.encode()).hexdigest()}{_SUFFIX}'
-  content = _read_checked(path)
-  if content is None:
-    content = bytes(jax.export.export(function)(*arguments).serialize())
-    # Without it, the next run traces again.
-    with contextlib.suppress(OSError), replacing(path) as temporary:
-      temporary.write_bytes(hashlib.sha256(content).digest() + content)
-  return jax.export.deserialize(bytearray(content)).call
 
 
 def _read_checked(path):

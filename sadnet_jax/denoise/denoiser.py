@@ -447,9 +447,7 @@ class CompiledNetwork:
     Returns:
       (params, noisy float32 [N, H, W, channels], (height, width) of the images) -> denoised.
     """
-    return self._jitted(functools.partial(_apply, self.model, self.device.platform, shared))
-
-  def _jitted(self, function):
+    function = functools.partial(_apply, self.model, self.device.platform, shared)
     return jax.jit(function, compiler_options=tile_memory.compiler_options(self.device.platform))
 
   def _program(self, shape, runs, most_px):
@@ -482,13 +480,9 @@ class CompiledNetwork:
     shapes = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_device), (noisy, (side, side))
     )
-    function = self.function(shared)
-    # Traced programs are kept for JAX's default platform only.
-    if self.device.platform == jax.default_backend():
-      about = f'{self.model} on {self.device.platform}, shared: {shared}'
-      if (traced := compilation_cache.traced(function, (self.params, *shapes), about)) is not None:
-        function = self._jitted(traced)
-    return function.lower(self.params, *shapes).compile()
+    about = f'{self.model}, shared: {shared}'
+    make = functools.partial(self.function, shared)
+    return compilation_cache.compiled(make, (self.params, *shapes), self.device, about)
 
 
 def _apply(model, platform, shared, params, noisy, inside):

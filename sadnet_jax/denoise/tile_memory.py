@@ -42,16 +42,15 @@ def bytes_per_pixel(model: SADNet, platform: str) -> int:
   """Temporary memory of the network per pixel of a float32 image; a little more than measured.
 
   On a CPU, with `compiler_options`, it is a few feature maps of scale 1; the sampling blocks of a few MiB,
-  which do not grow with the image, are counted as for 512x512. Elsewhere most of it is the offsets and masks
-  of scale 1, 27 values for each deformable group (`ops.adaptive_conv`), held twice. That estimate is the
-  accelerator's program compiled for a CPU, not measured on an accelerator.
+  which do not grow with the image, are counted as for 512x512. (An XLA without these options needs up to 1.5
+  times as much, for which tiles leave room: asking XLA takes as long as loading a kept program.) Elsewhere
+  most of it is the offsets and masks of scale 1, 27 values for each deformable group (`ops.adaptive_conv`),
+  held twice. That estimate is the accelerator's program compiled for a CPU, not measured on an accelerator.
   """
   if not model.use_rsab:
     return round(4 * 4.5 * model.width)
-  if platform == 'cpu' and compiler_options(platform):
-    return round(4 * (2.5 * model.width + 1.6 * model.offset_width + 46))
   if platform == 'cpu':
-    return round(4 * (4.2 * model.width + 3 * model.offset_width))
+    return round(4 * (2.5 * model.width + 1.6 * model.offset_width + 46))
   return 4 * (54 * model.deformable_groups + 5 * model.width)
 
 

@@ -449,7 +449,7 @@ def test_names_of_the_package_are_there_when_they_are_asked_for():
 def test_programs_are_cached_unless_told_otherwise(folder, weights, monkeypatch, capsys):
   picture(folder / 'a.png')
   calls = []
-  monkeypatch.setattr(compilation_cache, 'enable', lambda: calls.append(1))
+  monkeypatch.setattr(compilation_cache, 'keep_programs', lambda: calls.append(1))
   run('a.png', '-o', 'b.png', '--model', weights, capsys=capsys)
   assert calls == [1]
   run('a.png', '-o', 'c.png', '--model', weights, '--no-compilation-cache', capsys=capsys)

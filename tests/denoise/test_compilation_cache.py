@@ -1,7 +1,8 @@
 """The persistent cache of compiled programs."""
 
+import hashlib
 import os
-from pathlib import Path
+import pickle
 import warnings
 
 import jax
@@ -24,6 +25,8 @@ def no_cache():
   yield
   for name, value in before.items():
     jax.config.update(name, value)
+  # Beside the tests' own cache, no programs are kept.
+  assert compilation_cache.keep_programs() is None
 
 
 @pytest.mark.usefixtures('no_cache')
@@ -45,9 +48,9 @@ def test_the_users_own_cache_is_left_alone(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def _network(**fields):
+def _network(device=0, **fields):
   model = SADNet(**SMALL, **fields)
-  return denoiser.CompiledNetwork(model, random_variables(model)['params'], jax.local_devices()[0])
+  return denoiser.CompiledNetwork(model, random_variables(model)['params'], jax.local_devices()[device])
 
 
 def _fail(*_):
@@ -55,12 +58,12 @@ def _fail(*_):
 
 
 @pytest.mark.usefixtures('no_cache')
-def test_a_traced_network_is_kept_for_later_runs(tmp_path, monkeypatch):
+def test_a_compiled_network_is_kept_for_later_runs(tmp_path, monkeypatch):
   noisy = image(size=(40, 56))
   wanted = _network()(noisy)
-  folder = compilation_cache.enable(tmp_path)
+  folder = compilation_cache.keep_programs(tmp_path)
   np.testing.assert_array_equal(_network()(noisy), wanted)
-  (kept,) = folder.glob('traced-*')
+  (kept,) = folder.iterdir()
 
   def traces_nothing():
     with monkeypatch.context() as patched:
@@ -68,39 +71,50 @@ def test_a_traced_network_is_kept_for_later_runs(tmp_path, monkeypatch):
       np.testing.assert_array_equal(_network()(noisy), wanted)
 
   traces_nothing()
-  # A damaged file is not used, but replaced.
+  # A damaged file, and one of another kind, is not used, but replaced.
   content = kept.read_bytes()
-  kept.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-  with pytest.raises(AssertionError, match='the network is traced'):
+  other = pickle.dumps('not a program')
+  for bad in (content[:-1] + bytes([content[-1] ^ 1]), hashlib.sha256(other).digest() + other):
+    kept.write_bytes(bad)
+    with pytest.raises(AssertionError, match='the network is traced'):
+      traces_nothing()
+    np.testing.assert_array_equal(_network()(noisy), wanted)
     traces_nothing()
-  np.testing.assert_array_equal(_network()(noisy), wanted)
-  traces_nothing()
 
 
 @pytest.mark.usefixtures('no_cache')
-def test_another_network_size_or_setting_is_traced_anew(tmp_path, monkeypatch):
-  folder = compilation_cache.enable(tmp_path)
+def test_another_network_size_device_or_setting_is_compiled_anew(tmp_path, monkeypatch):
+  folder = compilation_cache.keep_programs(tmp_path)
   for i, (fields, size) in enumerate([({}, (8, 8)), ({'last_kernel': 1}, (8, 8)), ({}, (8, 72))]):
     _network(**fields)(image(size=size))
-    assert len(list(folder.glob('traced-*'))) == i + 1
+    assert len(list(folder.iterdir())) == i + 1
   monkeypatch.setenv('JAX_DEFAULT_MATMUL_PRECISION', 'highest')
   _network()(image())
-  assert len(list(folder.glob('traced-*'))) == 4
-
-
-@pytest.mark.usefixtures('no_cache')
-def test_nothing_is_kept_for_another_platform_than_the_default(tmp_path, monkeypatch):
-  folder = compilation_cache.enable(tmp_path)
-  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  assert len(list(folder.iterdir())) == 4
+  monkeypatch.setenv('XLA_FLAGS', f'{os.environ.get("XLA_FLAGS", "")} --xla_cpu_enable_fast_math=false')
   _network()(image())
-  assert not list(folder.glob('traced-*'))
+  assert len(list(folder.iterdir())) == 5
+  # A program that was read runs on its own device.
+  wanted = _network(device=1)(image())
+  assert len(list(folder.iterdir())) == 6
+  again = _network(device=1)
+  np.testing.assert_array_equal(again(image()), wanted)
+  assert len(list(folder.iterdir())) == 6
+  (program,) = again.programs.values()
+  assert jax.tree.leaves(program.input_shardings)[0].device_set == {jax.local_devices()[1]}
 
 
-def test_nothing_is_kept_beside_the_users_own_cache(tmp_path):
-  compilation_cache.enable(tmp_path)
+def test_nothing_is_kept_beside_the_users_own_cache_or_if_caches_are_off(tmp_path, request):
+  compilation_cache.keep_programs(tmp_path)
   _network()(image())
+  request.getfixturevalue('no_cache')
+  jax.config.update('jax_enable_compilation_cache', False)
+  try:
+    compilation_cache.keep_programs(tmp_path)
+    _network()(image())
+  finally:
+    jax.config.update('jax_enable_compilation_cache', True)
   assert not list(tmp_path.iterdir())
-  assert not list(Path(jax.config.jax_compilation_cache_dir).glob('traced-*'))
 
 
 @pytest.mark.usefixtures('no_cache')
@@ -122,7 +136,7 @@ def test_the_least_recently_used_programs_are_removed(tmp_path):
   assert sorted(path.name for path in folder.iterdir()) == ['new-cache', 'old-cache', 'other']
 
 
-def test_the_second_run_reads_the_cache_and_a_damaged_one_is_cleared(tmp_path):
+def test_the_second_run_reads_the_programs_and_damaged_ones_are_replaced(tmp_path):
   weights = write_weights(tmp_path / 'tiny.safetensors')
   picture(tmp_path / 'a.png')
   names = [tmp_path / 'a.png', '--model', weights, '-o', tmp_path / 'b.png']
@@ -141,9 +155,11 @@ def test_the_second_run_reads_the_cache_and_a_damaged_one_is_cleared(tmp_path):
   assert denoise() == kept
   for path in kept:
     path.write_bytes(path.read_bytes()[:1000])
-  # JAX would never replace the damaged programs, so the command removes them.
-  assert not denoise()
+  replaced = denoise()
+  assert set(replaced) == set(kept)
+  assert set(replaced.values()).isdisjoint(kept.values())
   assert (tmp_path / 'b.png').read_bytes() == wanted
+  assert denoise() == replaced
 
 
 @pytest.mark.usefixtures('no_cache')
