@@ -3,10 +3,11 @@
   python benchmarks/start_up.py --runs 5 --json start_up.json
 
 Every start is a new process, so that nothing is warm but the system's file cache. Each is measured without a
-compilation cache, and with a cache in a temporary folder that an earlier start has filled, as the command
-`sadnet-denoise` keeps it. Lowering, which is tracing the function and converting it to StableHLO, is never
-cached. No rate of the machine limits any of this except the second call, which only computes: the limit of
-the forward pass is shown beside it.
+compilation cache, and with a cache in a temporary folder that an earlier start has filled: JAX's cache for
+the single programs, and for the first image what the command `sadnet-denoise` keeps. JAX never caches
+lowering, which is tracing the function and converting it to StableHLO; the command skips it. No rate of the
+machine limits any of this except the second call, which only computes: the limit of the forward pass is shown
+beside it.
 
 ``--once STAGE`` runs one start in this process and prints the seconds of its parts as JSON. No package is
 imported before the clock runs; hence the imports inside functions.
@@ -14,6 +15,7 @@ imported before the clock runs; hence the imports inside functions.
 
 import argparse
 from collections.abc import Sequence
+import contextlib
 import json
 from pathlib import Path
 import sys
@@ -83,21 +85,27 @@ def run_once(stage: str, cache: str | None) -> dict[str, float]:
   """
   clock = Clock()
   _import_packages(clock)
-  if cache:
-    from sadnet_jax.denoise import compilation_cache
-
-    # As the command does, and as train.py does.
-    enable = compilation_cache.keep_programs if stage == 'first_image' else compilation_cache.enable
-    if enable(cache) is None:
-      raise SystemExit(f'{cache}: cannot write a compilation cache to this folder; give a writable one')
-  clock.skip()
-  if stage == 'first_image':
-    _denoise_first_image(clock)
-    until_first = [seconds for part, seconds in clock.parts.items() if part != 'second_call']
-    clock.parts['until_first_image'] = sum(until_first)
-  elif stage != 'import':
-    _compile_program(clock, stage)
+  with _cache(cache, stage) if cache else contextlib.nullcontext():
+    clock.skip()
+    if stage == 'first_image':
+      _denoise_first_image(clock)
+      until_first = [seconds for part, seconds in clock.parts.items() if part != 'second_call']
+      clock.parts['until_first_image'] = sum(until_first)
+    elif stage != 'import':
+      _compile_program(clock, stage)
   return clock.parts
+
+
+@contextlib.contextmanager
+def _cache(folder, stage):
+  from sadnet_jax.denoise import compilation_cache
+
+  # As the command does, and as train.py does.
+  command = stage == 'first_image'
+  with compilation_cache.keeping_programs(folder) if command else contextlib.nullcontext() as found:
+    if (found if command else compilation_cache.enable(folder)) is None:
+      raise SystemExit(f'{folder}: cannot write a compilation cache to this folder; give a writable one')
+    yield
 
 
 def _import_packages(clock):

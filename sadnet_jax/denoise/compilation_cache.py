@@ -1,15 +1,14 @@
 """Keeps compiled programs on disk, which makes the commands start fast the second time.
 
 ``train.py`` and ``evaluate.py`` use JAX's own cache (`enabled`). It finds a program by what tracing and
-lowering give, which takes a quarter of a second for the network. ``sadnet-denoise`` keeps the network's
-programs itself (`keep_programs`, `compiled`), and finds them by the network and the shapes.
+lowering give, which takes half a second for the network. ``sadnet-denoise`` keeps the network's programs
+itself (`keeping_programs`, `compiled`), and finds them by the network and the shapes.
 """
 
 from collections.abc import Callable, Iterator
 import contextlib
 import functools
 import hashlib
-import importlib.metadata
 import os
 from pathlib import Path
 import pickle
@@ -29,10 +28,10 @@ _SUFFIX = '-cache'
 # Programs that compile longer are kept: the network always does, the small ones around it do not.
 _MIN_COMPILE_SECONDS = 0.1
 # What a program of the network depends on, beside its arguments: the sources in these folders.
-_TRACED_ROOMS = ('nn', 'ops', 'denoise')
+_SOURCE_ROOMS = ('nn', 'ops', 'denoise')
 _DAMAGED = 'Error reading persistent compilation cache entry'
 _SHA256_BYTES = 32
-# The folder of `compiled`, once `keep_programs` has set it up.
+# The folder of `compiled`, within `keeping_programs`.
 _folder: Path | None = None
 
 
@@ -43,7 +42,7 @@ def enable(folder: str | Path | None = None, *, max_bytes: int = MAX_BYTES) -> P
 
   Args:
     folder: Parent of the cache folder, which is created and named after the processor; by default
-      the user's cache folder.
+      in the user's cache folder.
     max_bytes: Largest size kept from earlier runs; the least recently used programs are removed first.
 
   Returns:
@@ -52,27 +51,43 @@ def enable(folder: str | Path | None = None, *, max_bytes: int = MAX_BYTES) -> P
   """
   import jax
 
-  if (writable := _prepared(folder, max_bytes)) is not None:
-    jax.config.update('jax_compilation_cache_dir', str(writable))
+  if _users_cache():
+    return None
+  prepared = _prepared(folder or _user_folder('jax'), max_bytes)
+  if prepared is not None:
+    jax.config.update('jax_compilation_cache_dir', str(prepared))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', _MIN_COMPILE_SECONDS)
-  return writable
+  return prepared
 
 
-def keep_programs(folder: str | Path | None = None, *, max_bytes: int = MAX_BYTES) -> Path | None:
-  """Makes `compiled` keep programs.
+@contextlib.contextmanager
+def keeping_programs(
+  folder: str | Path | None = None, *, max_bytes: int = MAX_BYTES
+) -> Iterator[Path | None]:
+  """`compiled` keeps programs while the context is open.
 
-  ``JAX_ENABLE_COMPILATION_CACHE=false`` in the environment turns it off.
+  Not if the user has a cache (``JAX_COMPILATION_CACHE_DIR``) or turned caching off
+  (``JAX_ENABLE_COMPILATION_CACHE=false``), nor in a folder that other users may write to: a stored program
+  can do anything when it is loaded.
 
   Args:
     folder: As `enable` takes it.
     max_bytes: As `enable` takes it.
 
-  Returns:
-    As `enable`.
+  Yields:
+    The folder of the programs; None if none are kept.
   """
+  import jax
+
   global _folder
-  _folder = _prepared(folder, max_bytes) if _setting('jax_enable_compilation_cache') else None
-  return _folder
+  before = _folder
+  if getattr(jax.config, 'jax_enable_compilation_cache', True) and not _users_cache():
+    prepared = _prepared(folder or _user_folder('programs'), max_bytes)
+    _folder = prepared if prepared is not None and _is_private(prepared) else None
+  try:
+    yield _folder
+  finally:
+    _folder = before
 
 
 def compiled(
@@ -84,58 +99,86 @@ def compiled(
     make: Returns the function; only called to compile it.
     arguments: Its arguments, or their shapes: trees of tuples, lists and dicts.
     device: Where the arguments are.
-    about: What else the program depends on, apart from the sources of this package, the versions and
-      settings of JAX and XLA, and the processor.
+    about: What else the program depends on, apart from the sources of this package, versions, and the
+      environment's settings of JAX and XLA.
   """
-  import jax
-
-  # JAX's cache, if there is one, gives programs that cannot be written again.
-  if _folder is None or _setting('jax_compilation_cache_dir'):
+  # JAX's cache, if it is on, gives programs that cannot be stored again.
+  if _folder is None or _users_cache():
     return make().lower(*arguments).compile()
-  from jax.experimental import serialize_executable
-
-  shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), arguments)
-  settings = sorted(item for item in os.environ.items() if item[0].startswith(('JAX_', 'XLA_')))
-  versions = [importlib.metadata.version(name) for name in ('jax', 'jaxlib')]
-  text = repr((about, str(device), shapes, settings, versions, os.cpu_count(), _sources_sha256()))
-  path = _folder / f'network-{hashlib.sha256(text.encode()).hexdigest()}{_SUFFIX}'
-  content = _read_checked(path)
+  path, program = None, None
   # Whatever goes wrong with a stored program, or with storing one, it can be compiled.
-  if content is not None:
-    with contextlib.suppress(Exception):
-      stored, in_tree, out_tree = pickle.loads(content)
-      return serialize_executable.deserialize_and_load(
-        stored, in_tree, out_tree, backend=device.client, execution_devices=[device]
-      )
-  program = make().lower(*arguments).compile()
   with contextlib.suppress(Exception):
-    content = pickle.dumps(serialize_executable.serialize(program))
-    with replacing(path) as temporary:
-      temporary.write_bytes(hashlib.sha256(content).digest() + content)
+    path = _folder / f'network-{_key(arguments, device, about)}{_SUFFIX}'
+    program = _load(path, device)
+  if program is None:
+    program = make().lower(*arguments).compile()
+    with contextlib.suppress(Exception):
+      _store(path, program)
   return program
 
 
-def _setting(name):
+def _key(arguments, device, about):
+  import flax
+  import jax
+  import jaxlib
+
+  shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), arguments)
+  settings = sorted(item for item in os.environ.items() if item[0].startswith(('JAX_', 'XLA_')))
+  versions = [jax.__version__, jaxlib.__version__, flax.__version__]
+  place = [str(device), device.device_kind, device.client.platform_version, os.cpu_count()]
+  text = repr((about, shapes, settings, versions, place, _sources_sha256()))
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _load(path, device):
+  """A stored program; None if there is none or its file is damaged."""
+  from jax.experimental import serialize_executable
+
+  content = _read_checked(path)
+  if content is None:
+    return None
+  # For `_shrink`, on file systems that do not note when a file is read.
+  os.utime(path)
+  stored, in_tree, out_tree = pickle.loads(content)
+  return serialize_executable.deserialize_and_load(
+    stored, in_tree, out_tree, backend=device.client, execution_devices=[device]
+  )
+
+
+def _store(path, program):
+  from jax.experimental import serialize_executable
+
+  content = pickle.dumps(serialize_executable.serialize(program))
+  with replacing(path) as temporary:
+    temporary.write_bytes(hashlib.sha256(content).digest() + content)
+
+
+def _users_cache():
+  """The folder of JAX's own cache, None or '' if that is off."""
   import jax
 
-  return getattr(jax.config, name)
+  return getattr(jax.config, 'jax_compilation_cache_dir', None)
 
 
-def _prepared(folder, max_bytes):
-  """The folder of this processor's programs; None if the user has a cache or it cannot be written to."""
-  if _setting('jax_compilation_cache_dir'):
-    return None
+def _prepared(parent, max_bytes):
+  """The folder of this processor's programs; None if it cannot be written to."""
   # CPU programs use the instructions of one processor, but JAX's keys do not name it: machines that share
   # a home folder must not share programs.
-  folder = Path(folder or _user_folder(), _processor())
+  folder = Path(parent, _processor())
   try:
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
       pass
     _shrink(folder, max_bytes)
   except OSError:
     return None
   return folder
+
+
+def _is_private(folder):
+  """Whether no other user may write to a folder."""
+  status = folder.stat()
+  return not hasattr(os, 'getuid') or (status.st_uid == os.getuid() and not status.st_mode & 0o022)
 
 
 def _read_checked(path):
@@ -151,7 +194,7 @@ def _read_checked(path):
 @functools.cache
 def _sources_sha256():
   package = Path(__file__).parent.parent
-  files = sorted(file for room in _TRACED_ROOMS for file in (package / room).glob('*.py'))
+  files = sorted(file for room in _SOURCE_ROOMS for file in (package / room).glob('*.py'))
   return hashlib.sha256(b'\0'.join(file.read_bytes() for file in files)).hexdigest()
 
 
@@ -189,15 +232,19 @@ def clear(folder: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _user_folder():
+def _user_folder(name):
   from platformdirs import user_cache_dir
 
-  return Path(user_cache_dir('sadnet-jax'), 'jax')
+  return Path(user_cache_dir('sadnet-jax'), name)
 
 
 def _shrink(folder, max_bytes):
   # JAX's own size limit needs another package and locks the folder at each use.
-  entries = [(path, path.stat()) for path in folder.glob(f'*{_SUFFIX}')]
+  entries = []
+  for path in folder.glob(f'*{_SUFFIX}'):
+    # Another process may have removed it.
+    with contextlib.suppress(FileNotFoundError):
+      entries.append((path, path.stat()))
   entries.sort(key=lambda entry: max(entry[1].st_atime, entry[1].st_mtime), reverse=True)
   kept_bytes = 0
   for path, status in entries:

@@ -42,8 +42,9 @@ def bytes_per_pixel(model: SADNet, platform: str) -> int:
   """Temporary memory of the network per pixel of a float32 image; a little more than measured.
 
   On a CPU, with `compiler_options`, it is a few feature maps of scale 1; the sampling blocks of a few MiB,
-  which do not grow with the image, are counted as for 512x512. (An XLA without these options needs up to 1.5
-  times as much, for which tiles leave room: asking XLA takes as long as loading a kept program.) Elsewhere
+  which do not grow with the image, are counted as for 512x512. (An XLA without these options needs 1.3 times
+  as much, 1.8 times for wide networks, for which tiles leave room: asking XLA takes as long as loading a
+  kept program.) Elsewhere
   most of it is the offsets and masks of scale 1, 27 values for each deformable group (`ops.adaptive_conv`),
   held twice. That estimate is the accelerator's program compiled for a CPU, not measured on an accelerator.
   """

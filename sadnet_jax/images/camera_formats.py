@@ -1,4 +1,4 @@
-"""Reads what cameras write beside JPEG: HEIC and camera raw files, each by a library of its own extra."""
+"""Reads what cameras write beside JPEG: HEIC and camera raw files; each needs an optional library."""
 
 import os
 from pathlib import Path

@@ -449,11 +449,22 @@ def test_names_of_the_package_are_there_when_they_are_asked_for():
 def test_programs_are_cached_unless_told_otherwise(folder, weights, monkeypatch, capsys):
   picture(folder / 'a.png')
   calls = []
-  monkeypatch.setattr(compilation_cache, 'keep_programs', lambda: calls.append(1))
+  keep = compilation_cache.keeping_programs
+  monkeypatch.setattr(compilation_cache, 'keeping_programs', lambda: calls.append(1) or keep())
   run('a.png', '-o', 'b.png', '--model', weights, capsys=capsys)
   assert calls == [1]
   run('a.png', '-o', 'c.png', '--model', weights, '--no-compilation-cache', capsys=capsys)
   assert calls == [1]
+
+
+def test_without_a_place_for_messages_pictures_are_written_all_the_same(folder, weights):
+  picture(folder / 'a.png')
+  closed = (
+    'import os, sys; os.close(1); os.close(2); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])'
+  )
+  names = [folder / 'a.png', '-o', folder / 'b.png', '--model', folder / weights]
+  finish(start('-c', closed, '-m', 'sadnet_jax', *names))
+  assert (folder / 'b.png').exists()
 
 
 def test_what_is_brighter_than_white_passes_by_the_network(
