@@ -310,8 +310,8 @@ def _named(published):
 
 # Rows of README.md: weights, data set, sigma, protocol -> text of the first column.
 README_ROWS = {
-  ('color_real', 'nam', None, 'rounded'): 'Nam, 25 patches',
-  ('color_real', 'polyu_held_out', None, 'rounded'): 'PolyU, 17 held-out crops',
+  ('photo', 'nam', None, 'rounded'): 'Nam, 25 patches',
+  ('photo', 'polyu_held_out', None, 'rounded'): 'PolyU, 17 held-out crops',
   ('color', 'cbsd68', 50.0, 'clipped8'): 'CBSD68',
   ('color_50', 'cbsd68', 50.0, 'unclipped'): 'CBSD68',
   ('color', 'cbsd68', 25.0, 'unclipped'): 'CBSD68',

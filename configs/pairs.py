@@ -4,8 +4,8 @@
 
 Data: pairs, recognised by the names of their files or folders (docs/data.md); by default in ``train/pairs``
 under SADNET_DATA. Cut images of many megapixels into tiles with ``--config.data.reader=tiles``. To fine-tune
-published weights, add ``--config.init_from=color_real`` for JPEG images of cameras or ``color`` for
-others, with a lower learning rate and fewer steps.
+published weights, add ``--config.init_from=photo`` for pictures of cameras or ``color`` for others;
+docs/train.md shows a whole command.
 
   python evaluate.py --config=configs/pairs.py --checkpoint=runs/pairs --datasets=pairs:FOLDER
 

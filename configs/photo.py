@@ -6,9 +6,11 @@
 30% of the patches are real pairs. Of the rest, 50% get camera noise (see sadnet_jax/data/camera_noise.py),
 42% clipped Gaussian noise (some with grain) and 8% none. Real pairs (docs/data.md lists their folders) are
 PolyU's original scenes without those that its held-out crops were cut from, and RENOIR's pairs of one phone
-without six. ``fast`` is a network of half the width, a quarter of the parameters.
+without six. ``fast`` is a network of half the width, a quarter of the parameters, which also learns from what
+the weights ``photo`` make of each patch.
 
-Ours: not measured yet.
+Ours: 8,000 of these steps, then 1,300 with more real pairs (see sadnet_jax/weights/pretrained/photo.md): held
+out of PolyU 38.74 dB, Nam 42.89 dB, CBSD68 at sigma 25, clipped, 30.74 dB. ``fast``: not measured yet.
 """
 
 import ml_collections
@@ -31,8 +33,6 @@ def get_config(size: str = 'full') -> ml_collections.ConfigDict:
   if size not in ('full', 'fast'):
     raise ValueError(f"the argument of configs/photo.py is {size!r}, but must be 'full' or 'fast'")
   config = blind.get_config('color')
-  if size == 'fast':
-    config.model.width = config.model.offset_width = 16
   config.data.train.clean = 'train/DIV2K_train_HR'
   config.data.train.polyu = 'real/PolyU/OriginalImages'
   config.data.train.pairs = 'real/RENOIR_Mi3'
@@ -45,4 +45,14 @@ def get_config(size: str = 'full') -> ml_collections.ConfigDict:
   config.noise.grain_share = 0.3
   config.noise.clean_share = 0.08
   config.validation.clean = ('test/CBSD68', 'test/Kodak24')
+  # Not more often, because the scenes have several megapixels.
+  config.validation.every = 2_000
+  if size == 'fast':
+    config.model.width = config.model.offset_width = 16
+    config.teacher, config.teacher_share = 'photo', 0.5
+    # It starts from random weights, not from others' as the full network.
+    config.steps = 10_000
+    config.optimizer.learning_rate = 2.5e-3
+    config.optimizer.warmup_steps = 100
+    config.optimizer.clip_norm = 0.2
   return config

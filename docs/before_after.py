@@ -3,7 +3,7 @@
   python docs/before_after.py PATH/TO/PolyU/CroppedImages
 
 A crop of a noisy photograph of PolyU's data set (Canon EOS 80D, ISO 3200) and the same crop denoised with
-the published weights ``color_real``, side by side and magnified twice. The scene, Canon80D_ball, was held out
+the published weights ``photo``, side by side and magnified twice. The scene, Canon80D_ball, was held out
 of the training of these weights. PolyU's licence, beside the picture, has to stay with it.
 """
 
@@ -26,7 +26,7 @@ OUTPUT = Path(__file__).parent / 'images' / 'before_after.jpg'
 def main(folder: str) -> None:
   """Denoises the whole photograph and saves the two crops."""
   noisy = Image.open(Path(folder, PHOTOGRAPH)).convert('RGB')
-  denoised = Image.fromarray(Denoiser.from_pretrained('color_real')(np.asarray(noisy)))
+  denoised = Image.fromarray(Denoiser.from_pretrained('photo')(np.asarray(noisy)))
   size = (MAGNIFICATION * (BOX[2] - BOX[0]), MAGNIFICATION * (BOX[3] - BOX[1]))
   both = Image.new('RGB', (2 * size[0] + GAP_PX, size[1]), 'white')
   for i, picture in enumerate((noisy, denoised)):

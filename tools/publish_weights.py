@@ -50,8 +50,9 @@ with required('train,plot'):
   from tools import model_card, plot_training
   from tools.model_card import float16_cost
 
-# Tasks that weights can be the default for, and the channels that each requires.
-DEFAULTS = {'color': 3, 'gray': 1, 'real': 3}
+# Tasks that weights can be the default for, and the channels they may have: colour weights serve grey
+# pictures too (sadnet_jax/denoise/grey.py).
+DEFAULTS = {'color': (3,), 'gray': (1, 3)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +162,7 @@ def _check_request(request, entries):
   if unknown := [d for d in request.default_for or () if d not in DEFAULTS]:
     raise ValueError(f'--default_for: unknown {", ".join(unknown)}; choose from {", ".join(DEFAULTS)}')
   channels = request.config['model']['channels']
-  if unfit := [d for d in request.default_for or () if DEFAULTS[d] != channels]:
+  if unfit := [d for d in request.default_for or () if channels not in DEFAULTS[d]]:
     raise ValueError(
       f'--default_for: weights with {channels} channel(s) cannot be the default for {", ".join(unfit)}'
     )

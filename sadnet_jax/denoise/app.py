@@ -220,7 +220,7 @@ class _NetworksByName:
   def about(self, name):
     """What a choice is for, in a sentence."""
     if name == _AUTOMATIC:
-      return 'The safe choice; for a JPEG from a camera at high ISO, try color_real.'
+      return 'The default weights for pictures of this kind.'
     entry = available().get(name)
     return entry.summary if entry is not None else 'Your own weights.'
 

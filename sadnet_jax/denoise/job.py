@@ -27,7 +27,7 @@ from sadnet_jax.weights import index, loading
 # copy would hide the noise.
 COMPARISON_PX = 4096
 # Kinds of default weights for a picture's number of channels, best first.
-_DEFAULT_KINDS = {3: ('real', 'color'), 1: ('gray', 'real', 'color')}
+_DEFAULT_KINDS = {3: ('color',), 1: ('gray', 'color')}
 
 
 class Networks:

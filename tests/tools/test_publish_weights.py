@@ -193,13 +193,13 @@ def test_an_unpublished_file_is_not_overwritten(request_):
 
 
 def test_a_task_has_at_most_one_default(request_):
-  publish(dataclasses.replace(request_, default_for=['color', 'real']))
+  def defaults():
+    return {name: entry.default_for for name, entry in index.read_index(request_.folder).items()}
+
+  publish(request_)
+  assert defaults() == {'small': ('color',)}
   publish(dataclasses.replace(request_, name='other'))
-  entries = index.read_index(request_.folder)
-  assert {name: entry.default_for for name, entry in entries.items()} == {
-    'small': ('real',),
-    'other': ('color',),
-  }
+  assert defaults() == {'small': (), 'other': ('color',)}
 
 
 def test_the_seed_is_that_of_the_run(request_, tmp_path):
@@ -415,10 +415,13 @@ def test_the_index_and_the_card_state_the_shares_of_mixed_noise(request_):
   [
     ({'name': 'Small'}, "--name: only lower-case letters, digits and _ are allowed, not 'Small'"),
     ({'name': '../a'}, '--name: only lower-case'),
-    ({'default_for': ['colour']}, '--default_for: unknown colour; choose from color, gray, real'),
+    ({'default_for': ['colour']}, '--default_for: unknown colour; choose from color, gray'),
     (
-      {'default_for': ['color', 'gray']},
-      r'weights with 3 channel\(s\) cannot be the default for gray',
+      {
+        'default_for': ['color', 'gray'],
+        'config': small_config() | {'model': small_config()['model'] | {'channels': 1}},
+      },
+      r'weights with 1 channel\(s\) cannot be the default for color',
     ),
     ({'images': None}, '--images, --sigmas: pass a folder of clean images and the noise'),
     ({'sigmas_255': []}, '--images, --sigmas: pass a folder'),

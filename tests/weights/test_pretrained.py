@@ -29,8 +29,8 @@ MEASURED = {
   ('color_50', 'coffee', 50): 31.541,
   ('color', 'chelsea', 15): 32.743,
   ('color', 'coffee', 50): 31.533,
-  ('color_real', 'chelsea', 5): 33.716,
-  ('color_real', 'coffee', 15): 34.699,
+  ('photo', 'chelsea', 5): 37.422,
+  ('photo', 'coffee', 15): 35.490,
 }
 
 
