@@ -33,9 +33,9 @@ from sadnet_jax.nn.sadnet import STRIDE, SADNet, pad_to_multiple, reflected_indi
 from sadnet_jax.ops.platform import target_platform
 from sadnet_jax.weights import loading
 
-# With this overlap, tiles and the whole image differ by less than 1/255 with weights for one sigma; with
-# `photo` and `color`, which look at more distant pixels, by some levels at single pixels and less than 0.15/255
-# on average: tests/denoise/test_denoiser_with_weights.py checks it, benchmarks/command.py measures it.
+# With this overlap, tiles and the whole image differ by less than 1/255 with weights for one sigma. `photo`
+# and `color` look at more distant pixels: some levels at single pixels, but less than 0.15/255 on average.
+# tests/denoise/test_denoiser_with_weights.py checks it, benchmarks/command.py measures it.
 OVERLAP_PX = 120
 # On a CPU, XLA's convolutions take longer per pixel of a high image: 9% for 1392x1056 beside 2040x664.
 _CPU_HEIGHT_COST = 1 / 5000
