@@ -11,7 +11,7 @@ one of its checkpoints; ``--config.init_from=''`` starts from random weights.
 The paper gives neither learning rate nor length of the fine-tuning; those here are ours.
 Paper, Nam (the 25 patches of CBDNet), PSNR in dB / SSIM: 42.92 / 0.9839. Ours, held_out, from weights for
 Gaussian noise instead of SIDD's, after 1,000 steps of another recipe: 42.88 dB, and 43.23 dB averaged with
-the weights it started from (color_real, published until commit 32f9c2c). With this recipe: not measured.
+the weights it started from (color_real, last published in commit 6ea805f). With this recipe: not measured.
 """
 
 import ml_collections

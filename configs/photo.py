@@ -6,11 +6,12 @@
 30% of the patches are real pairs. Of the rest, 50% get camera noise (see sadnet_jax/data/camera_noise.py),
 42% clipped Gaussian noise (some with grain) and 8% none. Real pairs (docs/data.md lists their folders) are
 PolyU's original scenes without those that its held-out crops were cut from, and RENOIR's pairs of one phone
-without six. ``fast`` is a network of half the width, a quarter of the parameters, which also learns from what
-the weights ``photo`` make of each patch.
+without six. ``fast`` is a network of half the width (a quarter of the parameters) that also learns from the
+output of the published weights ``photo``.
 
-Ours: 8,000 of these steps, then 1,300 with more real pairs (see sadnet_jax/weights/pretrained/photo.md): held
-out of PolyU 38.74 dB, Nam 42.89 dB, CBSD68 at sigma 25, clipped, 30.74 dB. ``fast``: not measured yet.
+Ours: 8,000 of these steps from ``color``, then 1,300 with 65% real pairs (see
+sadnet_jax/weights/pretrained/photo.md): PolyU's held-out crops 38.74 dB, Nam 42.89 dB, CBSD68 at sigma 25,
+clipped8, 30.74 dB. ``fast``: not measured yet.
 """
 
 import ml_collections
@@ -50,7 +51,7 @@ def get_config(size: str = 'full') -> ml_collections.ConfigDict:
   if size == 'fast':
     config.model.width = config.model.offset_width = 16
     config.teacher, config.teacher_share = 'photo', 0.5
-    # It starts from random weights, not from others' as the full network.
+    # It starts from random weights; the full network is fine-tuned.
     config.steps = 10_000
     config.optimizer.learning_rate = 2.5e-3
     config.optimizer.warmup_steps = 100

@@ -196,10 +196,10 @@ def test_a_task_has_at_most_one_default(request_):
   def defaults():
     return {name: entry.default_for for name, entry in index.read_index(request_.folder).items()}
 
-  publish(request_)
-  assert defaults() == {'small': ('color',)}
+  publish(dataclasses.replace(request_, default_for=['color', 'gray']))
+  assert defaults() == {'small': ('color', 'gray')}
   publish(dataclasses.replace(request_, name='other'))
-  assert defaults() == {'small': (), 'other': ('color',)}
+  assert defaults() == {'small': ('gray',), 'other': ('color',)}
 
 
 def test_the_seed_is_that_of_the_run(request_, tmp_path):
