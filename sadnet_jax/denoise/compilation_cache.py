@@ -82,6 +82,10 @@ def keeping_programs(
   global _folder
   before = _folder
   if getattr(jax.config, 'jax_enable_compilation_cache', True) and not _users_cache():
+    from jax.experimental.compilation_cache import compilation_cache as cache_of_jax
+
+    # A cache that was on before still answers after it was turned off, with programs that cannot be stored.
+    cache_of_jax.reset_cache()
     prepared = _prepared(folder or _user_folder('programs'), max_bytes)
     _folder = prepared if prepared is not None and _is_private(prepared) else None
   try:
