@@ -1,7 +1,7 @@
 """Blind Gaussian denoising for both protocols, in colour or grey.
 
   python train.py --config=configs/blind.py --config.data.train.clean=FOLDER --config.init_from=color
-  python train.py --config=configs/blind.py:gray --config.data.train.clean=FOLDER --config.init_from=RUN
+  python train.py --config=configs/blind.py:gray --config.data.train.clean=FOLDER --config.init_from=color
 
 The argument is ``color`` or ``gray``. Each patch draws its own sigma from 0 to 75, and half of the patches
 are clipped and rounded to 8 bits, so that one network serves the protocols unclipped and clipped8. For

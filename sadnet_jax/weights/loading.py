@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sadnet_jax.weights import hub, index
 from sadnet_jax.weights.index import available, file_sha256
 from sadnet_jax.weights.paths import SAFETENSORS_SUFFIX, SUFFIXES, TORCH_SUFFIXES, is_run
+from sadnet_jax.weights.to_grey import to_grey
 
 if TYPE_CHECKING:
   from sadnet_jax.nn.sadnet import SADNet
@@ -69,6 +70,8 @@ def load(
 def load_params(source: str | Path, model: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
   """Loads weights for a network that is already known.
 
+  Weights for colour are converted for a network for grey images (see `to_grey`).
+
   Args:
     source: See `load`.
     model: Fields of the network, as in a config's ``model``.
@@ -84,7 +87,10 @@ def load_params(source: str | Path, model: Mapping[str, Any]) -> tuple[int, dict
   path = locate(source)
   is_torch = path.suffix in TORCH_SUFFIXES and path.is_file()
   _, params, about = load(path, dilations=model['dilations'] if is_torch else None)
-  checkpoints.check_same_network(json.loads(about['model']), model)
+  fields = json.loads(about['model'])
+  if (fields['channels'], model['channels']) == (3, 1):
+    fields, params = {**fields, 'channels': 1}, to_grey(params)
+  checkpoints.check_same_network(fields, model)
   return int(about.get('step', 0)), params
 
 

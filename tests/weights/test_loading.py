@@ -225,6 +225,20 @@ def test_a_run_without_orbax_says_what_to_install(run, monkeypatch):
     pretrained.load(run)
 
 
+def test_weights_for_colour_start_a_network_for_grey_images(small_file):
+  """It gives the mean of what the one for colour makes of three equal channels."""
+  fields = {**_config()['model'], 'channels': 1}
+  _, params = loading.load_params(small_file, fields)
+  grey = image()[..., :1]
+  colour = apply(MODEL, {'params': PARAMS}, np.repeat(grey, 3, -1))
+  found = apply(SADNet(**{**SMALL, 'channels': 1}), {'params': params}, grey)
+  np.testing.assert_allclose(found, np.mean(colour, -1, keepdims=True), atol=1e-6)
+  with pytest.raises(ValueError, match=r'model\.width: checkpoint 8, config 16'):
+    loading.load_params(small_file, {**fields, 'width': 16})
+  with pytest.raises(ValueError, match=r'model\.channels: checkpoint 3, config 4'):
+    loading.load_params(small_file, {**fields, 'channels': 4})
+
+
 def test_weights_for_a_config(small_package, small_file, run, golden, tmp_path, monkeypatch):
   fields = _config()['model']
   for source in ('small', small_file.as_uri()):
