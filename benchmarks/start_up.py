@@ -85,7 +85,7 @@ def run_once(stage: str, cache: str | None) -> dict[str, float]:
   """
   clock = Clock()
   _import_packages(clock)
-  with _cache(cache, stage) if cache else contextlib.nullcontext():
+  with _cache(cache, like_command=stage == 'first_image') if cache else contextlib.nullcontext():
     clock.skip()
     if stage == 'first_image':
       _denoise_first_image(clock)
@@ -97,13 +97,16 @@ def run_once(stage: str, cache: str | None) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _cache(folder, stage):
+def _cache(folder, *, like_command):
+  """The cache of the command `sadnet-denoise`, or that of train.py."""
   from sadnet_jax.denoise import compilation_cache
 
-  # As the command does, and as train.py does.
-  command = stage == 'first_image'
-  with compilation_cache.keeping_programs(folder) if command else contextlib.nullcontext() as found:
-    if (found if command else compilation_cache.enable(folder)) is None:
+  with contextlib.ExitStack() as stack:
+    if like_command:
+      found = stack.enter_context(compilation_cache.keeping_programs(folder))
+    else:
+      found = compilation_cache.enable(folder)
+    if found is None:
       raise SystemExit(f'{folder}: cannot write a compilation cache to this folder; give a writable one')
     yield
 

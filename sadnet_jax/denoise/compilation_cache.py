@@ -35,15 +35,15 @@ _SHA256_BYTES = 32
 _folder: Path | None = None
 
 
-def enable(folder: str | Path | None = None, *, max_bytes: int = MAX_BYTES) -> Path | None:
+def enable(folder: str | Path | None = None) -> Path | None:
   """Turns on JAX's persistent compilation cache; call it before anything is compiled.
 
-  A cache that the user has set up (``JAX_COMPILATION_CACHE_DIR``) is left alone.
+  A cache that the user has set up (``JAX_COMPILATION_CACHE_DIR``) is left alone. The least recently used
+  programs of earlier runs are removed if they take more than `MAX_BYTES`.
 
   Args:
     folder: Parent of the cache folder, which is created and named after the processor; by default
       in the user's cache folder.
-    max_bytes: Largest size kept from earlier runs; the least recently used programs are removed first.
 
   Returns:
     The cache folder; None if the user has a cache, or if the folder cannot be written to, in which case
@@ -53,7 +53,7 @@ def enable(folder: str | Path | None = None, *, max_bytes: int = MAX_BYTES) -> P
 
   if _users_cache():
     return None
-  prepared = _prepared(folder or _user_folder('jax'), max_bytes)
+  prepared = _prepared(folder or _user_folder('jax'))
   if prepared is not None:
     jax.config.update('jax_compilation_cache_dir', str(prepared))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', _MIN_COMPILE_SECONDS)
@@ -61,9 +61,7 @@ def enable(folder: str | Path | None = None, *, max_bytes: int = MAX_BYTES) -> P
 
 
 @contextlib.contextmanager
-def keeping_programs(
-  folder: str | Path | None = None, *, max_bytes: int = MAX_BYTES
-) -> Iterator[Path | None]:
+def keeping_programs(folder: str | Path | None = None) -> Iterator[Path | None]:
   """`compiled` keeps programs while the context is open.
 
   Not if the user has a cache (``JAX_COMPILATION_CACHE_DIR``) or turned caching off
@@ -72,7 +70,6 @@ def keeping_programs(
 
   Args:
     folder: As `enable` takes it.
-    max_bytes: As `enable` takes it.
 
   Yields:
     The folder of the programs; None if none are kept.
@@ -86,7 +83,7 @@ def keeping_programs(
 
     # A cache that was on before still answers after it was turned off, with programs that cannot be stored.
     cache_of_jax.reset_cache()
-    prepared = _prepared(folder or _user_folder('programs'), max_bytes)
+    prepared = _prepared(folder or _user_folder('programs'))
     _folder = prepared if prepared is not None and _is_private(prepared) else None
   try:
     yield _folder
@@ -164,7 +161,7 @@ def _users_cache():
   return getattr(jax.config, 'jax_compilation_cache_dir', None)
 
 
-def _prepared(parent, max_bytes):
+def _prepared(parent):
   """The folder of this processor's programs; None if it cannot be written to."""
   # CPU programs use the instructions of one processor, but JAX's keys do not name it: machines that share
   # a home folder must not share programs.
@@ -173,7 +170,7 @@ def _prepared(parent, max_bytes):
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
       pass
-    _shrink(folder, max_bytes)
+    _shrink(folder)
   except OSError:
     return None
   return folder
@@ -211,8 +208,6 @@ def enabled() -> Iterator[None]:
   folder = enable()
   damaged = False
   with warnings.catch_warnings():
-    # JAX's warning of a damaged program is needed here even where the caller hides all of them.
-    warnings.filterwarnings('always', message=_DAMAGED)
     show = warnings.showwarning
 
     def watch(message, *arguments, **options):
@@ -242,7 +237,7 @@ def _user_folder(name):
   return Path(user_cache_dir('sadnet-jax'), name)
 
 
-def _shrink(folder, max_bytes):
+def _shrink(folder):
   # JAX's own size limit needs another package and locks the folder at each use.
   entries = []
   for path in folder.glob(f'*{_SUFFIX}'):
@@ -253,7 +248,7 @@ def _shrink(folder, max_bytes):
   kept_bytes = 0
   for path, status in entries:
     kept_bytes += status.st_size
-    if kept_bytes > max_bytes:
+    if kept_bytes > MAX_BYTES:
       path.unlink(missing_ok=True)
 
 

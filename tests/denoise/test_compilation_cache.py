@@ -118,6 +118,21 @@ def test_nothing_is_kept_beside_the_users_own_cache(tmp_path, request):
 
 
 @pytest.mark.usefixtures('no_cache')
+def test_jaxs_cache_does_not_answer_after_it_was_turned_off(tmp_path, monkeypatch):
+  """A program from there cannot be loaded once it is stored again."""
+  jax.config.update('jax_compilation_cache_dir', str(tmp_path / 'jax'))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+  wanted = _network()(image())
+  jax.config.update('jax_compilation_cache_dir', None)
+  for name in ('first', 'second'):
+    with compilation_cache.keeping_programs(tmp_path / name):
+      np.testing.assert_array_equal(_network()(image()), wanted)
+      with monkeypatch.context() as patched:
+        patched.setattr(SADNet, 'apply', _fail)
+        np.testing.assert_array_equal(_network()(image()), wanted)
+
+
+@pytest.mark.usefixtures('no_cache')
 def test_nothing_is_kept_if_caches_are_off(tmp_path):
   jax.config.update('jax_enable_compilation_cache', False)
   try:
@@ -146,14 +161,15 @@ def test_an_unwritable_folder_means_no_cache(tmp_path):
 
 
 @pytest.mark.usefixtures('no_cache')
-def test_the_least_recently_used_programs_are_removed(tmp_path):
+def test_the_least_recently_used_programs_are_removed(tmp_path, monkeypatch):
+  monkeypatch.setattr(compilation_cache, 'MAX_BYTES', 2500)
   folder = compilation_cache.enable(tmp_path)
   for age, name in enumerate(['new', 'old', 'oldest']):
     (folder / f'{name}-cache').write_bytes(bytes(1000))
     os.utime(folder / f'{name}-cache', (10_000 - age, 10_000 - age))
   (folder / 'other').write_bytes(bytes(5000))
   jax.config.update('jax_compilation_cache_dir', None)
-  compilation_cache.enable(tmp_path, max_bytes=2500)
+  compilation_cache.enable(tmp_path)
   assert sorted(path.name for path in folder.iterdir()) == ['new-cache', 'old-cache', 'other']
 
 
@@ -188,8 +204,7 @@ def test_a_damaged_cache_is_cleared_and_other_warnings_are_shown(tmp_path, monke
     shown = []
     with warnings.catch_warnings():
       warnings.showwarning = lambda message, *_: shown.append(str(message))  # noqa: B023
-      # A caller may hide warnings; that of damage has to be seen nevertheless.
-      warnings.simplefilter('always' if kept else 'ignore')
+      warnings.simplefilter('always')
       jax.config.update('jax_compilation_cache_dir', None)
       with compilation_cache.enabled():
         entry = next((tmp_path / 'sadnet-jax/jax').iterdir()) / 'a-cache'
