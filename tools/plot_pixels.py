@@ -97,12 +97,14 @@ def fitted_line(stages: Sequence[Measured], runs: Sequence[str]) -> tuple[float,
 def draw(stages: Sequence[Measured], label: str, line: tuple[float, float] | None = None) -> 'Figure':
   """Draws the stages, one colour a curve, and a fitted line; ValueError if Matplotlib is missing."""
   figure = new_figure(7, 3.6)
+  from matplotlib.ticker import LogLocator, NullFormatter
+
   axes = figure.subplots()
   names = list(dict.fromkeys(stage.curve for stage in stages))
   for stage in stages:
     first = not any(line.get_label() == stage.curve for line in axes.lines)
     axes.plot(
-      stage.pixels,
+      stage.pixels / 1e6,
       stage.psnr,
       marker='.',
       linewidth=1.2,
@@ -112,8 +114,13 @@ def draw(stages: Sequence[Measured], label: str, line: tuple[float, float] | Non
   if line:
     ends = np.array([min(s.pixels[0] for s in stages), 3 * max(s.pixels[-1] for s in stages)])
     text = f'fit: {line[1]:+.2f} dB for ten times the pixels'
-    axes.plot(ends, line[0] + line[1] * np.log10(ends), color='0.6', linestyle='--', linewidth=1, label=text)
-  axes.set(xscale='log', xlabel='pixels seen in training', ylabel=f'PSNR in dB, {label}')
+    fitted = line[0] + line[1] * np.log10(ends)
+    axes.plot(ends / 1e6, fitted, color='0.6', linestyle='--', linewidth=1, label=text)
+  axes.set(xscale='log', xlabel='millions of pixels seen in training', ylabel=f'PSNR in dB, {label}')
+  # The default labels of a range below two decades touch each other.
+  axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+  axes.xaxis.set_major_formatter('{x:,g}')
+  axes.xaxis.set_minor_formatter(NullFormatter())
   axes.grid(color='0.9', linewidth=0.6)
   axes.legend(fontsize=8, frameon=False)
   return figure
