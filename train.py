@@ -15,7 +15,7 @@ with required('train'):
   from absl import flags
   from ml_collections import config_flags
 
-  from sadnet_jax import command_line
+  from sadnet_jax import command_line, machine
   from sadnet_jax.denoise import compilation_cache
   from sadnet_jax.training import distributed, loop
 
@@ -43,4 +43,5 @@ def main() -> None:
 
 if __name__ == '__main__':
   flags.mark_flag_as_required('config')
+  machine.keep_freed_memory()
   command_line.run(main)

@@ -27,6 +27,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import common, tables
 from configs import color_fast, nam
+from sadnet_jax import machine
 from sadnet_jax.data.folders import find_data_dir
 from sadnet_jax.training import loop
 
@@ -102,4 +103,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
+  # As train.py does.
+  machine.keep_freed_memory()
   main()

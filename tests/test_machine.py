@@ -1,8 +1,13 @@
 """What the machine says of itself."""
 
+import ctypes
+import importlib.util
+import sys
+
 import pytest
 
 from sadnet_jax import machine
+from tests.support.command import finish, start
 
 
 def test_free_memory_is_plausible():
@@ -70,3 +75,54 @@ def test_the_environment_names_versions_and_devices():
   assert found['versions']['numpy'] == machine.version('numpy')
   assert found['versions']['no-such-distribution'] is None
   assert found['devices'] == 8
+
+
+@pytest.mark.skipif(
+  sys.platform != 'linux' or not hasattr(ctypes.CDLL(None), 'mallinfo2'), reason='needs the GNU C library'
+)
+def test_freed_memory_is_kept_and_counts_as_free():
+  """In a process of its own, since it holds for the whole process."""
+  script = """if True:
+    import resource, sys
+    import numpy as np
+    from sadnet_jax import machine
+
+    if 'keep' in sys.argv:
+      assert machine.keep_freed_memory()
+    bytes_each = 2**28
+
+    def faults():
+      before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+      np.ones(bytes_each, np.uint8)
+      return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    def resident():
+      with open('/proc/self/statm') as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+    faults()
+    again = faults()
+    machine._free_in_system, machine.free_in_container = (lambda: 1000), (lambda: None)
+    print(again, machine.free_host_bytes() - 1000, resident())
+  """
+  (faults, kept, resident), (kept_faults, kept_bytes, kept_resident) = (
+    map(int, finish(start('-c', script, *options))[0].split()) for options in ([], ['keep'])
+  )
+  assert kept_faults < faults / 10
+  assert kept_resident - resident > 2**27
+  assert kept == 0
+  assert kept_bytes > 2**28
+
+
+def test_nothing_is_changed_where_there_may_be_an_accelerator(monkeypatch):
+  monkeypatch.setattr(sys, 'platform', 'linux')
+  monkeypatch.setattr(ctypes, 'CDLL', lambda _: pytest.fail('the C library is changed'))
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: object() if name == 'jax_plugins' else None)
+  for platforms in ('', 'cuda,cpu'):
+    monkeypatch.setenv('JAX_PLATFORMS', platforms)
+    assert not machine.keep_freed_memory()
+  monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
+  with pytest.raises(pytest.fail.Exception, match='the C library is changed'):
+    machine.keep_freed_memory()
+  monkeypatch.setattr(sys, 'platform', 'darwin')
+  assert not machine.keep_freed_memory()
