@@ -272,15 +272,20 @@ def bfloat16_table(content: Mapping[str, Any]) -> list[str]:
 def command_tables(content: Mapping[str, Any]) -> list[str]:
   """The command by picture size and its start, then the seams between tiles."""
   rows = [
-    (f'{row["width"]}x{row["height"]}', figure(row['seconds']), f'{row["peak_mib"] / 1024:.2f} GiB')
+    (
+      f'{row["width"]}x{row["height"]}',
+      figure(row['seconds']),
+      f'{row["peak_mib"] / 1024:.2f} GiB',
+      f'{row["psnr_noisy"]:.2f} to {row["psnr"]:.2f} dB',
+    )
     for row in content['sizes']
   ]
   start = content.get('start_512x512', {})
   for name, what in (('first_seconds', 'no cache'), ('later_seconds', 'filled cache')):
     if name in start:
       text = f'512x512, {what}, median of {len(start[name])}'
-      rows.append((text, figure(statistics.median(start[name])), ''))
-  lines = markdown_table(('picture', 'seconds', 'peak memory of the process'), rows)
+      rows.append((text, figure(statistics.median(start[name])), '', ''))
+  lines = markdown_table(('picture', 'seconds', 'peak memory of the process', 'PSNR'), rows)
   return [*lines, '', *_seams(content)] if content.get('seams') else lines
 
 
