@@ -39,7 +39,7 @@ _CHECKPOINT = flags.DEFINE_string(
   'checkpoint',
   None,
   'Folder of a run or of one of its checkpoints, a .safetensors file or its URL, hf://OWNER/NAME, or the '
-  'name of published weights, such as color_50. Required for sadnet.',
+  'name of published weights, such as color. Required for sadnet.',
 )
 _DATASETS = flags.DEFINE_list(
   'datasets',

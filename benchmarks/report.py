@@ -313,8 +313,9 @@ README_ROWS = {
   ('photo', 'nam', None, 'rounded'): 'Nam, 25 patches',
   ('photo', 'polyu_held_out', None, 'rounded'): 'PolyU, 17 held-out crops',
   ('color', 'cbsd68', 50.0, 'clipped8'): 'CBSD68',
-  ('color_50', 'cbsd68', 50.0, 'unclipped'): 'CBSD68',
+  ('color', 'cbsd68', 50.0, 'unclipped'): 'CBSD68',
   ('color', 'cbsd68', 25.0, 'unclipped'): 'CBSD68',
+  ('gray', 'bsd68', 25.0, 'unclipped'): 'BSD68, grey',
 }
 
 

@@ -6,9 +6,8 @@ The paper's network with another recipe: Muon instead of Adam, a cosine schedule
 smaller patches, and noise that is not clipped (the protocol of most published tables). Argument and data are
 those of color.py.
 
-Ours on CBSD68, protocol unclipped, trained in stages on BSD432: 28.16 dB at sigma 50 after 12,000 steps (see
-sadnet_jax/weights/pretrained/color_50.md). configs/blind.py continues it for other
-noise levels.
+Ours on CBSD68, protocol unclipped, trained in stages on BSD432: 28.16 dB at sigma 50 after 12,000 steps (the
+weights color_50 of commit 6c22b61). configs/blind.py continues it for other noise levels.
 In one stage, as in this file: not measured. Continuing from weights of one sigma, blind training needs a
 lower rate (6e-4); at 1.2e-3 the offsets left the image.
 """

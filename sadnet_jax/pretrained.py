@@ -1,7 +1,7 @@
 """Weights by name (those that ship with the package), from files, training runs, URLs, the Hugging Face Hub.
 
   print(*pretrained.available().values(), sep='\\n')
-  model, params, about = pretrained.load('color_50')
+  model, params, about = pretrained.load('color')
   denoised = model.apply({'params': params}, noisy)
 
 Weights that ship with the package are available offline. Others are downloaded on first use.

@@ -178,8 +178,8 @@ def test_the_tools_run_from_another_folder_with_the_clone_on_the_path(images, tm
   export = start(
     '-m',
     'tools.export_weights',
-    f'--config={ROOT}/configs/color_fast.py:50',
-    '--checkpoint=color_50',
+    f'--config={ROOT}/configs/blind.py:color',
+    '--checkpoint=color',
     '--output=x.safetensors',
     **elsewhere,
   )

@@ -1,12 +1,12 @@
 """Publishes weights: writes their file, model card and entry in the index.
 
-  python -m tools.export_weights --config=configs/color_fast.py:50 --checkpoint=RUN \\
-    --output=color_50.safetensors --dtype=float16
-  python evaluate.py --config=configs/color_fast.py:50 --checkpoint=color_50.safetensors \\
+  python -m tools.export_weights --config=configs/blind.py:color --checkpoint=RUN \\
+    --output=color.safetensors --dtype=float16
+  python evaluate.py --config=configs/blind.py:color --checkpoint=color.safetensors \\
     --datasets=cbsd68,kodak24 --output=results
-  python -m tools.publish_weights --config=configs/color_fast.py:50 --checkpoint=RUN \\
-    --name=color_50 --dtype=float16 --images=FOLDER --overwrite \\
-    --facts=sadnet_jax/weights/pretrained/color_50.toml \\
+  python -m tools.publish_weights --config=configs/blind.py:color --checkpoint=RUN \\
+    --name=color --dtype=float16 --images=FOLDER --overwrite \\
+    --facts=sadnet_jax/weights/pretrained/color.toml \\
     --results=results/results.json
 
 Run this from a clone of the repository. The results must be of the weights as published, in the same dtype.
@@ -18,7 +18,7 @@ and stores its data; for the package's own weights, in docs/curves. The facts ma
 stages; otherwise the seed is that of the run. For an average (`export_weights`), the last of these runs must
 be the last one averaged.
 
-To write a new card of published weights from new results or facts, use ``--checkpoint=color_50 --overwrite``.
+To write a new card of published weights from new results or facts, use ``--checkpoint=color --overwrite``.
 Their file and their curve stay as they are.
 """
 
@@ -63,7 +63,7 @@ class Request:
     name: Name to publish the weights by.
     checkpoint: A run, a file of weights, or a published name.
     config: The experiment's config as a dict.
-    config_name: The config's name, such as 'configs/color_fast.py:50'.
+    config_name: The config's name, such as 'configs/blind.py:color'.
     dtype: 'float32' or 'float16'.
     facts: TOML file with the texts of the card.
     results: A results.json of evaluate.py.

@@ -220,7 +220,7 @@ class _NetworksByName:
   def about(self, name):
     """What a choice is for, in a sentence."""
     if name == _AUTOMATIC:
-      return 'The default weights: photo for colour pictures, color for grey ones.'
+      return 'The default weights: photo for colour pictures, gray for grey ones.'
     entry = available().get(name)
     return entry.summary if entry is not None else 'Your own weights.'
 

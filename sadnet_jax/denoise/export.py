@@ -1,13 +1,13 @@
 """The whole denoiser with its weights as one file: a serialized StableHLO artifact, or an ONNX model.
 
-  python -m sadnet_jax.denoise.export --weights color_50 --output color_50.stablehlo
-  python -m sadnet_jax.denoise.export --weights color_50 --output color_50.onnx
+  python -m sadnet_jax.denoise.export --weights color --output color.stablehlo
+  python -m sadnet_jax.denoise.export --weights color --output color.onnx
 
 `onnx_graph` describes the ONNX model. A StableHLO file is what `jax.export` serializes. The program takes
 noisy images, float32 [N, H, W, C] in [0, 1], of any size (or of one size, with ``--size``), and returns them
 denoised, float32 and not clipped. It runs without this package and without Flax:
 
-  denoise = jax.jit(jax.export.deserialize(open('color_50.stablehlo', 'rb').read()).call)
+  denoise = jax.jit(jax.export.deserialize(open('color.stablehlo', 'rb').read()).call)
 
 JAX guarantees that such a file runs with a jaxlib released up to 6 months after the one that wrote it, or up
 to 3 weeks before; other versions may work. Artifacts are therefore for deployment: keep the weights and

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
   from sadnet_jax.weights.download import Progress
 
 # Names that earlier versions published -> the name that took their place.
-REPLACED = {'color_blind': 'color', 'color_real': 'photo'}
+REPLACED = {'color_50': 'color', 'color_blind': 'color', 'color_real': 'photo'}
 
 _SUFFIXES_TEXT = ', '.join(SUFFIXES)
 

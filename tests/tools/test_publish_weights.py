@@ -514,23 +514,23 @@ def test_evaluated_and_published_by_the_commands(tmp_path):
   """Results of evaluate.py for a published name can be used to publish the weights again."""
   (tmp_path / 'photographs').mkdir()
   Image.fromarray(np.full((8, 8, 3), 99, np.uint8)).save(tmp_path / 'photographs' / '1.png')
-  config = f'--config={ROOT}/configs/color_fast.py:50'
-  evaluate = [ROOT / 'evaluate.py', config, '--checkpoint=color_50', '--datasets=photographs', '--nopictures']
-  finish(start(*evaluate, cwd=tmp_path))
-  (results,) = (tmp_path / 'evaluation').glob('*-color_50/results.json')
+  config = f'--config={ROOT}/configs/blind.py:color'
+  evaluate = [ROOT / 'evaluate.py', config, '--checkpoint=color', '--datasets=photographs', '--nopictures']
+  finish(start(*evaluate, '--sigmas=50', cwd=tmp_path))
+  (results,) = (tmp_path / 'evaluation').glob('*-color/results.json')
   content = json.loads(results.read_text())
-  assert content['results'][0]['method']['checkpoint'] == 'color_50'
+  assert content['results'][0]['method']['checkpoint'] == 'color'
   assert content['failures'] == []
 
   content['environment'] |= {'commit': '0123456789', 'uncommitted_changes': False}
   results.write_text(json.dumps(content))
   (tmp_path / 'published').mkdir()
-  publish = ['-m', 'tools.publish_weights', '--config=configs/color_fast.py:50', '--name=again']
-  publish += ['--checkpoint=color_50', f'--results={results}', f'--folder={tmp_path}/published']
-  output, _ = finish(start(*publish, f'--facts={ROOT}/sadnet_jax/weights/pretrained/color_50.toml'))
-  published = pretrained.available()['color_50']
+  publish = ['-m', 'tools.publish_weights', '--config=configs/blind.py:color', '--name=again']
+  publish += ['--checkpoint=color', f'--results={results}', f'--folder={tmp_path}/published']
+  output, _ = finish(start(*publish, f'--facts={ROOT}/sadnet_jax/weights/pretrained/color.toml'))
+  published = pretrained.available()['color']
   assert output.startswith(
-    f'again: colour, Gaussian noise of sigma 50, not clipped; 8.5 MB. {published.summary}'
+    f'again: colour, Gaussian noise of sigma 0 to 75, 50% clipped; 8.5 MB. {published.summary}'
   )
   (entry,) = index.read_index(tmp_path / 'published').values()
   assert entry.sha256 == published.sha256

@@ -84,7 +84,7 @@ def test_teachers_that_cannot_work_are_refused(config, tmp_path):
   for teacher, message in (
     (str(tmp_path / 'run'), r'is the folder of a run, .* name one, such as .*/run/checkpoints/1000'),
     ('hf://owner/name', r'hf://owner/name may change; name a commit, such as hf://OWNER/NAME@[0-9a-f]{40}'),
-    ('color_50', r'color_50 denoises 3 channel\(s\), but config.model.channels is 1'),
+    ('color', r'color denoises 3 channel\(s\), but config.model.channels is 1'),
   ):
     config.teacher, config.model.channels = teacher, 1
     with pytest.raises(ValueError, match=message):

@@ -76,8 +76,8 @@ def _sha256(path):
 
 
 def test_an_entry_is_one_line():
-  entry = pretrained.available()['color_50']
-  assert str(entry).startswith('color_50: colour, Gaussian noise of sigma 50, not clipped; 8.5 MB')
+  entry = pretrained.available()['color']
+  assert str(entry).startswith('color: colour, Gaussian noise of sigma 0 to 75, 50% clipped; 8.5 MB')
   assert str(entry).endswith(f' {entry.summary} {entry.measured}.')
   assert (
     str(pretrained.Noise('gaussian', (0.0, 75.0), clipped=True)) == 'Gaussian noise of sigma 0 to 75, clipped'
@@ -88,15 +88,15 @@ def test_an_entry_is_one_line():
 
 
 def test_a_name_is_loaded_with_its_network():
-  model, params, about = pretrained.load('color_50')
+  model, params, about = pretrained.load('color')
   assert (model.width, tuple(model.dilations), about['config']) == (
     32,
     (1, 2, 3, 4),
-    'configs/color_fast.py:50',
+    'configs/blind.py:color',
   )
-  assert about['sha256'] == pretrained.available()['color_50'].sha256
+  assert about['sha256'] == pretrained.available()['color'].sha256
   assert params['res1']['conv0']['kernel'].dtype == np.float32
-  assert pretrained.locate('color_50').name == 'color_50.safetensors'
+  assert pretrained.locate('color').name == 'color.safetensors'
 
 
 def test_a_damaged_file_of_the_package_is_refused(small_package):
@@ -493,7 +493,7 @@ def test_loading_published_weights_imports_little():
     import sys
     from sadnet_jax import pretrained
     pretrained.available()
-    pretrained.load('color_50')
+    pretrained.load('color')
     heavy = {'tensorflow', 'torch', 'orbax', 'ml_collections', 'optax', 'platformdirs', 'urllib.request'}
     print(*heavy & set(sys.modules))
   """
