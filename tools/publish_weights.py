@@ -3,11 +3,11 @@
   python -m tools.export_weights --config=configs/blind.py:color --checkpoint=RUN \\
     --output=color.safetensors --dtype=float16
   python evaluate.py --config=configs/blind.py:color --checkpoint=color.safetensors \\
-    --datasets=cbsd68,kodak24 --output=results
+    --datasets=cbsd68,kodak24 --sigmas=25,50 --output=results
   python -m tools.publish_weights --config=configs/blind.py:color --checkpoint=RUN \\
     --name=color --dtype=float16 --images=FOLDER --overwrite \\
     --facts=sadnet_jax/weights/pretrained/color.toml \\
-    --results=results/results.json
+    --sigmas=25,50 --results=results/results.json
 
 Run this from a clone of the repository. The results must be of the weights as published, in the same dtype.
 The loss of PSNR by float16 is measured here: on clean images with the noise of the config, or on pairs for
