@@ -188,7 +188,8 @@ def _first_state(config):
   if not config.init_from:
     return create_train_state(config)
   model = model_from_config(config.model)
-  params = distributed.on_first_process(lambda: load_params(config.init_from, config.model.to_dict())[1])
+  fields = config.model.to_dict()
+  params = distributed.on_first_process(lambda: load_params(config.init_from, fields, colour_to_grey=True)[1])
   if jax.process_count() > 1:
     # The other processes only contribute shapes.
     params = distributed.broadcast_from_first(create_train_state(config).params if params is None else params)

@@ -67,14 +67,16 @@ def load(
   return model, params, {**about, 'path': str(path)}
 
 
-def load_params(source: str | Path, model: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+def load_params(
+  source: str | Path, model: Mapping[str, Any], *, colour_to_grey: bool = False
+) -> tuple[int, dict[str, Any]]:
   """Loads weights for a network that is already known.
-
-  Weights for colour are converted for a network for grey images (see `to_grey`).
 
   Args:
     source: See `load`.
     model: Fields of the network, as in a config's ``model``.
+    colour_to_grey: Convert weights for colour if the network is for grey images (see `to_grey`), as a start
+      for training.
 
   Returns:
     The training steps of the weights (0 if unknown) and their parameters.
@@ -88,7 +90,7 @@ def load_params(source: str | Path, model: Mapping[str, Any]) -> tuple[int, dict
   is_torch = path.suffix in TORCH_SUFFIXES and path.is_file()
   _, params, about = load(path, dilations=model['dilations'] if is_torch else None)
   fields = json.loads(about['model'])
-  if (fields['channels'], model['channels']) == (3, 1):
+  if colour_to_grey and (fields['channels'], model['channels']) == (3, 1):
     fields, params = {**fields, 'channels': 1}, to_grey(params)
   checkpoints.check_same_network(fields, model)
   return int(about.get('step', 0)), params

@@ -482,6 +482,9 @@ def test_fine_tuning_starts_from_the_weights_of_a_run(stopped_run, photographs, 
   other = _config(photographs, **changes, **{'model.width': 16})
   with pytest.raises(ValueError, match=r'model.width.*8.*16'):
     train(other, tmp_path / 'other', jax.devices()[:1])
+  grey = _config(photographs, **changes, **{'model.channels': 1})
+  started = train(grey, tmp_path / 'grey', jax.devices()[:1])
+  assert started.best_params['out']['bias'].shape == (1,)
   # A run continues without what it started from.
   shutil.rmtree(tmp_path / 'first')
   longer = _config(photographs, **{**changes, 'steps': 3})
