@@ -20,7 +20,7 @@ with required('evaluate'):
   import jax
   from ml_collections import config_flags
 
-  from sadnet_jax import command_line, machine
+  from sadnet_jax import command_line
   from sadnet_jax.data.test_sets import SCORED, SIDD_FORMS, UNSCORED
   from sadnet_jax.denoise import compilation_cache
   from sadnet_jax.evaluation import run
@@ -175,5 +175,4 @@ def _sadnet(config) -> tuple[Method, Path, str]:
 
 
 if __name__ == '__main__':
-  machine.keep_freed_memory()
   command_line.run(main)

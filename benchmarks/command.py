@@ -29,13 +29,14 @@ from benchmarks import common, tables
 from sadnet_jax.data.folders import find_data_dir
 from sadnet_jax.denoise.denoiser import OVERLAP_PX, Denoiser
 from sadnet_jax.denoise.tiling import RAMP_PX, Axis, TilePlan, blend_tiles
+from sadnet_jax.evaluation.metrics import psnr
 from sadnet_jax.images.arrays import find_images
 from sadnet_jax.images.photograph import to_8_bits, to_float
 
 COMMAND = common.ROOT / 'sadnet_jax' / '__main__.py'
 # Side of the image that is denoised in two by two tiles.
 SEAM_IMAGE_PX = 896
-OVERLAPS_PX = (0, 64, 96, 112, 128, 144, 160, 176)
+OVERLAPS_PX = (0, 64, 96, OVERLAP_PX, 144, 160, 176)
 
 
 def mosaic(photographs: Sequence[Path], height: int, width: int, sigma_255: float) -> np.ndarray:
@@ -64,8 +65,7 @@ def run_command(noisy: Path, output: Path, model: str, cache: Path) -> dict:
   environ = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': '', 'XDG_CACHE_HOME': str(cache)}
   start = time.perf_counter()
   process = subprocess.Popen(
-    [sys.executable, COMMAND, noisy, '-o', output, '--model', model, '--overwrite', '--quiet'],
-    env=environ,
+    [sys.executable, COMMAND, noisy, '-o', output, '--model', model, '--overwrite', '--quiet'], env=environ
   )
   _, status, usage = os.wait4(process.pid, 0)
   seconds = time.perf_counter() - start
@@ -84,19 +84,13 @@ def measure_sizes(photographs, arguments, folder: Path) -> list[dict]:
     clean = to_8_bits(mosaic(photographs, height, width, 0))
     save(noisy, mosaic(photographs, height, width, arguments.sigma_255))
     used = run_command(noisy, output, arguments.model, folder)
-    quality = {'psnr_noisy': psnr_of_files(noisy, clean), 'psnr': psnr_of_files(output, clean)}
-    rows.append({'height': height, 'width': width, **used, **quality})
+    for name, path in (('psnr_noisy', noisy), ('psnr', output)):
+      used[name] = float(psnr(to_float(np.asarray(Image.open(path))), to_float(clean)))
+    rows.append({'height': height, 'width': width, **used})
     print(
       '{width}x{height}: {seconds:.0f} s, {peak_mib:.0f} MiB, {psnr:.2f} dB'.format(**rows[-1]), flush=True
     )
   return rows
-
-
-def psnr_of_files(path: Path, clean: np.ndarray) -> float:
-  """PSNR in dB of a written picture of 8 bits, without a copy of either in floats."""
-  pixels = np.asarray(Image.open(path))
-  squares = [np.square(a - b.astype(np.float64)).sum() for a, b in zip(pixels, clean, strict=True)]
-  return float(20 * np.log10(255) - 10 * np.log10(sum(squares) / clean.size))
 
 
 def measure_start(photographs, arguments, folder: Path) -> dict:

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from benchmarks import common, tables
-from sadnet_jax import Denoiser, machine
+from sadnet_jax import Denoiser
 from sadnet_jax.denoise.tile_memory import free_bytes
 from sadnet_jax.denoise.tiling import TilePlan
 from sadnet_jax.files import one_line
@@ -189,6 +189,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-  # As sadnet-denoise does.
-  machine.keep_freed_memory()
   main()

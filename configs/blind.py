@@ -5,7 +5,7 @@
 
 The argument is ``color`` or ``gray``. Each patch draws its own sigma from 0 to 75, and half of the patches
 are clipped and rounded to 8 bits, so that one network serves the protocols unclipped and clipped8. For
-``gray``, some patches get correlated grain or camera noise converted to grey, because no other weights serve
+``gray``, some patches get correlated grain or camera noise converted to grey, because its weights serve all
 grey pictures. The learning rates are meant for fine-tuning; from random weights, higher ones train faster.
 
 Ours: ``color``, from weights for unclipped noise, 6,500 of these steps on BSD432 and CID22 (see
@@ -37,7 +37,7 @@ def get_config(channels: str = 'color') -> ml_collections.ConfigDict:
   config.validation.clean = ('test/CBSD68',)
   if channels == 'gray':
     config.model.channels = 1
-    # At 6e-4, weights for colour diverged: their offsets grew beyond the patch.
+    # At 6e-4, training from weights for colour diverged: the offsets grew beyond the patch.
     config.optimizer.learning_rate = 3e-4
     config.optimizer.warmup_steps = 300
     config.noise.grain_share = 0.15

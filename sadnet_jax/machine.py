@@ -1,4 +1,4 @@
-"""The machine: hardware, versions and commit, which make a result reproducible, and free memory."""
+"""The machine: hardware, versions and commit, which make a result reproducible, and memory."""
 
 from collections.abc import Mapping, Sequence
 import ctypes
@@ -11,11 +11,11 @@ import subprocess
 import sys
 from typing import Any
 
-# Parameters of mallopt and their values: one arena for all threads, because the others cannot hold large
-# blocks; blocks of any size in it instead of mappings of their own; nothing of it is returned.
-_KEEP = {'M_ARENA_MAX': (-8, 1), 'M_MMAP_MAX': (-4, 0), 'M_TRIM_THRESHOLD': (-1, -1)}
-# The C library, if it keeps freed memory.
-_libc: ctypes.CDLL | None = None
+# Parameters of glibc's mallopt, with their values: M_ARENA_MAX, one arena for all threads, because the others
+# hold no large blocks; M_MMAP_MAX, no mappings of their own for these; M_TRIM_THRESHOLD, nothing is returned.
+_KEEP_FREED = ((-8, 1), (-4, 0), (-1, -1))
+# Environment variables by which users choose or set up another allocator.
+_ALLOCATOR_VARIABLES = ('MALLOC_', 'GLIBC_TUNABLES', 'LD_PRELOAD')
 
 
 def environment(packages: Sequence[str]) -> dict[str, object]:
@@ -58,45 +58,21 @@ def version(distribution: str) -> str | None:
 
 
 def keep_freed_memory() -> bool:
-  """Lets this process keep what it frees for its next allocations; call it before JAX starts threads.
+  """Lets this process keep freed memory for its next allocations; call it before JAX starts threads.
 
-  XLA allocates the buffers of a program anew for each run. The C library of Linux returns large blocks to the
-  system once they are free, and the system clears every page of the next ones: a sixth of the processor
-  time of a training step. Where JAX may find an accelerator nothing is changed, because the large buffers are
-  there then, and threads that read images should not have to share an arena.
+  XLA allocates the buffers of a program anew for each run. The GNU C library returns large blocks to the
+  system once they are free, and the system clears every page of the next ones: a sixth of the processor time
+  of a training step. This is for programs that run over and over: where sizes change, more memory is taken.
 
   Returns:
-    Whether it does; only with the GNU C library from version 2.33 on.
+    Whether freed memory is kept. It is not without that library, if JAX has a plugin for an accelerator
+    (``JAX_PLATFORMS=cpu`` says that it is not used), or if the environment sets up the allocator
+    (``MALLOC_*``, ``GLIBC_TUNABLES``, ``LD_PRELOAD``).
   """
-  global _libc
-  if sys.platform != 'linux' or _may_have_accelerator():
+  if sys.platform != 'linux' or _may_have_accelerator() or _allocator_is_set_up():
     return False
   libc = ctypes.CDLL(None)
-  if not hasattr(libc, 'mallinfo2') or not all(libc.mallopt(*setting) for setting in _KEEP.values()):
-    return False
-  libc.mallinfo2.restype = _MallocInfo
-  _libc = libc
-  return True
-
-
-class _MallocInfo(ctypes.Structure):
-  """``struct mallinfo2`` of malloc.h; ``fordblks`` is the bytes of free blocks."""
-
-  _fields_ = tuple(
-    (name, ctypes.c_size_t)
-    for name in (
-      'arena',
-      'ordblks',
-      'smblks',
-      'hblks',
-      'hblkhd',
-      'usmblks',
-      'fsmblks',
-      'uordblks',
-      'fordblks',
-      'keepcost',
-    )
-  )
+  return hasattr(libc, 'gnu_get_libc_version') and all(libc.mallopt(*setting) for setting in _KEEP_FREED)
 
 
 def _may_have_accelerator():
@@ -106,11 +82,14 @@ def _may_have_accelerator():
   return any(importlib.util.find_spec(name) for name in ('jax_plugins', 'libtpu'))
 
 
+def _allocator_is_set_up():
+  return any(name.startswith(_ALLOCATOR_VARIABLES) for name in os.environ)
+
+
 def free_host_bytes() -> int | None:
   """Memory this process may still allocate, None where the system does not say."""
   found = [free for free in (_free_in_system(), free_in_container()) if free is not None]
-  kept = 0 if _libc is None else _libc.mallinfo2().fordblks
-  return min(found) + kept if found else None
+  return min(found) if found else None
 
 
 # The files of a cgroup's limits and of its use of memory, and the field of memory.stat with the cached files

@@ -48,11 +48,6 @@ Ctrl-C"""
 
 def run() -> NoReturn:
   """`main` as a process of its own, which ends without Python's teardown of JAX: that takes 0.25 s."""
-  # The page would keep the memory of the largest picture for as long as it is open.
-  if '--app' not in sys.argv:
-    from sadnet_jax.machine import keep_freed_memory
-
-    keep_freed_memory()
   status = main()
   for stream in (sys.stdout, sys.stderr):
     # A stream that was closed before the start is None.

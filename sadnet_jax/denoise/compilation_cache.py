@@ -208,6 +208,8 @@ def enabled() -> Iterator[None]:
   folder = enable()
   damaged = False
   with warnings.catch_warnings():
+    # JAX's warning of a damaged program is needed here even where all warnings are hidden.
+    warnings.filterwarnings('always', message=_DAMAGED)
     show = warnings.showwarning
 
     def watch(message, *arguments, **options):

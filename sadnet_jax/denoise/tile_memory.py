@@ -7,9 +7,9 @@ import jax
 from sadnet_jax.machine import free_host_bytes
 from sadnet_jax.nn.sadnet import SADNet
 
-# Pixels a tile may have, largest first. With the largest, the command takes 2.5 GiB for 12 megapixels on a
-# CPU, and tiles have at most 1.25 times the pixels of an image of up to 100 megapixels; with 640**2 they have
-# 1.3 to 1.55 times as many from 2 megapixels on.
+# Pixels a tile may have, largest first. With the largest, 12 megapixels take less than 2 GiB on a CPU, and
+# tiles have at most 1.25 times the pixels of an image of up to 100 megapixels; with 640**2 they have 1.3 to
+# 1.55 times as many from 2 megapixels on.
 AREAS_PX = tuple(side**2 for side in (1504, 1280, 1024, 640, 512, 384, 256, 192, 128))
 # Largest where the device does not report its memory.
 _LARGEST_UNREPORTED_PX = 640**2

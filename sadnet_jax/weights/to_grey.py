@@ -1,4 +1,4 @@
-"""Weights of a network for colour images as those of one for grey images."""
+"""Weights for colour images, converted for grey ones."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,14 +7,17 @@ import numpy as np
 
 
 def to_grey(params: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns parameters for 1 channel with which a network does to grey images what it did to colour images.
+  """Converts the weights of a network for colour into those of one for grey images.
 
-  The network gives what the one for colour gives for an image with three equal channels, averaged over its
-  channels. It is a start for training: it takes noise in the grey image for noise that is equal in all
-  channels, which weights for colour have rarely seen.
+  Its output is the mean over the channels of the colour network's output for a grey image repeated in all
+  channels. This is a start for training: noise is then equal in all channels, which weights for colour have
+  rarely seen.
 
   Args:
-    params: Parameters of a `SADNet` with any number of channels, float32.
+    params: Parameters of a `SADNet` for colour images, float32.
+
+  Returns:
+    Parameters of the same network with 1 channel.
   """
   first, last = params['res1']['conv0'], params['out']
   return {
