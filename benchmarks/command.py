@@ -36,7 +36,8 @@ from sadnet_jax.images.photograph import to_8_bits, to_float
 COMMAND = common.ROOT / 'sadnet_jax' / '__main__.py'
 # Side of the image that is denoised in two by two tiles.
 SEAM_IMAGE_PX = 896
-OVERLAPS_PX = (0, 64, 96, OVERLAP_PX, 144, 160, 176)
+# Multiples of 16, so that the tiles begin at multiples of 8, as those of `Denoiser`.
+OVERLAPS_PX = (0, 64, 96, 112, 128, 144, 160, 176)
 
 
 def mosaic(photographs: Sequence[Path], height: int, width: int, sigma_255: float) -> np.ndarray:
