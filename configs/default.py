@@ -112,6 +112,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.optimizer.eps = 1e-8
   # Under Muon, biases are trained by Adam at this fraction of the learning rate.
   config.optimizer.bias_rate = 0.4
+  # Factor of the updates of the convolutions that predict offsets and masks.
+  config.optimizer.offset_rate = 1.0
   # Clip gradients to this global norm; 0 for no clipping.
   config.optimizer.clip_norm = 0.0
 

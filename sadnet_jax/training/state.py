@@ -14,6 +14,8 @@ from sadnet_jax.nn.sadnet import SADNet, model_from_fields
 
 # Modules of SADNet that are transposed convolutions.
 _UP_CONV = re.compile(r'up\d')
+# Modules that predict offsets and masks.
+_OFFSETS = re.compile(r'offset\d|conv_offset_mask')
 # Muon's polynomial a x + b x^3 + c x^5 of the singular values (Jordan et al., 2024), and its repetitions.
 _NEWTON_SCHULZ, _NEWTON_SCHULZ_STEPS = (3.4445, -4.7750, 2.0315), 5
 
@@ -90,6 +92,7 @@ def optimizer_from_config(config: ml_collections.ConfigDict) -> optax.GradientTr
     b2=fields.b2,
     eps=fields.eps,
     bias_rate=fields.bias_rate,
+    offset_rate=fields.offset_rate,
     clip_norm=fields.clip_norm,
   )
 
@@ -145,6 +148,7 @@ def make_optimizer(
   b2: float,
   eps: float,
   bias_rate: float,
+  offset_rate: float,
   clip_norm: float,
 ) -> optax.GradientTransformation:
   """Builds an optimiser.
@@ -157,6 +161,10 @@ def make_optimizer(
     b2: Adam's decay rate of the second moment.
     eps: Adam's epsilon.
     bias_rate: Learning rate of Adam under 'muon', as a fraction of the schedule's.
+    offset_rate: Factor of the updates of the modules that predict offsets and masks (`OffsetBlock` and the
+      'conv_offset_mask' of `RSABlock`). Muon's updates have the same size however small the gradient, so at
+      1 and a high rate offsets can grow beyond the patch, where no gradient brings them back. (The beta of
+      Dai et al., Deformable Convolutional Networks, ICCV 2017.)
     clip_norm: Global norm that gradients are clipped to first; 0 for no clipping.
 
   Returns:
@@ -168,7 +176,7 @@ def make_optimizer(
   for field, value in (('b1', b1), ('b2', b2)):
     if not 0 <= value < 1:
       raise ValueError(f'{field} is {value}, but must be at least 0 and less than 1')
-  for field, value in (('eps', eps), ('bias_rate', bias_rate)):
+  for field, value in (('eps', eps), ('bias_rate', bias_rate), ('offset_rate', offset_rate)):
     if not value >= 0:
       raise ValueError(f'{field} is {value}, but must be at least 0')
   if not clip_norm >= 0:
@@ -190,7 +198,20 @@ def make_optimizer(
     )
   else:
     raise ValueError(f"unknown optimizer {name!r}; choose 'adam' or 'muon'")
-  return optax.chain(optax.clip_by_global_norm(clip_norm), transform) if clip_norm else transform
+  parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+  parts.append(transform)
+  if offset_rate != 1:
+    parts.append(optax.masked(optax.scale(offset_rate), _predicts_offsets))
+  return optax.chain(*parts) if len(parts) > 1 else transform
+
+
+def _predicts_offsets(params):
+  """Maps each parameter to whether it belongs to a module that predicts offsets and masks."""
+
+  def is_one(path, leaf):
+    return any(_OFFSETS.fullmatch(str(entry.key)) for entry in path)
+
+  return jax.tree_util.tree_map_with_path(is_one, params)
 
 
 def kernels_as_matrices(params: Any) -> Any:

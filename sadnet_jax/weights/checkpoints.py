@@ -57,6 +57,7 @@ _NEUTRAL_FIELDS = {
   'noise.camera_share': '0.0',
   'noise.grain_share': '0.0',
   'noise.clean_share': '0.0',
+  'optimizer.offset_rate': '1.0',
   'teacher': '""',
   'teacher_share': '0.0',
 }

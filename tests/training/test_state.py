@@ -1,13 +1,16 @@
 """Schedules at the steps that matter, and both optimisers."""
 
 import chex
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from sadnet_jax.nn.sadnet import SADNet
 from sadnet_jax.training.state import kernels_as_matrices, make_optimizer, make_schedule
+from tests.support.small_networks import SMALL
 
 
 def _schedule(**changes):
@@ -22,8 +25,8 @@ def _schedule(**changes):
 
 
 def _optimizer(schedule, **changes):
-  fields = {'name': 'adam', 'b1': 0.9, 'b2': 0.999, 'eps': 1e-8, 'bias_rate': 0.4, 'clip_norm': 0.0}
-  return make_optimizer(schedule, **{**fields, **changes})
+  fields = {'name': 'adam', 'b1': 0.9, 'b2': 0.999, 'eps': 1e-8, 'bias_rate': 0.4, 'offset_rate': 1.0}
+  return make_optimizer(schedule, **{**fields, 'clip_norm': 0.0, **changes})
 
 
 @pytest.mark.parametrize(
@@ -68,6 +71,7 @@ def test_a_schedule_that_cannot_work_is_rejected(changes, message):
     ({'b1': 1.0}, 'b1 is 1.0, but must be at least 0 and less than 1'),
     ({'eps': -1e-8}, 'eps is -1e-08, but must be at least 0'),
     ({'name': 'sgd'}, "unknown optimizer 'sgd'; choose 'adam' or 'muon'"),
+    ({'offset_rate': -0.1}, 'offset_rate is -0.1, but must be at least 0'),
     ({'clip_norm': -1.0}, 'clip_norm is -1.0, but must be positive, or 0'),
   ],
 )
@@ -91,6 +95,24 @@ def test_clipping_bounds_the_gradient_adam_sees():
   _, state = optimizer.update(gradient, optimizer.init(params), params)
   mean = optax.tree_utils.tree_get(state, 'mu')['w']
   np.testing.assert_allclose(mean, 0.1 * np.array([0.3, 0.4]), rtol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['adam', 'muon'])
+def test_offset_rate_slows_what_predicts_offsets_and_nothing_else(name):
+  model = SADNet(**SMALL)
+  params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))['params']
+  gradient = jax.tree.map(lambda p: jax.random.normal(jax.random.key(1), p.shape), params)
+
+  def update(rate):
+    optimizer = _optimizer(lambda step: 1e-2, name=name, offset_rate=rate)
+    return optimizer.update(gradient, optimizer.init(params), params)[0]
+
+  expected, slowed = (flax.traverse_util.flatten_dict(update(rate)) for rate in (1.0, 0.25))
+  predicting = {path for path in expected if path[0].startswith('offset') or 'conv_offset_mask' in path}
+  # Two or three convolutions of each of the four offset blocks, and one of each RSAB, with their biases.
+  assert len(predicting) == 2 * (11 + 4)
+  for path, change in expected.items():
+    np.testing.assert_allclose(slowed[path], change * (0.25 if path in predicting else 1), rtol=1e-6)
 
 
 def test_muon_orthogonalises_kernels_and_leaves_biases_to_adam():
@@ -133,7 +155,7 @@ def test_muon_is_optax_muon_but_for_rounding_and_has_its_state():
     'first': {'kernel': jnp.ones((1, 1, 3, 20))},
   }
   schedule = optax.linear_schedule(0.0, 1e-2, 3)
-  ours = make_optimizer(schedule, name='muon', b1=0.9, b2=0.999, eps=1e-8, bias_rate=0.4, clip_norm=0.0)
+  ours = _optimizer(schedule, name='muon')
   theirs = optax.contrib.muon(
     schedule,
     adam_b1=0.9,
