@@ -1,23 +1,23 @@
 """The command `sadnet-denoise` on pictures: peak memory and time by size, start-up, seams between tiles.
 
-  python benchmarks/command.py --images test/Kodak24 --megapixels 12 100 --json command.json
+  python benchmarks/command.py --images test/Kodak24 --megapixels 12 --qualities fast balanced best
 
 The pictures are mosaics of the given photographs with Gaussian noise added, then 8 bits. Every run of the
-command is a new process, and the first of each size compiles; its peak memory is what the system reports.
-PSNR is that of the written picture against the mosaic without noise. The first run on a picture of 512x512
-finds an empty compilation cache, the others a filled one. A seam is measured as the largest difference
-between an image denoised in two by two tiles of the given overlap, blended, and the same image denoised
-whole.
+command is a new process, and the first of each size and quality compiles; its peak memory is what the system
+reports. PSNR is that of the written picture against the mosaic without noise. The first run on a picture of
+512x512 finds an empty compilation cache, the others a filled one. A seam is measured as the largest
+difference between an image denoised in two by two tiles of the given overlap, blended, and the same image
+denoised whole. Start and seams are those of the first quality.
 """
 
 import argparse
 from collections.abc import Sequence
+import json
 import os
 from pathlib import Path
 import subprocess
 import sys
 import tempfile
-import time
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 from benchmarks import common, tables
 from sadnet_jax.data.folders import find_data_dir
 from sadnet_jax.denoise.denoiser import OVERLAP_PX, Denoiser
+from sadnet_jax.denoise.quality import BALANCED, QUALITIES, default_weights
 from sadnet_jax.denoise.tiling import RAMP_PX, Axis, TilePlan, blend_tiles
 from sadnet_jax.evaluation.metrics import psnr
 from sadnet_jax.images.arrays import find_images
@@ -36,6 +37,16 @@ from sadnet_jax.images.photograph import to_8_bits, to_float
 COMMAND = common.ROOT / 'sadnet_jax' / '__main__.py'
 # Side of the image that is denoised in two by two tiles.
 SEAM_IMAGE_PX = 896
+# Runs a command. In a small process of its own, because the peak memory of a process begins at that of the
+# one that started it.
+_MEASURE = """
+import json, os, subprocess, sys, time
+start = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:])
+_, status, usage = os.wait4(process.pid, 0)
+used = {'seconds': time.perf_counter() - start, 'peak_mib': usage.ru_maxrss / 1024}
+print(json.dumps({**used, 'status': os.waitstatus_to_exitcode(status)}))
+"""
 # Multiples of 16, so that the tiles begin at multiples of 8, as those of `Denoiser`.
 OVERLAPS_PX = (0, 64, 96, 112, 128, 144, 160, 176)
 
@@ -60,19 +71,18 @@ def save(path: Path, image: np.ndarray) -> None:
   Image.fromarray(to_8_bits(image)).save(path, compress_level=1)
 
 
-def run_command(noisy: Path, output: Path, model: str, cache: Path) -> dict:
+def run_command(noisy: Path, output: Path, quality: str, cache: Path) -> dict:
   """Wall seconds and peak memory of one run of the command."""
   # The command's own cache, in another place.
   environ = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': '', 'XDG_CACHE_HOME': str(cache)}
-  start = time.perf_counter()
-  process = subprocess.Popen(
-    [sys.executable, COMMAND, noisy, '-o', output, '--model', model, '--overwrite', '--quiet'], env=environ
+  command = [COMMAND, noisy, '-o', output, '--quality', quality, '--overwrite', '--quiet']
+  process = subprocess.run(
+    [sys.executable, '-c', _MEASURE, sys.executable, *command], env=environ, stdout=subprocess.PIPE, text=True
   )
-  _, status, usage = os.wait4(process.pid, 0)
-  seconds = time.perf_counter() - start
-  if status:
-    raise SystemExit(f'{noisy.name}: the command failed with exit status {os.waitstatus_to_exitcode(status)}')
-  return {'seconds': seconds, 'peak_mib': usage.ru_maxrss / 1024}
+  used = json.loads(process.stdout)
+  if status := used.pop('status'):
+    raise SystemExit(f'{noisy.name}: the command failed with exit status {status}')
+  return used
 
 
 def measure_sizes(photographs, arguments, folder: Path) -> list[dict]:
@@ -84,13 +94,13 @@ def measure_sizes(photographs, arguments, folder: Path) -> list[dict]:
     width = round(megapixels * 1e6 / height)
     clean = to_8_bits(mosaic(photographs, height, width, 0))
     save(noisy, mosaic(photographs, height, width, arguments.sigma_255))
-    used = run_command(noisy, output, arguments.model, folder)
-    for name, path in (('psnr_noisy', noisy), ('psnr', output)):
-      used[name] = float(psnr(to_float(np.asarray(Image.open(path))), to_float(clean)))
-    rows.append({'height': height, 'width': width, **used})
-    print(
-      '{width}x{height}: {seconds:.0f} s, {peak_mib:.0f} MiB, {psnr:.2f} dB'.format(**rows[-1]), flush=True
-    )
+    for quality in arguments.qualities:
+      used = run_command(noisy, output, quality, folder)
+      for name, path in (('psnr_noisy', noisy), ('psnr', output)):
+        used[name] = float(psnr(to_float(np.asarray(Image.open(path))), to_float(clean)))
+      rows.append({'height': height, 'width': width, 'quality': quality, **used})
+      line = '{width}x{height}, {quality}: {seconds:.1f} s, {peak_mib:.0f} MiB, {psnr:.2f} dB'
+      print(line.format(**rows[-1]), flush=True)
   return rows
 
 
@@ -101,14 +111,14 @@ def measure_start(photographs, arguments, folder: Path) -> dict:
   first, later = [], []
   for repeat in range(arguments.repeats):
     cache = folder / f'cache{repeat}'
-    first.append(run_command(noisy, folder / 'out.png', arguments.model, cache)['seconds'])
-    later.append(run_command(noisy, folder / 'out.png', arguments.model, cache)['seconds'])
+    for found in (first, later):
+      found.append(run_command(noisy, folder / 'out.png', arguments.qualities[0], cache)['seconds'])
   return {'first_seconds': first, 'later_seconds': later}
 
 
 def measure_seams(photographs, arguments) -> list[dict]:
   """Difference between two by two tiles of exact overlaps and the whole image, in levels of 1/255."""
-  denoiser = Denoiser.from_pretrained(arguments.model, tile_px='whole')
+  denoiser = Denoiser.from_pretrained(default_weights(3, arguments.qualities[0]), tile_px='whole')
   rows = []
   for sigma_255 in arguments.seam_sigmas_255:
     # Clipped and rounded as a file's.
@@ -133,7 +143,13 @@ def measure_seams(photographs, arguments) -> list[dict]:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = common.make_parser(__doc__)
   parser.add_argument('--images', default='test/Kodak24', help='photographs; may be relative to SADNET_DATA')
-  parser.add_argument('--model', default='photo', help='default: %(default)s')
+  parser.add_argument(
+    '--qualities',
+    choices=tuple(QUALITIES),
+    nargs='+',
+    default=[BALANCED, 'fast', 'best'],
+    help='default: all',
+  )
   parser.add_argument('--megapixels', type=float, nargs='*', default=[12], help='default: 12')
   parser.add_argument(
     '--sigma_255', type=float, default=25, help='standard deviation of the noise (default: 25)'
@@ -149,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   arguments = parse_arguments(argv)
   photographs = find_images(find_data_dir(arguments.images, '--images'))
   results: dict[str, Any] = common.describe('command.py', common.options_of(arguments), ('flax',))
-  results |= {'model': arguments.model, 'sigma_255': arguments.sigma_255}
+  results |= {'model': default_weights(3, arguments.qualities[0]), 'sigma_255': arguments.sigma_255}
   # Before the seams: JAX's memory in this process must not affect the command.
   with tempfile.TemporaryDirectory() as temporary:
     if arguments.repeats:

@@ -273,7 +273,7 @@ def command_tables(content: Mapping[str, Any]) -> list[str]:
   """The command by picture size and its start, then the seams between tiles."""
   rows = [
     (
-      f'{row["width"]}x{row["height"]}',
+      f'{row["width"]}x{row["height"]}, --quality {row["quality"]}',
       figure(row['seconds']),
       f'{row["peak_mib"] / 1024:.2f} GiB',
       f'{row["psnr_noisy"]:.2f} to {row["psnr"]:.2f} dB',

@@ -51,8 +51,8 @@ with required('train,plot'):
   from tools.model_card import float16_cost
 
 # Tasks that weights can be the default for, and the channels they may have: colour weights serve grey
-# pictures too (sadnet_jax/denoise/grey.py).
-DEFAULTS = {'color': (3,), 'gray': (1, 3)}
+# pictures too (sadnet_jax/denoise/grey.py). 'fast': colour pictures, where time matters more than quality.
+DEFAULTS = {'color': (3,), 'gray': (1, 3), 'fast': (3,)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from sadnet_jax.denoise import interruption, job
+from sadnet_jax.denoise.quality import BALANCED, QUALITIES, default_weights
 from sadnet_jax.denoise.report import Report, duration
 from sadnet_jax.denoise.targets import Target
 from sadnet_jax.images import Metadata, Photograph, read_photograph, upright, writable_name, write_photograph
@@ -60,6 +61,7 @@ _FORMATS = (
 def serving(
   *,
   model: str | None = None,
+  quality: str | None = None,
   strength: float = 1.0,
   chroma_strength: float | None = None,
   dilations: Sequence[int] | None = None,
@@ -73,8 +75,9 @@ def serving(
   """Serves the page while the context is open.
 
   Args:
-    model: Weights that are selected at first, as `pretrained.load` takes them; None for the default of each
-      kind of picture. The published weights can be selected too.
+    model: Weights that are selected at first, as `pretrained.load` takes them; None for those of the quality
+      for each kind of picture. The published weights can be selected too.
+    quality: The quality at first, a name of `QUALITIES`; None for 'balanced', or with `model`.
     strength: The strength at first, from 0 to 1.
     chroma_strength: The strength for colour noise at first; None for `strength`.
     dilations: Dilation rates of the context block of `model`, as `pretrained.load` takes them.
@@ -97,11 +100,12 @@ def serving(
   with tempfile.TemporaryDirectory(prefix='sadnet-denoise-') as folder, _environment(folder):
     gradio = _gradio()
     networks = _NetworksByName(model, dilations, options or {})
-    networks.get(model or _AUTOMATIC)
+    networks.get(model or _AUTOMATIC, quality or BALANCED)
     page = _page(
       gradio,
       networks,
       Path(folder),
+      quality or BALANCED,
       (strength, chroma_strength),
       suffix,
       dict(reading or {}),
@@ -204,7 +208,7 @@ class _NetworksByName:
 
   def __init__(self, model, dilations, options):
     self._model, self._dilations, self._options = model, dilations, options
-    self._loaded: dict[str, job.Networks] = {}
+    self._loaded: dict[tuple[str, str | None], job.Networks] = {}
 
   @property
   def choices(self):
@@ -217,10 +221,11 @@ class _NetworksByName:
       *((name, name) for name in entries),
     ]
 
-  def about(self, name):
+  def about(self, name, quality):
     """What a choice is for, in a sentence."""
     if name == _AUTOMATIC:
-      return 'The default weights: photo for colour pictures, gray for grey ones.'
+      colour, grey = (default_weights(channels, quality) for channels in (3, 1))
+      return f'{colour} for colour pictures, {grey} for grey ones.'
     entry = available().get(name)
     return entry.summary if entry is not None else 'Your own weights.'
 
@@ -228,14 +233,17 @@ class _NetworksByName:
   def first(self):
     return self._model or _AUTOMATIC
 
-  def get(self, name):
-    if name not in self._loaded:
-      self._loaded[name] = job.Networks(
+  def get(self, name, quality):
+    """The networks; the quality only counts for automatic weights."""
+    key = (name, quality if name == _AUTOMATIC else None)
+    if key not in self._loaded:
+      self._loaded[key] = job.Networks(
         None if name == _AUTOMATIC else name,
+        quality=key[1],
         dilations=self._dilations if name == self._model else None,
         options=self._options,
       )
-    return self._loaded[name]
+    return self._loaded[key]
 
 
 class _Progress(Report):
@@ -278,7 +286,7 @@ class _Progress(Report):
     return text
 
 
-def _page(gradio, networks, folder, strengths, first_suffix, reading, writing):
+def _page(gradio, networks, folder, first_quality, strengths, first_suffix, reading, writing):
   """The page; its files are written below `folder`."""
 
   def nothing(text=''):
@@ -288,7 +296,10 @@ def _page(gradio, networks, folder, strengths, first_suffix, reading, writing):
   def forget(upload):
     return *nothing(), gradio.update(interactive=upload is not None)
 
-  def denoise(upload, name, suffix, strength, chroma_strength, progress=gradio.Progress()):  # noqa: B008
+  def describe(name, quality):
+    return gradio.update(info=networks.about(name, quality)), gradio.update(visible=name == _AUTOMATIC)
+
+  def denoise(upload, name, quality, suffix, strength, chroma_strength, progress=gradio.Progress()):  # noqa: B008
     if upload is None:
       return nothing('Drop a picture first.')
     source = Path(upload)
@@ -297,7 +308,7 @@ def _page(gradio, networks, folder, strengths, first_suffix, reading, writing):
     output = writable_name(results / f'{source.stem}-denoised{source.suffix}', suffix or None)
     report = _Progress(Target(source, output), progress)
     try:
-      chosen = networks.get(name).with_strength(strength, chroma_strength)
+      chosen = networks.get(name, quality).with_strength(strength, chroma_strength)
       job.denoise_all([Target(source, output)], chosen, report, overwrite=False, **reading, **writing)
       if report.failed:
         return nothing('\n'.join(report.lines))
@@ -326,7 +337,15 @@ def _page(gradio, networks, folder, strengths, first_suffix, reading, writing):
           networks.choices,
           value=networks.first,
           label='Kind of noise (weights)',
-          info=networks.about(networks.first),
+          info=networks.about(networks.first, first_quality),
+        )
+        quality = gradio.Radio(
+          list(QUALITIES),
+          value=first_quality,
+          label='Quality',
+          info='Fast takes a third of the time of balanced, best eight times as long.',
+          visible=networks.first == _AUTOMATIC,
+          elem_id='quality',
         )
         form = gradio.Dropdown(_FORMATS, value=first_suffix or '', label='Format')
         luma = gradio.Slider(
@@ -355,16 +374,13 @@ def _page(gradio, networks, folder, strengths, first_suffix, reading, writing):
           crop = _slider(gradio, 'crop')
     shown = [whole, crop, download, status]
     upload.change(forget, upload, [*shown, button], show_progress='hidden', api_visibility='private')
-    model.change(
-      lambda name: gradio.update(info=networks.about(name)),
-      model,
-      model,
-      show_progress='hidden',
-      api_visibility='private',
-    )
+    for choice in (model, quality):
+      choice.change(
+        describe, [model, quality], [model, quality], show_progress='hidden', api_visibility='private'
+      )
     button.click(
       denoise,
-      [upload, model, form, luma, chroma],
+      [upload, model, quality, form, luma, chroma],
       shown,
       show_progress_on=[whole, crop],
       api_visibility='private',

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 import warnings
 
 from sadnet_jax.denoise import interruption
+from sadnet_jax.denoise.quality import QUALITIES
 from sadnet_jax.denoise.report import COMMAND, print_error
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ _FORMATS = ('png', 'jpg', 'tif', 'webp', 'exr', 'jxl')
 _EPILOG = """\
 examples:
   sadnet-denoise photo.jpg -o denoised.png
-  sadnet-denoise photos -o denoised/ --recursive --compare
+  sadnet-denoise photos -o denoised/ --recursive --compare --quality fast
   sadnet-denoise 'photos/**/*.tif' -o denoised/ --model runs/color-blind
   sadnet-denoise raw -o denoised/ --format jpg --jpeg-quality 90
   sadnet-denoise --app
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     with interruption.deferred():
       given = _protect_names(argv)
-      if '--app' in given[: given.index('--') if '--' in given else None]:
+      if '--app' in given:
         return _serve_page(_app_parser().parse_args(given))
       return _denoise(_parser().parse_intermixed_args(given))
   except KeyboardInterrupt:
@@ -119,7 +120,10 @@ def _denoise(arguments: argparse.Namespace) -> int:
       interruption.check()
       strengths = {'strength': arguments.strength, 'chroma_strength': arguments.chroma_strength}
       networks = job.Networks(
-        arguments.model, dilations=arguments.dilations, options={**_denoiser_options(arguments), **strengths}
+        arguments.model,
+        quality=arguments.quality,
+        dilations=arguments.dilations,
+        options={**_denoiser_options(arguments), **strengths},
       )
       with Report(targets, sizes, quiet=arguments.quiet, skipped=skipped) as report:
         job.denoise_all(
@@ -148,6 +152,7 @@ def _serve_page(arguments: argparse.Namespace) -> int:
 
       app.serve(
         model=arguments.model,
+        quality=arguments.quality,
         strength=arguments.strength,
         chroma_strength=arguments.chroma_strength,
         dilations=arguments.dilations,
@@ -370,7 +375,13 @@ def _add_reading_options(group):
 
 def _add_denoising_options(parser):
   denoising = parser.add_argument_group('denoising')
-  denoising.add_argument(
+  weights = denoising.add_mutually_exclusive_group()
+  weights.add_argument(
+    '--quality',
+    choices=tuple(QUALITIES),
+    help='fast: smaller weights; balanced: the default; best: with --self-ensemble',
+  )
+  weights.add_argument(
     '--model',
     metavar='NAME',
     help='weights: a name from --list-models, a file, a training run, a URL or hf://OWNER/NAME',

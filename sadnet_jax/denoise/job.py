@@ -13,6 +13,7 @@ import numpy as np
 from sadnet_jax.denoise import interruption
 from sadnet_jax.denoise.denoiser import Denoiser
 from sadnet_jax.denoise.grey import has_equal_channels
+from sadnet_jax.denoise.quality import BALANCED, QUALITIES, default_weights
 from sadnet_jax.denoise.report import Report
 from sadnet_jax.denoise.targets import Target, file_identity
 from sadnet_jax.files import one_line
@@ -21,30 +22,41 @@ from sadnet_jax.images.arrays import side_by_side
 from sadnet_jax.images.photograph import to_8_bits
 from sadnet_jax.images.reading import shown_path
 from sadnet_jax.images.writing import JPEG_QUALITY
-from sadnet_jax.weights import index, loading
+from sadnet_jax.weights import loading
 
 # Longest side of either half of a comparison. Larger pictures are cropped to their middle, because a smaller
 # copy would hide the noise.
 COMPARISON_PX = 4096
-# Kinds of default weights for a picture's number of channels, best first.
-_DEFAULT_KINDS = {3: ('color',), 1: ('gray', 'color')}
 
 
 class Networks:
   """Denoisers, each loaded when a picture first needs it."""
 
-  def __init__(self, model: str | None, *, dilations: Sequence[int] | None, options: Mapping[str, Any]):
+  def __init__(
+    self,
+    model: str | None,
+    *,
+    quality: str | None = None,
+    dilations: Sequence[int] | None,
+    options: Mapping[str, Any],
+  ):
     """Loads the denoiser for colour pictures, so that errors in the options show at once.
 
     Args:
-      model: Weights as `pretrained.load` takes them; None for the published default of each kind of picture.
+      model: Weights as `pretrained.load` takes them; None for those of the quality for each kind of picture.
+      quality: A name of `QUALITIES`; None for 'balanced', or with `model`.
       dilations: As `pretrained.load` takes them.
       options: Options of `Denoiser`.
 
     Raises:
-      ValueError: The weights do not exist, or an option is out of range.
+      ValueError: The weights do not exist, `model` and `quality` are both given, or an option is out of
+        range.
     """
-    self._model, self._dilations, self._options = model, dilations, options
+    if model is not None and quality is not None:
+      raise ValueError('a model and a quality are given, but a quality chooses its own model; leave one out')
+    self._model, self._quality = model, quality or BALANCED
+    self._dilations = dilations
+    self._options = {**options, 'ensemble': options.get('ensemble') or QUALITIES[self._quality].ensemble}
     self._loaded: dict[str, Denoiser] = {}
     self._strength: tuple[float, float | None] | None = None
     self._load(self._name(3))
@@ -74,14 +86,7 @@ class Networks:
     return denoiser
 
   def _name(self, channels):
-    if self._model is not None:
-      return self._model
-    entries = index.available()
-    for kind in _DEFAULT_KINDS[channels]:
-      for name, entry in entries.items():
-        if kind in entry.default_for:
-          return name
-    raise ValueError('no weights are published as the default; pass --model')
+    return default_weights(channels, self._quality) if self._model is None else self._model
 
   def _load(self, name):
     if name not in self._loaded:

@@ -65,7 +65,7 @@ class Entry:
     channels: Image channels, 3 or 1.
     noise: The noise they were trained on.
     measured: The first result of their card, in words.
-    default_for: The tasks they are the default for: 'color', 'gray' or both.
+    default_for: The tasks they are the default for: 'color', 'gray', 'fast' (colour, at the least time).
   """
 
   name: str

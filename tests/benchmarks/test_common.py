@@ -132,8 +132,8 @@ def test_the_recorded_command_gives_the_same_arguments():
     assert common.options_of(script.parse_arguments(options)) == options
   options = common.options_of(command.parse_arguments(['--megapixels', '0.5', '12', '--repeats', '0']))
   assert ' '.join(options) == (
-    '--images test/Kodak24 --model photo --megapixels 0.5 12 --sigma_255 25 --repeats 0 '
-    '--seam_sigmas_255 5 25 50'
+    '--images test/Kodak24 --qualities balanced fast best --megapixels 0.5 12 --sigma_255 25 '
+    '--repeats 0 --seam_sigmas_255 5 25 50'
   )
   found = common.describe('command.py', options)
   assert found['command'] == f'python benchmarks/command.py {" ".join(options)}'

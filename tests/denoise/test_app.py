@@ -18,6 +18,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from sadnet_jax.denoise import app
+from sadnet_jax.denoise.quality import BALANCED, QUALITIES
 from sadnet_jax.images import Metadata, Photograph, read_photograph, write_photograph
 from tests.support import chromium
 from tests.support.command import ROOT, start
@@ -28,11 +29,12 @@ from tests.support.photograph_files import random_photograph
 COMMAND_THEN_PAGE = """
 import sys
 from sadnet_jax.denoise.command import main
-options = ['--model', 'tiny.safetensors', '--chroma-strength', '0.5']
-assert main(['photo.png', '-o', 'command.png', '--strength', '0.8', *options]) == 0
+model, options = ['--model', 'tiny.safetensors'], ['--chroma-strength', '0.5']
+assert main(['photo.png', '-o', 'command.png', '--strength', '0.8', *model, *options]) == 0
 options += ['--no-linear', '--jpeg-quality', '60', '--format', 'jpg']
-assert main(['float.tif', '-o', 'command', *options]) == 0
-sys.exit(main(['--app', *options]))
+assert main(['float.tif', '-o', 'command', *model, *options]) == 0
+assert main(['fast.tif', '-o', 'command', '--quality', 'fast', *options]) == 0
+sys.exit(main(['--app', *model, *options]))
 """
 
 
@@ -69,7 +71,8 @@ def test_the_page_denoises_a_picture_as_the_command_does(tmp_path):
   photograph = random_photograph(120, 1640, dtype=np.uint16, metadata=metadata)
   write_photograph(tmp_path / 'photo.png', photograph)
   floats = random_photograph().pixels.astype(np.float32) / 255
-  write_photograph(tmp_path / 'float.tif', Photograph(floats))
+  for name in ('float', 'fast'):
+    write_photograph(tmp_path / f'{name}.tif', Photograph(floats))
   pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 4), np.uint8)
   Image.fromarray(pixels, mode='CMYK').save(tmp_path / 'ink.jpg')
   with _served(tmp_path) as url, chromium.started(tmp_path / 'profile') as driver:
@@ -91,9 +94,12 @@ def test_the_page_denoises_a_picture_as_the_command_does(tmp_path):
       wait.until(lambda _: driver.find_elements(By.CSS_SELECTOR, '#status textarea'))
       return driver.find_element(By.CSS_SELECTOR, '#status textarea').get_attribute('value')
 
-    def choose(form):
-      driver.find_element(By.CSS_SELECTOR, 'input[aria-label="Format"]').click()
+    def choose(form, what='Format'):
+      driver.find_element(By.CSS_SELECTOR, f'input[aria-label="{what}"]').click()
       wait.until(lambda _: driver.find_elements(By.CSS_SELECTOR, f'li[aria-label="{form}"]'))[0].click()
+
+    def qualities():
+      return driver.find_elements(By.CSS_SELECTOR, '#quality input')
 
     def download(name):
       # Only the result can be downloaded: a link to the upload would be taken for it.
@@ -117,6 +123,18 @@ def test_the_page_denoises_a_picture_as_the_command_does(tmp_path):
     assert denoise('float.tif').startswith('float-denoised.jpg: 31x17 pixels, ')
     assert download('float-denoised.jpg') == (tmp_path / 'command/float.jpg').read_bytes()
     clear()
+
+    # A quality chooses the weights, so it is only shown where none are chosen.
+    assert qualities() == []
+    choose('automatic', 'Kind of noise (weights)')
+    assert [x.get_attribute('value') for x in wait.until(lambda _: qualities())] == list(QUALITIES)
+    assert [x.get_attribute('value') for x in qualities() if x.is_selected()] == [BALANCED]
+    driver.find_element(By.CSS_SELECTOR, '#quality input[value="fast"]').click()
+    assert denoise('fast.tif').startswith('fast-denoised.jpg: 31x17 pixels, ')
+    assert download('fast-denoised.jpg') == (tmp_path / 'command/fast.jpg').read_bytes()
+    clear()
+    choose('tiny.safetensors', 'Kind of noise (weights)')
+    wait.until(lambda _: not qualities())
 
     # OpenEXR stores linear light, although --no-linear says that what is read does not.
     choose('OpenEXR')

@@ -169,6 +169,14 @@ def test_impossible_requests_are_refused_before_any_work(folder, weights, argume
       ['a.png', '-o', 'x', '--jpeg-quality', '0'],
       "--jpeg-quality: must be a whole number from 1 to 100, not '0'",
     ),
+    (
+      ['a.png', '-o', 'x', '--quality', 'good'],
+      "--quality: invalid choice: 'good' (choose from",
+    ),
+    (
+      ['a.png', '-o', 'x', '--quality', 'best', '--model', 'photo'],
+      'argument --model: not allowed with argument --quality',
+    ),
     (['a.png', '-o', 'x', '--over'], 'unrecognized arguments: --over'),
   ],
 )
@@ -353,8 +361,9 @@ def test_a_comparison_of_a_large_picture_shows_its_middle(monkeypatch):
 
 def test_each_kind_of_picture_has_its_network(folder, weights, monkeypatch, capsys):
   grey_weights = write_weights(folder / 'grey.safetensors', channels=1)
-  files = {'rgb': weights, 'mono': grey_weights}
-  kinds = {'rgb': ('color',), 'mono': ('gray',)}
+  small_weights = write_weights(folder / 'small.safetensors', offset_width=3)
+  files = {'rgb': weights, 'mono': grey_weights, 'small': small_weights}
+  kinds = {'rgb': ('color',), 'mono': ('gray',), 'small': ('fast',)}
   noise = Noise('gaussian', (50, 50), False)
 
   def entry(name):
@@ -367,23 +376,30 @@ def test_each_kind_of_picture_has_its_network(folder, weights, monkeypatch, caps
   monkeypatch.setattr(loading, 'load', lambda name, **options: load(files.get(name, name), **options))
   grey, colour = picture(folder / 'in/grey.png', channels=1), picture(folder / 'in/rgb.png')
 
-  def assert_denoised_by(grey_by, *options):
+  def assert_denoised_by(colour_by, grey_by, *options, ensemble=False):
     assert run('in', '-o', 'out', '--overwrite', *options, capsys=capsys)[0] == 0
-    np.testing.assert_array_equal(pixels_of('out/rgb.png'), Denoiser.from_checkpoint(weights)(colour))
-    np.testing.assert_array_equal(pixels_of('out/grey.png'), Denoiser.from_checkpoint(grey_by)(grey))
+    for name, pixels, by in (('rgb', colour, colour_by), ('grey', grey, grey_by)):
+      expected = Denoiser.from_checkpoint(by, ensemble=ensemble)(pixels)
+      np.testing.assert_array_equal(pixels_of(f'out/{name}.png'), expected)
 
-  published('rgb', 'mono')
-  assert_denoised_by(grey_weights)
-  assert_denoised_by(weights, '--model', weights)
-  published('rgb')
-  assert_denoised_by(weights)
+  published('rgb', 'mono', 'small')
+  assert_denoised_by(weights, grey_weights)
+  assert_denoised_by(weights, grey_weights, '--quality', 'balanced')
+  assert_denoised_by(small_weights, grey_weights, '--quality', 'fast')
+  assert_denoised_by(weights, grey_weights, '--quality', 'best', ensemble=True)
+  assert_denoised_by(weights, weights, '--model', weights)
+  published('rgb', 'small')
+  assert_denoised_by(weights, weights)
+  assert_denoised_by(small_weights, weights, '--quality', 'fast')
   status, lines = run('in', '-o', 'new', '--model', grey_weights, capsys=capsys)
   assert status == 1
   assert 'in/rgb.png: this is a colour picture, but these weights are for grey ones' in lines[1]
-  published()
-  status, lines = run('in', '-o', 'newer', capsys=capsys)
+  published('mono')
+  status, lines = run('in', '-o', 'newer', '--quality', 'fast', capsys=capsys)
   assert status == 2
-  assert lines == ['sadnet-denoise: no weights are published as the default; pass --model']
+  assert lines == [
+    'sadnet-denoise: no weights are published for colour pictures with --quality fast; pass --model'
+  ]
 
 
 def test_the_published_weights_are_found(folder, capsys):

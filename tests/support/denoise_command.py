@@ -14,7 +14,7 @@ def write_weights(path, **fields):
   """Weights of a tiny network, random."""
   config = default.get_config()
   config.model.update({**SMALL, **fields})
-  params = random_variables(SADNet(**SMALL, **fields))['params']
+  params = random_variables(SADNet(**{**SMALL, **fields}))['params']
   save_weights(path, params, model=config.model.to_dict(), step=0, about={})
   return path
 

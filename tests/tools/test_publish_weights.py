@@ -415,7 +415,7 @@ def test_the_index_and_the_card_state_the_shares_of_mixed_noise(request_):
   [
     ({'name': 'Small'}, "--name: only lower-case letters, digits and _ are allowed, not 'Small'"),
     ({'name': '../a'}, '--name: only lower-case'),
-    ({'default_for': ['colour']}, '--default_for: unknown colour; choose from color, gray'),
+    ({'default_for': ['colour']}, '--default_for: unknown colour; choose from color, gray, fast'),
     (
       {
         'default_for': ['color', 'gray'],

@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from sadnet_jax.nn.sadnet import SADNet
+from sadnet_jax.nn.sadnet import SADNet, param_shapes
 from sadnet_jax.training.state import kernels_as_matrices, make_optimizer, make_schedule
+from tests.support.fast_jit import fast_jit
 from tests.support.small_networks import SMALL
 
 
@@ -99,13 +100,12 @@ def test_clipping_bounds_the_gradient_adam_sees():
 
 @pytest.mark.parametrize('name', ['adam', 'muon'])
 def test_offset_rate_slows_what_predicts_offsets_and_nothing_else(name):
-  model = SADNet(**SMALL)
-  params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))['params']
-  gradient = jax.tree.map(lambda p: jax.random.normal(jax.random.key(1), p.shape), params)
+  rng = np.random.default_rng(0)
+  gradient = jax.tree.map(lambda p: rng.normal(size=p.shape).astype(p.dtype), param_shapes(SADNet(**SMALL)))
 
   def update(rate):
     optimizer = _optimizer(lambda step: 1e-2, name=name, offset_rate=rate)
-    return optimizer.update(gradient, optimizer.init(params), params)[0]
+    return fast_jit(lambda x: optimizer.update(x, optimizer.init(x), x)[0])(gradient)
 
   expected, slowed = (flax.traverse_util.flatten_dict(update(rate)) for rate in (1.0, 0.25))
   predicting = {path for path in expected if path[0].startswith('offset') or 'conv_offset_mask' in path}
