@@ -1,17 +1,17 @@
 """The command `sadnet-denoise` on pictures: peak memory and time by size, start-up, seams between tiles.
 
-  python benchmarks/command.py --images test/Kodak24 --megapixels 12 --qualities fast balanced best
+  python benchmarks/command.py --images test/Kodak24 --megapixels 12 100 --qualities fast --json fast.json
 
 The pictures are mosaics of the given photographs with Gaussian noise added, then 8 bits. Every run of the
 command is a new process, and the first of each size and quality compiles; its peak memory is what the system
 reports. PSNR is that of the written picture against the mosaic without noise. The first run on a picture of
 512x512 finds an empty compilation cache, the others a filled one. A seam is measured as the largest
 difference between an image denoised in two by two tiles of the given overlap, blended, and the same image
-denoised whole. Start and seams are those of the first quality.
+denoised whole. Start-up and seams are measured with the quality 'balanced'.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import json
 import os
 from pathlib import Path
@@ -37,12 +37,12 @@ from sadnet_jax.images.photograph import to_8_bits, to_float
 COMMAND = common.ROOT / 'sadnet_jax' / '__main__.py'
 # Side of the image that is denoised in two by two tiles.
 SEAM_IMAGE_PX = 896
-# Runs a command. In a small process of its own, because the peak memory of a process begins at that of the
-# one that started it.
+# Runs a command and prints its seconds and peak memory. A small process of its own, because Linux counts the
+# peak memory of the process that starts another as that one's too.
 _MEASURE = """
 import json, os, subprocess, sys, time
 start = time.perf_counter()
-process = subprocess.Popen(sys.argv[1:])
+process = subprocess.Popen(sys.argv[1:], stdout=sys.stderr)
 _, status, usage = os.wait4(process.pid, 0)
 used = {'seconds': time.perf_counter() - start, 'peak_mib': usage.ru_maxrss / 1024}
 print(json.dumps({**used, 'status': os.waitstatus_to_exitcode(status)}))
@@ -76,13 +76,18 @@ def run_command(noisy: Path, output: Path, quality: str, cache: Path) -> dict:
   # The command's own cache, in another place.
   environ = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': '', 'XDG_CACHE_HOME': str(cache)}
   command = [COMMAND, noisy, '-o', output, '--quality', quality, '--overwrite', '--quiet']
-  process = subprocess.run(
-    [sys.executable, '-c', _MEASURE, sys.executable, *command], env=environ, stdout=subprocess.PIPE, text=True
-  )
-  used = json.loads(process.stdout)
+  used = measure([sys.executable, *command], environ)
   if status := used.pop('status'):
     raise SystemExit(f'{noisy.name}: the command failed with exit status {status}')
   return used
+
+
+def measure(command: Sequence[str | Path], environ: Mapping[str, str]) -> dict:
+  """Runs a command to its end: ``seconds``, ``peak_mib`` (the peak of its memory) and exit ``status``."""
+  process = subprocess.run(
+    [sys.executable, '-c', _MEASURE, *command], env=environ, stdout=subprocess.PIPE, text=True, check=True
+  )
+  return json.loads(process.stdout)
 
 
 def measure_sizes(photographs, arguments, folder: Path) -> list[dict]:
@@ -94,14 +99,17 @@ def measure_sizes(photographs, arguments, folder: Path) -> list[dict]:
     width = round(megapixels * 1e6 / height)
     clean = to_8_bits(mosaic(photographs, height, width, 0))
     save(noisy, mosaic(photographs, height, width, arguments.sigma_255))
+    picture = {'height': height, 'width': width, 'psnr_noisy': _psnr(noisy, clean)}
     for quality in arguments.qualities:
-      used = run_command(noisy, output, quality, folder)
-      for name, path in (('psnr_noisy', noisy), ('psnr', output)):
-        used[name] = float(psnr(to_float(np.asarray(Image.open(path))), to_float(clean)))
-      rows.append({'height': height, 'width': width, 'quality': quality, **used})
+      used = run_command(noisy, output, quality, folder / f'{quality}-{megapixels}')
+      rows.append({**picture, 'quality': quality, **used, 'psnr': _psnr(output, clean)})
       line = '{width}x{height}, {quality}: {seconds:.1f} s, {peak_mib:.0f} MiB, {psnr:.2f} dB'
       print(line.format(**rows[-1]), flush=True)
   return rows
+
+
+def _psnr(path, clean):
+  return float(psnr(to_float(np.asarray(Image.open(path))), to_float(clean)))
 
 
 def measure_start(photographs, arguments, folder: Path) -> dict:
@@ -112,13 +120,13 @@ def measure_start(photographs, arguments, folder: Path) -> dict:
   for repeat in range(arguments.repeats):
     cache = folder / f'cache{repeat}'
     for found in (first, later):
-      found.append(run_command(noisy, folder / 'out.png', arguments.qualities[0], cache)['seconds'])
+      found.append(run_command(noisy, folder / 'out.png', BALANCED, cache)['seconds'])
   return {'first_seconds': first, 'later_seconds': later}
 
 
 def measure_seams(photographs, arguments) -> list[dict]:
   """Difference between two by two tiles of exact overlaps and the whole image, in levels of 1/255."""
-  denoiser = Denoiser.from_pretrained(default_weights(3, arguments.qualities[0]), tile_px='whole')
+  denoiser = Denoiser.from_pretrained(default_weights(3, BALANCED), tile_px='whole')
   rows = []
   for sigma_255 in arguments.seam_sigmas_255:
     # Clipped and rounded as a file's.
@@ -147,7 +155,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     '--qualities',
     choices=tuple(QUALITIES),
     nargs='+',
-    default=[BALANCED, 'fast', 'best'],
+    default=list(QUALITIES),
     help='default: all',
   )
   parser.add_argument('--megapixels', type=float, nargs='*', default=[12], help='default: 12')
@@ -165,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   arguments = parse_arguments(argv)
   photographs = find_images(find_data_dir(arguments.images, '--images'))
   results: dict[str, Any] = common.describe('command.py', common.options_of(arguments), ('flax',))
-  results |= {'model': default_weights(3, arguments.qualities[0]), 'sigma_255': arguments.sigma_255}
+  results |= {'model': default_weights(3, BALANCED), 'sigma_255': arguments.sigma_255}
   # Before the seams: JAX's memory in this process must not affect the command.
   with tempfile.TemporaryDirectory() as temporary:
     if arguments.repeats:

@@ -366,7 +366,7 @@ def readme_weights_table() -> list[str]:
 
 def _linked(entry: Entry, up: str = '') -> str:
   card = (PRETRAINED / f'{entry.name}.md').relative_to(ROOT).as_posix()
-  default = f' (default for {", ".join(entry.default_for)})' if entry.default_for else ''
+  default = f' ({entry.default})' if entry.default else ''
   return f'[`{entry.name}`]({up}{card}){default}'
 
 

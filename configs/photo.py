@@ -55,6 +55,6 @@ def get_config(size: str = 'full') -> ml_collections.ConfigDict:
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 200
     config.optimizer.clip_norm = 0.2
-    # At 1, and a learning rate of 2.5e-3, the offsets of scales 3 and 4 grew to hundreds of pixels.
+    # With 1 and a learning rate of 2.5e-3, the offsets of scales 3 and 4 grew to hundreds of pixels.
     config.optimizer.offset_rate = 0.1
   return config

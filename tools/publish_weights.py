@@ -43,16 +43,12 @@ with required('train,plot'):
   from sadnet_jax.training.config import training_noise
   from sadnet_jax.weights import checkpoints, safetensors
   from sadnet_jax.weights.checkpoints import check_same
-  from sadnet_jax.weights.index import FOLDER, Entry, Noise, file_sha256, read_index, write_index
+  from sadnet_jax.weights.index import FOLDER, TASKS, Entry, Noise, file_sha256, read_index, write_index
   from sadnet_jax.weights.loading import locate
   from sadnet_jax.weights.paths import SAFETENSORS_SUFFIX
   from sadnet_jax.weights.safetensors import params_hash
   from tools import model_card, plot_training
   from tools.model_card import float16_cost
-
-# Tasks that weights can be the default for, and the channels they may have: colour weights serve grey
-# pictures too (sadnet_jax/denoise/grey.py). 'fast': colour pictures, where time matters more than quality.
-DEFAULTS = {'color': (3,), 'gray': (1, 3), 'fast': (3,)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +66,7 @@ class Request:
     images: Folder to measure float16 on: clean images, or pairs for real noise.
     sigmas_255: Standard deviations of the noise to measure it with, on the scale of 8-bit images.
     curve: Runs to draw the training curve of, in order. Without any, an existing curve stays.
-    default_for: Tasks of DEFAULTS to be the default for. None keeps those of an existing entry.
+    default_for: Tasks of TASKS to be the default for. None keeps those of an existing entry.
     overwrite: Whether to replace an existing entry or file of this name.
     folder: The folder of the index.
   """
@@ -159,10 +155,10 @@ def _check_request(request, entries):
     raise ValueError(f'--name: only lower-case letters, digits and _ are allowed, not {request.name!r}')
   if request.name in entries and not request.overwrite:
     raise ValueError(f'--name: {request.name} is published; choose another name or pass --overwrite')
-  if unknown := [d for d in request.default_for or () if d not in DEFAULTS]:
-    raise ValueError(f'--default_for: unknown {", ".join(unknown)}; choose from {", ".join(DEFAULTS)}')
+  if unknown := [d for d in request.default_for or () if d not in TASKS]:
+    raise ValueError(f'--default_for: unknown {", ".join(unknown)}; choose from {", ".join(TASKS)}')
   channels = request.config['model']['channels']
-  if unfit := [d for d in request.default_for or () if channels not in DEFAULTS[d]]:
+  if unfit := [d for d in request.default_for or () if channels not in TASKS[d]]:
     raise ValueError(
       f'--default_for: weights with {channels} channel(s) cannot be the default for {", ".join(unfit)}'
     )
@@ -333,7 +329,7 @@ def main() -> None:
   default_for = flags.DEFINE_list(
     'default_for',
     None,
-    f'Tasks to be the default for: {", ".join(DEFAULTS)}; by default as before.',
+    f'Tasks to be the default for: {", ".join(TASKS)}; by default as before.',
   )
   overwrite = flags.DEFINE_bool('overwrite', False, 'Replace existing weights of this name.')
   folder = flags.DEFINE_string('folder', str(FOLDER), 'Folder of the index.')

@@ -99,11 +99,10 @@ def serving(
   port = _free_port(host, port)
   with tempfile.TemporaryDirectory(prefix='sadnet-denoise-') as folder, _environment(folder):
     gradio = _gradio()
-    networks = _NetworksByName(model, dilations, options or {})
-    networks.get(model or _AUTOMATIC, quality or BALANCED)
+    choices = _Choices(model, quality, dilations, options or {})
     page = _page(
       gradio,
-      networks,
+      choices,
       Path(folder),
       quality or BALANCED,
       (strength, chroma_strength),
@@ -203,16 +202,16 @@ def _gradio():
   return gradio
 
 
-class _NetworksByName:
-  """The networks of each choice of weights, loaded when first chosen."""
+class _Choices:
+  """The weights to choose from: automatic, those that the page was started with, and the published ones."""
 
-  def __init__(self, model, dilations, options):
-    self._model, self._dilations, self._options = model, dilations, options
-    self._loaded: dict[tuple[str, str | None], job.Networks] = {}
+  def __init__(self, model, quality, dilations, options):
+    self._model = model
+    self._networks = job.Networks(model, quality=quality, dilations=dilations, options=options)
 
   @property
-  def choices(self):
-    """(label, name) of each choice of weights."""
+  def all(self):
+    """(label, name) of each."""
     entries = available()
     given = [] if self._model is None or self._model in entries else [self._model]
     return [
@@ -233,17 +232,10 @@ class _NetworksByName:
   def first(self):
     return self._model or _AUTOMATIC
 
-  def get(self, name, quality):
-    """The networks; the quality only counts for automatic weights."""
-    key = (name, quality if name == _AUTOMATIC else None)
-    if key not in self._loaded:
-      self._loaded[key] = job.Networks(
-        None if name == _AUTOMATIC else name,
-        quality=key[1],
-        dilations=self._dilations if name == self._model else None,
-        options=self._options,
-      )
-    return self._loaded[key]
+  def networks(self, name, quality):
+    """The networks of a choice; the quality only counts for automatic weights."""
+    automatic = name == _AUTOMATIC
+    return self._networks.choosing(None if automatic else name, quality if automatic else None)
 
 
 class _Progress(Report):
@@ -286,7 +278,7 @@ class _Progress(Report):
     return text
 
 
-def _page(gradio, networks, folder, first_quality, strengths, first_suffix, reading, writing):
+def _page(gradio, choices, folder, first_quality, strengths, first_suffix, reading, writing):
   """The page; its files are written below `folder`."""
 
   def nothing(text=''):
@@ -297,7 +289,7 @@ def _page(gradio, networks, folder, first_quality, strengths, first_suffix, read
     return *nothing(), gradio.update(interactive=upload is not None)
 
   def describe(name, quality):
-    return gradio.update(info=networks.about(name, quality)), gradio.update(visible=name == _AUTOMATIC)
+    return gradio.update(info=choices.about(name, quality)), gradio.update(visible=name == _AUTOMATIC)
 
   def denoise(upload, name, quality, suffix, strength, chroma_strength, progress=gradio.Progress()):  # noqa: B008
     if upload is None:
@@ -308,12 +300,15 @@ def _page(gradio, networks, folder, first_quality, strengths, first_suffix, read
     output = writable_name(results / f'{source.stem}-denoised{source.suffix}', suffix or None)
     report = _Progress(Target(source, output), progress)
     try:
-      chosen = networks.get(name, quality).with_strength(strength, chroma_strength)
+      chosen = choices.networks(name, quality).with_strength(strength, chroma_strength)
       job.denoise_all([Target(source, output)], chosen, report, overwrite=False, **reading, **writing)
       if report.failed:
         return nothing('\n'.join(report.lines))
       progress(1, desc='Preparing the preview')
       whole, crop = _previews((source, output), results, reading)
+    # Weights that cannot be read.
+    except ValueError as error:
+      return nothing(str(error))
     except (KeyboardInterrupt, SystemExit):
       raise gradio.Error('The page has been stopped.', print_exception=False) from None
     text = '\n'.join(report.lines)
@@ -334,17 +329,17 @@ def _page(gradio, networks, folder, first_quality, strengths, first_suffix, read
         upload = gradio.File(label=f'Picture (up to {MAX_UPLOAD_MB} MB)', height=150, elem_id='upload')
         button = gradio.Button('Denoise', variant='primary', interactive=False)
         model = gradio.Dropdown(
-          networks.choices,
-          value=networks.first,
+          choices.all,
+          value=choices.first,
           label='Kind of noise (weights)',
-          info=networks.about(networks.first, first_quality),
+          info=choices.about(choices.first, first_quality),
         )
         quality = gradio.Radio(
           list(QUALITIES),
           value=first_quality,
           label='Quality',
-          info='Fast takes a third of the time of balanced, best eight times as long.',
-          visible=networks.first == _AUTOMATIC,
+          info='Fast: a smaller network for colour pictures. Best: averaged over eight flips and rotations.',
+          visible=choices.first == _AUTOMATIC,
           elem_id='quality',
         )
         form = gradio.Dropdown(_FORMATS, value=first_suffix or '', label='Format')

@@ -24,6 +24,7 @@ import warnings
 from sadnet_jax.denoise import interruption
 from sadnet_jax.denoise.quality import QUALITIES
 from sadnet_jax.denoise.report import COMMAND, print_error
+from sadnet_jax.weights.index import available
 
 if TYPE_CHECKING:
   import jax
@@ -379,7 +380,8 @@ def _add_denoising_options(parser):
   weights.add_argument(
     '--quality',
     choices=tuple(QUALITIES),
-    help='fast: smaller weights; balanced: the default; best: with --self-ensemble',
+    help='fast: a smaller network for colour pictures; balanced: the default; best: the default averaged '
+    'over 8 flips and rotations, 8 times the work',
   )
   weights.add_argument(
     '--model',
@@ -402,7 +404,7 @@ def _add_denoising_options(parser):
   denoising.add_argument(
     '--self-ensemble',
     action='store_true',
-    help='average over 8 flips and rotations: slightly better, 8 times the work',
+    help='average over 8 flips and rotations, as --quality best does',
   )
   denoising.add_argument(
     '--dilations',
@@ -439,8 +441,6 @@ class _ListModels(argparse.Action):
   """Prints the published weights and exits."""
 
   def __call__(self, parser, namespace, values, option_string=None):
-    from sadnet_jax.weights.index import available
-
     try:
       entries = available()
     except ValueError as error:

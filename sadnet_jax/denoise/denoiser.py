@@ -214,10 +214,14 @@ class Denoiser:
     Raises:
       ValueError: A strength is not between 0 and 1.
     """
-    # Not copy.copy, which copies as pickle does: with a network of its own.
-    other = object.__new__(type(self))
-    other.__dict__.update(self.__dict__)
+    other = self._sharing()
     other._set_strength(strength, chroma_strength)
+    return other
+
+  def with_ensemble(self) -> 'Denoiser':
+    """The same denoiser with the self-ensemble; both share weights and compiled programs."""
+    other = self._sharing()
+    other._ensemble = True
     return other
 
   def plan(self, height_px: int, width_px: int) -> TilePlan:
@@ -230,6 +234,12 @@ class Denoiser:
       width_px: Width of the image.
     """
     return self._plan(height_px, width_px)[0]
+
+  def _sharing(self):
+    # Not copy.copy, which copies as pickle does: with a network of its own.
+    other = object.__new__(type(self))
+    other.__dict__.update(self.__dict__)
+    return other
 
   def _denoise(self, image, progress):
     check_dtype(image)

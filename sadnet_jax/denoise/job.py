@@ -13,7 +13,7 @@ import numpy as np
 from sadnet_jax.denoise import interruption
 from sadnet_jax.denoise.denoiser import Denoiser
 from sadnet_jax.denoise.grey import has_equal_channels
-from sadnet_jax.denoise.quality import BALANCED, QUALITIES, default_weights
+from sadnet_jax.denoise.quality import BALANCED, QUALITIES, check_quality, default_weights
 from sadnet_jax.denoise.report import Report
 from sadnet_jax.denoise.targets import Target, file_identity
 from sadnet_jax.files import one_line
@@ -45,21 +45,31 @@ class Networks:
     Args:
       model: Weights as `pretrained.load` takes them; None for those of the quality for each kind of picture.
       quality: A name of `QUALITIES`; None for 'balanced', or with `model`.
-      dilations: As `pretrained.load` takes them.
+      dilations: As `pretrained.load` takes them; only for `model`.
       options: Options of `Denoiser`.
 
     Raises:
       ValueError: The weights do not exist, `model` and `quality` are both given, or an option is out of
         range.
     """
-    if model is not None and quality is not None:
-      raise ValueError('a model and a quality are given, but a quality chooses its own model; leave one out')
-    self._model, self._quality = model, quality or BALANCED
-    self._dilations = dilations
-    self._options = {**options, 'ensemble': options.get('ensemble') or QUALITIES[self._quality].ensemble}
+    self._dilations, self._options = {model: dilations}, options
     self._loaded: dict[str, Denoiser] = {}
     self._strength: tuple[float, float | None] | None = None
-    self._load(self._name(3))
+    self._choose(model, quality)
+
+  def choosing(self, model: str | None, quality: str | None = None) -> 'Networks':
+    """The same with other weights; what both use is loaded once.
+
+    Args:
+      model: As the constructor takes it.
+      quality: As the constructor takes it.
+
+    Raises:
+      ValueError: As the constructor.
+    """
+    other = copy.copy(self)
+    other._choose(model, quality)
+    return other
 
   def with_strength(self, strength: float, chroma_strength: float | None = None) -> 'Networks':
     """The same networks, which are loaded once for both, with other strengths.
@@ -79,11 +89,22 @@ class Networks:
       ValueError: The picture is in colour and the weights are for grey ones.
     """
     denoiser = self._load(self._name(channels))
+    if QUALITIES[self._quality].ensemble:
+      denoiser = denoiser.with_ensemble()
     if self._strength is not None:
       denoiser = denoiser.with_strength(*self._strength)
     if channels > denoiser.model.channels:
       raise ValueError('this is a colour picture, but these weights are for grey ones; choose other weights')
     return denoiser
+
+  def _choose(self, model, quality):
+    if model is not None and quality is not None:
+      raise ValueError(
+        f'got model {model!r} and quality {quality!r}, but a quality chooses its own model; leave one out'
+      )
+    self._model, self._quality = model, quality or BALANCED
+    check_quality(self._quality)
+    self._load(self._name(3))
 
   def _name(self, channels):
     return default_weights(channels, self._quality) if self._model is None else self._model
@@ -91,7 +112,7 @@ class Networks:
   def _load(self, name):
     if name not in self._loaded:
       model, params, about = loading.load(
-        name, dilations=self._dilations, progress=lambda done, total: interruption.check()
+        name, dilations=self._dilations.get(name), progress=lambda done, total: interruption.check()
       )
       self._loaded[name] = Denoiser(model, params, about=about, **self._options)
     return self._loaded[name]

@@ -31,6 +31,12 @@ QUALITIES = {
 }
 
 
+def check_quality(quality: str) -> None:
+  """Raises ValueError unless the quality is a name of `QUALITIES`."""
+  if quality not in QUALITIES:
+    raise ValueError(f'quality must be one of {", ".join(QUALITIES)}, not {quality!r}')
+
+
 def default_weights(channels: int, quality: str) -> str:
   """The name of the published weights for a picture.
 
@@ -39,12 +45,15 @@ def default_weights(channels: int, quality: str) -> str:
     quality: A name of `QUALITIES`.
 
   Raises:
-    ValueError: No weights are published for such pictures.
+    ValueError: No weights are published for such pictures, or the quality is none.
   """
+  check_quality(quality)
   entries = index.available()
   for task in QUALITIES[quality].tasks[channels]:
     for name, entry in entries.items():
       if task in entry.default_for:
         return name
   kind = 'grey' if channels == 1 else 'colour'
-  raise ValueError(f'no weights are published for {kind} pictures with --quality {quality}; pass --model')
+  raise ValueError(
+    f'no weights are published for {kind} pictures at the quality {quality!r}; choose another, or a model'
+  )

@@ -161,10 +161,10 @@ def make_optimizer(
     b2: Adam's decay rate of the second moment.
     eps: Adam's epsilon.
     bias_rate: Learning rate of Adam under 'muon', as a fraction of the schedule's.
-    offset_rate: Factor of the updates of the modules that predict offsets and masks (`OffsetBlock` and the
-      'conv_offset_mask' of `RSABlock`). Muon's updates have the same size however small the gradient, so at
-      1 and a high rate offsets can grow beyond the patch, where no gradient brings them back. (The beta of
-      Dai et al., Deformable Convolutional Networks, ICCV 2017.)
+    offset_rate: Factor on the updates of the modules that predict offsets and masks (`OffsetBlock` and the
+      'conv_offset_mask' of `RSABlock`). Muon's updates do not shrink with the gradient, so with a factor of 1
+      and a high learning rate, offsets can grow beyond the patch, where no gradient brings them back. Called
+      beta by Dai et al. (Deformable Convolutional Networks, ICCV 2017).
     clip_norm: Global norm that gradients are clipped to first; 0 for no clipping.
 
   Returns:

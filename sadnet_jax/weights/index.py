@@ -11,6 +11,9 @@ from sadnet_jax.files import write_text
 
 FOLDER = Path(__file__).parent / 'pretrained'
 INDEX_FILE = 'index.json'
+# Tasks that weights can be the default for, and the channels they may have: colour weights serve grey
+# pictures too (sadnet_jax/denoise/grey.py). 'fast': colour pictures where time matters more than quality.
+TASKS = {'color': (3,), 'gray': (1, 3), 'fast': (3,)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Entry:
     channels: Image channels, 3 or 1.
     noise: The noise they were trained on.
     measured: The first result of their card, in words.
-    default_for: The tasks they are the default for: 'color', 'gray', 'fast' (colour, at the least time).
+    default_for: The tasks they are the default for, of `TASKS`.
   """
 
   name: str
@@ -84,9 +87,15 @@ class Entry:
     colour = {1: 'grey', 3: 'colour'}.get(self.channels, f'{self.channels} channels')
     return f'{colour}, {self.noise}'
 
+  @property
+  def default(self) -> str:
+    """Like 'default for color, gray'; empty if they are no default."""
+    tasks = ('color with --quality fast' if task == 'fast' else task for task in self.default_for)
+    return f'default for {", ".join(tasks)}' if self.default_for else ''
+
   def __str__(self) -> str:
     """One line: name, channels, noise, size, summary, result."""
-    default = f'; default for {", ".join(self.default_for)}' if self.default_for else ''
+    default = f'; {self.default}' if self.default else ''
     size = f'{self.bytes / 1e6:.1f} MB'
     return f'{self.name}: {self.task}; {size}{default}. {self.summary} {self.measured}.'
 

@@ -1,6 +1,8 @@
 """What the benchmarks share: options, fresh processes, the machine's rates, and the counts of the work."""
 
 import json
+import os
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -132,17 +134,26 @@ def test_the_recorded_command_gives_the_same_arguments():
     assert common.options_of(script.parse_arguments(options)) == options
   options = common.options_of(command.parse_arguments(['--megapixels', '0.5', '12', '--repeats', '0']))
   assert ' '.join(options) == (
-    '--images test/Kodak24 --qualities balanced fast best --megapixels 0.5 12 --sigma_255 25 '
+    '--images test/Kodak24 --qualities fast balanced best --megapixels 0.5 12 --sigma_255 25 '
     '--repeats 0 --seam_sigmas_255 5 25 50'
   )
   found = common.describe('command.py', options)
   assert found['command'] == f'python benchmarks/command.py {" ".join(options)}'
   assert (found['device'], found['gpu']) == ('cpu', None)
   found = common.describe(
-    'command.py', ['--images', '/home/jane/photos', '--model', 'https://host/a.pth?key=5ec']
+    'many_sizes.py', ['--images', '/home/jane/photos', '--model', 'https://host/a.pth?key=5ec']
   )
-  assert found['command'] == 'python benchmarks/command.py --images photos --model https://host/a.pth'
+  assert found['command'] == 'python benchmarks/many_sizes.py --images photos --model https://host/a.pth'
   assert found['versions']['jax'] == jax.__version__
+
+
+def test_a_command_is_measured_to_its_end_and_what_it_prints_is_not_taken_for_the_result():
+  holds_64_mib = "x = bytearray(2**26); print('{}'); raise SystemExit(3)"
+  used = command.measure([sys.executable, '-c', holds_64_mib], os.environ)
+  assert used['status'] == 3
+  assert 0 < used['seconds'] < 60
+  # Less than this process, which has imported JAX.
+  assert 64 < used['peak_mib'] < 128
 
 
 def test_the_median_counts():

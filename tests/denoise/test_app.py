@@ -18,6 +18,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from sadnet_jax.denoise import app
+from sadnet_jax.denoise.command import main
 from sadnet_jax.denoise.quality import BALANCED, QUALITIES
 from sadnet_jax.images import Metadata, Photograph, read_photograph, write_photograph
 from tests.support import chromium
@@ -130,6 +131,8 @@ def test_the_page_denoises_a_picture_as_the_command_does(tmp_path):
     assert [x.get_attribute('value') for x in wait.until(lambda _: qualities())] == list(QUALITIES)
     assert [x.get_attribute('value') for x in qualities() if x.is_selected()] == [BALANCED]
     driver.find_element(By.CSS_SELECTOR, '#quality input[value="fast"]').click()
+    about = 'photo_fast for colour pictures, gray for grey ones.'
+    wait.until(lambda _: about in driver.find_element(By.TAG_NAME, 'body').text)
     assert denoise('fast.tif').startswith('fast-denoised.jpg: 31x17 pixels, ')
     assert download('fast-denoised.jpg') == (tmp_path / 'command/fast.jpg').read_bytes()
     clear()
@@ -233,6 +236,14 @@ def test_options_of_the_page_and_of_files_do_not_mix(arguments, reason, capsys):
   status, lines = run(*arguments, capsys=capsys)
   assert status == 2
   assert reason in lines[-1]
+
+
+def test_the_page_starts_with_the_options_of_the_command(monkeypatch):
+  served = {}
+  monkeypatch.setattr(app, 'serve', lambda **options: served.update(options))
+  assert main(['--app', '--quality', 'fast', '--strength', '0.7', '--format', 'png', '--port', '8123']) == 0
+  assert (served['model'], served['quality'], served['strength']) == (None, 'fast', 0.7)
+  assert (served['suffix'], served['port']) == ('.png', 8123)
 
 
 def test_the_space_installs_what_the_page_needs():

@@ -13,7 +13,7 @@ import sadnet_jax
 from sadnet_jax import machine
 from sadnet_jax.denoise import compilation_cache, job
 from sadnet_jax.denoise.command import choose_device, main
-from sadnet_jax.denoise.denoiser import OVERLAP_PX, Denoiser
+from sadnet_jax.denoise.denoiser import OVERLAP_PX, CompiledNetwork, Denoiser
 from sadnet_jax.images import Metadata, Photograph, read_photograph, write_photograph
 from sadnet_jax.images.photograph import srgb_from_linear, to_float
 from sadnet_jax.images.writing import JPEG_QUALITY
@@ -359,7 +359,13 @@ def test_a_comparison_of_a_large_picture_shows_its_middle(monkeypatch):
   assert compared.metadata.icc_profile == b'profile'
 
 
-def test_each_kind_of_picture_has_its_network(folder, weights, monkeypatch, capsys):
+def test_each_kind_of_picture_has_its_network(folder, weights, stand_in_network, monkeypatch, capsys):
+  def denoise(self, noisy, **_):
+    # Differs between the networks, and a picture that is turned is not denoised like one that is not.
+    rows = np.linspace(0.6, 0.8, noisy.shape[1], dtype=np.float32)[:, None, None]
+    return rows * noisy + np.float32(0.03 * self.model.channels + 0.01 * self.model.offset_width)
+
+  stand_in_network.setattr(CompiledNetwork, '__call__', denoise)
   grey_weights = write_weights(folder / 'grey.safetensors', channels=1)
   small_weights = write_weights(folder / 'small.safetensors', offset_width=3)
   files = {'rgb': weights, 'mono': grey_weights, 'small': small_weights}
@@ -397,9 +403,32 @@ def test_each_kind_of_picture_has_its_network(folder, weights, monkeypatch, caps
   published('mono')
   status, lines = run('in', '-o', 'newer', '--quality', 'fast', capsys=capsys)
   assert status == 2
-  assert lines == [
-    'sadnet-denoise: no weights are published for colour pictures with --quality fast; pass --model'
-  ]
+  reason = "no weights are published for colour pictures at the quality 'fast'; choose another, or a model"
+  assert lines == [f'sadnet-denoise: {reason}']
+  published('small')
+  status, lines = run('in', '-o', 'newer', '--quality', 'fast', capsys=capsys)
+  assert status == 1
+  assert "in/grey.png: no weights are published for grey pictures at the quality 'fast'" in '\n'.join(lines)
+
+
+@pytest.mark.parametrize(
+  ('model', 'quality', 'message'),
+  [
+    ('photo', 'best', "got model 'photo' and quality 'best', but a quality chooses its own model; leave one"),
+    (None, 'good', "quality must be one of fast, balanced, best, not 'good'"),
+  ],
+)
+def test_impossible_choices_of_networks_are_refused(model, quality, message):
+  with pytest.raises(ValueError, match=message):
+    job.Networks(model, quality=quality, dilations=None, options={})
+
+
+def test_networks_that_choose_other_weights_share_those_they_have(folder, weights):
+  networks = job.Networks(str(weights), dilations=None, options={})
+  first = networks.for_channels(3)
+  other = write_weights(folder / 'other.safetensors', offset_width=3)
+  assert networks.choosing(str(other)).for_channels(3).model != first.model
+  assert networks.choosing(str(weights)).for_channels(3) is first
 
 
 def test_the_published_weights_are_found(folder, capsys):

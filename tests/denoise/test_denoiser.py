@@ -438,6 +438,16 @@ def test_denoisers_of_other_strengths_share_the_network():
     first.with_strength(1, 2)
 
 
+def test_the_ensemble_of_an_existing_denoiser_shares_the_network():
+  image, first = picture(24, 40, 3), denoiser()
+  other = first.with_ensemble()
+  assert other.network is first.network
+  other(image)
+  assert len(first.network.tiles) == 8
+  first(image)
+  assert len(first.network.tiles) == 9
+
+
 def test_blending_is_rounded_once_and_grey_images_have_no_chroma():
   image = picture(24, 40, 3, dtype=np.uint8)
   noisy = image / np.float32(255)

@@ -13,12 +13,11 @@ from sadnet_jax import pretrained
 from sadnet_jax.evaluation.metrics import psnr
 from sadnet_jax.evaluation.protocols import protocol_for_training
 from sadnet_jax.images.arrays import read_image
-from sadnet_jax.weights.index import FOLDER
+from sadnet_jax.weights.index import FOLDER, TASKS
 from sadnet_jax.weights.loading import REPLACED
 from sadnet_jax.weights.safetensors import params_hash
 from tests.support.command import ROOT
 from tools import model_card, plot_training
-from tools.publish_weights import DEFAULTS
 
 # 128x160, from row 80 and column 120 of scikit-image's photographs of these names, both CC0.
 CROPS = Path(__file__).parent.parent / 'crops'
@@ -116,7 +115,7 @@ def test_names_of_replaced_weights_say_which_to_take(old):
 
 def test_a_task_has_one_default():
   defaults = [task for entry in ENTRIES.values() for task in entry.default_for]
-  assert sorted(defaults) == sorted(DEFAULTS)
+  assert sorted(defaults) == sorted(TASKS)
 
 
 # An absolute path of two or more parts; '/tmp/...' is where anyone may write.
