@@ -14,9 +14,13 @@ import sys
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
+from sadnet_jax.extras import required
+
+with required('bench'):
+  import onnxruntime
+
 import jax
 import numpy as np
-import onnxruntime
 
 from benchmarks import common, tables
 from benchmarks.image_size import noisy_image

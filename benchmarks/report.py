@@ -145,8 +145,7 @@ BENCHMARKS = (
     'onnx_runtime',
     'ONNX Runtime',
     'The exported ONNX model in ONNX Runtime beside the same network in JAX: one noisy image in one piece, '
-    'float32, in one process and in turn, with as many threads. The best time of each counts. Other work on '
-    'the machine slowed both down, so compare their ratio, not these seconds with those of other sections.',
+    'float32, in one process and in turn, with as many threads. The best time of each counts.',
     tables.onnx_runtime_table,
     devices=('cpu',),
   ),

@@ -1,7 +1,6 @@
 """Shared by the commands: parsing flags, silencing libraries, reporting errors in one line."""
 
 from collections.abc import Callable, Sequence
-import io
 import os
 from pathlib import Path
 import re
@@ -10,7 +9,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from sadnet_jax.files import one_line
+from sadnet_jax.files import one_line, print_any_name
 
 
 def run(command: Callable[[], None]) -> None:
@@ -30,10 +29,7 @@ def run(command: Callable[[], None]) -> None:
     except (ValueError, OSError) as error:
       raise SystemExit(f'{name}: {one_line(error)}') from error
 
-  # Names of files need not be UTF-8.
-  for stream in (sys.stdout, sys.stderr):
-    if isinstance(stream, io.TextIOWrapper):
-      stream.reconfigure(errors='backslashreplace')
+  print_any_name()
   # TensorFlow reads these when it is imported, later if at all. It only decodes and crops images here, for
   # which oneDNN adds nothing but messages.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')

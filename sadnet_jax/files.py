@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterator
 import contextlib
 import errno
+import io
 import mmap
 import os
 from pathlib import Path
 import re
 import secrets
 import stat
+import sys
 
 _URL = re.compile(r'[A-Za-z][A-Za-z0-9+.-]+:/')
 
@@ -28,6 +30,13 @@ def local_path(path: str | Path) -> Path:
       'mount the bucket and give the path of the mount'
     )
   return Path(os.path.expanduser(text))
+
+
+def print_any_name() -> None:
+  """Lets stdout and stderr escape what they cannot encode, since names of files need not be UTF-8."""
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors='backslashreplace')
 
 
 def walk(

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from sadnet_jax.files import local_path, one_line, replacing, write_text
+from tests.support.command import finish, start
 
 
 def _mode(path):
@@ -143,6 +144,14 @@ def test_paths_of_users(monkeypatch):
   for url in ('gs://bucket/run', Path('s3://bucket/run'), 'https://host/a', 'file:///a'):
     with pytest.raises(ValueError, match=r'is a URL, but only local paths are supported here; copy'):
       local_path(url)
+
+
+def test_any_name_can_be_printed():
+  name = 'caf\udce9'
+  code = f'from sadnet_jax.files import print_any_name; print_any_name(); print({name!r})'
+  assert finish(start('-c', code)) == ('caf\\udce9\n', '')
+  _, errors = finish(start('-c', f'print({name!r})', PYTHONIOENCODING='utf-8'), succeeds=False)
+  assert 'UnicodeEncodeError' in errors
 
 
 def test_names_that_are_not_utf8_are_escaped_in_text(tmp_path):

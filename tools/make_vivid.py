@@ -15,7 +15,7 @@ import shutil
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance
 
-from sadnet_jax.files import local_path, one_line
+from sadnet_jax.files import local_path, one_line, print_any_name
 from sadnet_jax.images.arrays import find_images
 
 # Factors of Pillow's enhancement; 1 leaves the image unchanged.
@@ -95,6 +95,7 @@ def _colour(rng):
 
 def main(arguments: Sequence[str] | None = None) -> None:
   """The command."""
+  print_any_name()
   parser = argparse.ArgumentParser(
     prog='python -m tools.make_vivid',
     description='Copies a folder of clean images and adds images with saturated and plain colours.',

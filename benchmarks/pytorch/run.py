@@ -50,11 +50,14 @@ import shlex
 import sys
 from typing import Any
 
-import jax
-import torch
-
 sys.path.append(str(Path(__file__).resolve().parent.parent.parent))
 
+from sadnet_jax.extras import required
+
+with required('bench'):
+  import torch
+
+import jax
 
 from benchmarks import common
 from benchmarks.common import Limits, copy_rate, matrix_rate

@@ -11,11 +11,12 @@ import os
 import time
 
 from sadnet_jax.data.folders import find_data_dir, new_data_dir
-from sadnet_jax.files import one_line
+from sadnet_jax.files import one_line, print_any_name
 
 
 def main() -> None:
   """Cuts the tiles of the data set given on the command line."""
+  print_any_name()
   # Read by TensorFlow when `tiles` imports it.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')

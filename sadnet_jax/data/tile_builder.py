@@ -7,6 +7,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import io
+import os
 from pathlib import Path
 import tempfile
 from typing import Any
@@ -226,7 +227,9 @@ class SadnetTiles(tfds.core.GeneratorBasedBuilder):
         tiles = _cut_all(noisy, clean, corners, config.tile_px, pool)
         del noisy, clean  # Else two images would be in memory while the next is read.
         for j, tile in enumerate(tiles):
-          yield record_key(i, j, source.count), {**tile, 'name': image.name, 'scene': image.scene}
+          # Names need not be UTF-8.
+          names = {'name': os.fsencode(image.name), 'scene': os.fsencode(image.scene)}
+          yield record_key(i, j, source.count), {**tile, **names}
       # TFDS does this next; it takes a while for a large set.
       progress.set_description(f'{config.dataset}, writing shards')
     if not described:

@@ -37,6 +37,8 @@ _SWEEP_SECONDS = 60
 PREVIEW_PX = 1600
 CROP_PX = (560, 840)
 _AUTOMATIC = 'automatic'
+# The weights that the page was started with: their name need not be UTF-8, as values on the page must be.
+_GIVEN = 'given'
 _INTRODUCTION = """\
 # Denoise a picture
 Drop a photograph, press **Denoise** (again after changing a setting), compare, and download the result with
@@ -212,13 +214,8 @@ class _Choices:
   @property
   def all(self):
     """(label, name) of each."""
-    entries = available()
-    given = [] if self._model is None or self._model in entries else [self._model]
-    return [
-      (_AUTOMATIC, _AUTOMATIC),
-      *((shown_path(Path(name).name), name) for name in given),
-      *((name, name) for name in entries),
-    ]
+    given = [(shown_path(Path(self._model).name), _GIVEN)] if self.first == _GIVEN else []
+    return [(_AUTOMATIC, _AUTOMATIC), *given, *((name, name) for name in available())]
 
   def about(self, name, quality):
     """What a choice is for, in a sentence."""
@@ -230,12 +227,15 @@ class _Choices:
 
   @property
   def first(self):
-    return self._model or _AUTOMATIC
+    if self._model is None:
+      return _AUTOMATIC
+    return self._model if self._model in available() else _GIVEN
 
   def networks(self, name, quality):
     """The networks of a choice; the quality only counts for automatic weights."""
-    automatic = name == _AUTOMATIC
-    return self._networks.choosing(None if automatic else name, quality if automatic else None)
+    if name == _AUTOMATIC:
+      return self._networks.choosing(None, quality)
+    return self._networks.choosing(self._model if name == _GIVEN else name)
 
 
 class _Progress(Report):

@@ -28,7 +28,7 @@ from jax import export, lax
 import jax.numpy as jnp
 
 from sadnet_jax.denoise.onnx_graph import OPSET, onnx_denoiser
-from sadnet_jax.files import local_path, one_line, refuse_existing, replacing
+from sadnet_jax.files import local_path, one_line, print_any_name, refuse_existing, replacing
 from sadnet_jax.nn.sadnet import SCALES, STRIDE, SADNet, pad_to_multiple
 from sadnet_jax.ops.platform import target_platform
 from sadnet_jax.weights import loading
@@ -208,6 +208,7 @@ def _checked_size(size):
 
 def main(arguments: Sequence[str] | None = None) -> None:
   """Runs the export command."""
+  print_any_name()
   parser = argparse.ArgumentParser(
     prog='python -m sadnet_jax.denoise.export',
     description='Exports a denoiser with its weights as one file: StableHLO for JAX, or ONNX.',

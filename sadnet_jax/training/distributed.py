@@ -117,7 +117,7 @@ def check_same_everywhere(name: str, text: str) -> None:
   """Raises ValueError on all processes unless all have the same text."""
   if jax.process_count() == 1:
     return
-  number = np.frombuffer(hashlib.sha256(text.encode()).digest()[:4], np.int32)
+  number = np.frombuffer(hashlib.sha256(os.fsencode(text)).digest()[:4], np.int32)
   if len(set(multihost_utils.process_allgather(number).flatten().tolist())) > 1:
     raise ValueError(
       f'{name} differs between processes: process {jax.process_index()} has {text}; give all the same'

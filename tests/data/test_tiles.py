@@ -42,7 +42,7 @@ def _read(tile_set, indices=None):
   for record in tile_set.records(range(len(tile_set)) if indices is None else indices):
     feature = tf.train.Example.FromString(record).features.feature
     tile = {key: _png(feature[key].bytes_list.value[0]) for key in tile_set.feature_keys}
-    tile |= {key: feature[key].bytes_list.value[0].decode() for key in ('name', 'scene')}
+    tile |= {key: os.fsdecode(feature[key].bytes_list.value[0]) for key in ('name', 'scene')}
     found.append(tile | {key: feature[key].int64_list.value[0] for key in ('row', 'column')})
   return found
 
@@ -99,6 +99,13 @@ def test_tiles_come_in_the_order_of_images_rows_and_columns(tmp_path):
   assert found.smallest_px == 9
   assert not found.has_noisy
   assert found.feature_keys == ['clean']
+
+
+def test_names_of_images_need_not_be_utf8(tmp_path):
+  dataset_files.write(tmp_path / 'in' / 'caf\udce9.png', dataset_files.picture(20, 33, 0))
+  found = tiles.prepare('clean', tmp_path / 'in', tmp_path / 'tiles', **SMALL)
+  assert {image['name'] for image in found.images} == set(found.scenes) == {'caf\udce9'}
+  assert len(_read(tiles.load('clean', tmp_path / 'in', tmp_path / 'tiles', **SMALL))) == 8
 
 
 def test_tiles_are_cut_on_file_systems_without_locks(tmp_path, monkeypatch, caplog):

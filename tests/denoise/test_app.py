@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import runpy
 import signal
 import socket
 import sys
@@ -244,6 +245,15 @@ def test_the_page_starts_with_the_options_of_the_command(monkeypatch):
   assert main(['--app', '--quality', 'fast', '--strength', '0.7', '--format', 'png', '--port', '8123']) == 0
   assert (served['model'], served['quality'], served['strength']) == (None, 'fast', 0.7)
   assert (served['suffix'], served['port']) == ('.png', 8123)
+
+
+def test_the_space_serves_everyone_on_the_port_of_spaces(monkeypatch):
+  served = {}
+  monkeypatch.setattr(app, 'serve', lambda **options: served.update(options))
+  with pytest.raises(SystemExit) as ended:
+    runpy.run_path(str(ROOT / 'examples/space/app.py'), run_name='__main__')
+  assert ended.value.code == 0
+  assert (served['host'], served['port']) == ('0.0.0.0', 7860)
 
 
 def test_the_space_installs_what_the_page_needs():

@@ -19,7 +19,7 @@ from tests.support.small_networks import SMALL, apply, image, random_variables, 
 
 EXAMPLE = re.search(r'```python\n([^`]*onnxruntime[^`]*)```', (ROOT / 'docs' / 'denoise.md').read_text())[1]
 # Where published weights are tried: one compilation for all.
-PUBLISHED_SIZE = (7, 16)
+PUBLISHED_SIZE = (39, 48)
 
 
 def _session(model, params, **options):

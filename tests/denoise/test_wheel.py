@@ -51,7 +51,8 @@ def test_a_wheel_has_the_package_with_its_data_and_nothing_else(wheel):
     if path.suffix in ('.py', '.safetensors', '.json', '.md', '.html', '.css', '.js')
   }
   assert {name for name in names if name.startswith('sadnet_jax/')} == wanted
-  assert sum(name.endswith('.safetensors') for name in wanted) >= 1
+  weights = {Path(name).stem for name in wanted if name.endswith('.safetensors')}
+  assert weights == {'photo', 'photo_fast', 'gray', 'color'}
   assert sum(name.endswith('.html') for name in wanted) >= 1
 
 

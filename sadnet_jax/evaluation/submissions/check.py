@@ -17,7 +17,7 @@ import numpy as np
 
 from sadnet_jax.evaluation.submissions import dnd, sidd
 from sadnet_jax.evaluation.submissions.mat_files import read_variables
-from sadnet_jax.files import local_path, one_line
+from sadnet_jax.files import local_path, one_line, print_any_name
 
 _SHOWN = 5  # Number of problems in a message; the rest are counted.
 
@@ -237,6 +237,7 @@ def _bundle_problems(path, crops, shape):
 
 def main() -> None:
   """Checks the submission given on the command line; exits with status 1 if it is not valid."""
+  print_any_name()
   parser = argparse.ArgumentParser(
     prog='python -m sadnet_jax.evaluation.submissions.check',
     description='Checks a submission to SIDD or DND and reports what is wrong with it.',
