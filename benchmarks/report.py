@@ -311,6 +311,8 @@ def _named(published):
 README_ROWS = {
   ('photo', 'nam', None, 'rounded'): 'Nam, 25 patches',
   ('photo', 'polyu_held_out', None, 'rounded'): 'PolyU, 17 held-out crops',
+  ('photo_fast', 'nam', None, 'rounded'): 'Nam, 25 patches',
+  ('photo_fast', 'polyu_held_out', None, 'rounded'): 'PolyU, 17 held-out crops',
   ('color', 'cbsd68', 50.0, 'clipped8'): 'CBSD68',
   ('color', 'cbsd68', 50.0, 'unclipped'): 'CBSD68',
   ('color', 'cbsd68', 25.0, 'unclipped'): 'CBSD68',
