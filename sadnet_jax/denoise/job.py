@@ -13,7 +13,7 @@ import numpy as np
 from sadnet_jax.denoise import interruption
 from sadnet_jax.denoise.denoiser import Denoiser
 from sadnet_jax.denoise.grey import has_equal_channels
-from sadnet_jax.denoise.quality import BALANCED, QUALITIES, check_quality, default_weights
+from sadnet_jax.denoise.quality import BALANCED, QUALITIES, default_weights
 from sadnet_jax.denoise.report import Report
 from sadnet_jax.denoise.targets import Target, file_identity
 from sadnet_jax.files import one_line
@@ -103,7 +103,6 @@ class Networks:
         f'got model {model!r} and quality {quality!r}, but a quality chooses its own model; leave one out'
       )
     self._model, self._quality = model, quality or BALANCED
-    check_quality(self._quality)
     self._load(self._name(3))
 
   def _name(self, channels):

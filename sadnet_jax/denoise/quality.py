@@ -31,12 +31,6 @@ QUALITIES = {
 }
 
 
-def check_quality(quality: str) -> None:
-  """Raises ValueError unless the quality is a name of `QUALITIES`."""
-  if quality not in QUALITIES:
-    raise ValueError(f'quality must be one of {", ".join(QUALITIES)}, not {quality!r}')
-
-
 def default_weights(channels: int, quality: str) -> str:
   """The name of the published weights for a picture.
 
@@ -47,7 +41,8 @@ def default_weights(channels: int, quality: str) -> str:
   Raises:
     ValueError: No weights are published for such pictures, or the quality is none.
   """
-  check_quality(quality)
+  if quality not in QUALITIES:
+    raise ValueError(f'quality must be one of {", ".join(QUALITIES)}, not {quality!r}')
   entries = index.available()
   for task in QUALITIES[quality].tasks[channels]:
     for name, entry in entries.items():

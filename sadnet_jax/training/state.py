@@ -207,11 +207,12 @@ def make_optimizer(
 
 def _predicts_offsets(params):
   """Maps each parameter to whether it belongs to a module that predicts offsets and masks."""
+  return jax.tree_util.tree_map_with_path(lambda path, _: _is_in(path, _OFFSETS), params)
 
-  def is_one(path, leaf):
-    return any(_OFFSETS.fullmatch(str(entry.key)) for entry in path)
 
-  return jax.tree_util.tree_map_with_path(is_one, params)
+def _is_in(path, modules):
+  """Whether the path of a parameter leads through a module whose name matches a pattern."""
+  return any(modules.fullmatch(str(entry.key)) for entry in path)
 
 
 def kernels_as_matrices(params: Any) -> Any:
@@ -224,7 +225,7 @@ def kernels_as_matrices(params: Any) -> Any:
   def dimensions(path, leaf):
     if leaf.ndim != 4:
       return None
-    if any(_UP_CONV.fullmatch(str(entry.key)) for entry in path):
+    if _is_in(path, _UP_CONV):
       return optax.contrib.MuonDimensionNumbers(reduction_axis=(2,), output_axis=(0, 1, 3))
     return optax.contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=(3,))
 
