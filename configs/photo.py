@@ -51,6 +51,7 @@ def get_config(size: str = 'full') -> ml_collections.ConfigDict:
   config.validation.every = 2_000
   if size == 'fast':
     config.model.width = config.model.offset_width = 16
+    config.model.deformable_groups = 4
     config.teacher, config.teacher_share = 'photo', 0.5
     # It starts from random weights; the full network is fine-tuned.
     config.optimizer.learning_rate = 2e-3

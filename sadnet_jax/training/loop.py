@@ -189,7 +189,7 @@ def _first_state(config):
     return create_train_state(config)
   model = model_from_config(config.model)
   fields = config.model.to_dict()
-  params = distributed.on_first_process(lambda: load_params(config.init_from, fields, colour_to_grey=True)[1])
+  params = distributed.on_first_process(lambda: load_params(config.init_from, fields, as_start=True)[1])
   if jax.process_count() > 1:
     # The other processes only contribute shapes.
     params = distributed.broadcast_from_first(create_train_state(config).params if params is None else params)

@@ -12,9 +12,9 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from sadnet_jax.weights import hub, index
+from sadnet_jax.weights.adapting import adapt
 from sadnet_jax.weights.index import available, file_sha256
 from sadnet_jax.weights.paths import SAFETENSORS_SUFFIX, SUFFIXES, TORCH_SUFFIXES, is_run
-from sadnet_jax.weights.to_grey import to_grey
 
 if TYPE_CHECKING:
   from sadnet_jax.nn.sadnet import SADNet
@@ -68,15 +68,15 @@ def load(
 
 
 def load_params(
-  source: str | Path, model: Mapping[str, Any], *, colour_to_grey: bool = False
+  source: str | Path, model: Mapping[str, Any], *, as_start: bool = False
 ) -> tuple[int, dict[str, Any]]:
   """Loads weights for a network that is already known.
 
   Args:
     source: See `load`.
     model: Fields of the network, as in a config's ``model``.
-    colour_to_grey: Convert weights for colour if the network is for grey images (see `to_grey`), as a start
-      for training.
+    as_start: Convert weights of a network for colour, or with more deformable groups, if they are only a start
+      for training (see `adapting.adapt`).
 
   Returns:
     The training steps of the weights (0 if unknown) and their parameters.
@@ -90,8 +90,8 @@ def load_params(
   is_torch = path.suffix in TORCH_SUFFIXES and path.is_file()
   _, params, about = load(path, dilations=model['dilations'] if is_torch else None)
   fields = json.loads(about['model'])
-  if colour_to_grey and (fields['channels'], model['channels']) == (3, 1):
-    fields, params = {**fields, 'channels': 1}, to_grey(params)
+  if as_start:
+    params, fields = adapt(params, fields, model)
   checkpoints.check_same_network(fields, model)
   return int(about.get('step', 0)), params
 
