@@ -75,8 +75,8 @@ def load_params(
   Args:
     source: See `load`.
     model: Fields of the network, as in a config's ``model``.
-    as_start: Convert weights of a network for colour, or with more deformable groups, if they are only a start
-      for training (see `adapting.adapt`).
+    as_start: Convert weights for colour, or with more deformable groups, as a start for training (see
+      `adapting.adapt`).
 
   Returns:
     The training steps of the weights (0 if unknown) and their parameters.

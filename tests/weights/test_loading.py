@@ -228,15 +228,15 @@ def test_a_run_without_orbax_says_what_to_install(run, monkeypatch):
 def test_weights_for_colour_start_a_network_for_grey_images(small_file):
   """It gives the mean of what the one for colour makes of three equal channels."""
   fields = {**_config()['model'], 'channels': 1}
-  _, params = loading.load_params(small_file, fields, colour_to_grey=True)
+  _, params = loading.load_params(small_file, fields, as_start=True)
   grey = image()[..., :1]
   colour = apply(MODEL, {'params': PARAMS}, np.repeat(grey, 3, -1))
   found = apply(SADNet(**{**SMALL, 'channels': 1}), {'params': params}, grey)
   np.testing.assert_allclose(found, np.mean(colour, -1, keepdims=True), atol=1e-6)
   with pytest.raises(ValueError, match=r'model\.width: checkpoint 8, config 16'):
-    loading.load_params(small_file, {**fields, 'width': 16}, colour_to_grey=True)
+    loading.load_params(small_file, {**fields, 'width': 16}, as_start=True)
   with pytest.raises(ValueError, match=r'model\.channels: checkpoint 3, config 4'):
-    loading.load_params(small_file, {**fields, 'channels': 4}, colour_to_grey=True)
+    loading.load_params(small_file, {**fields, 'channels': 4}, as_start=True)
   # Only for training: results of converted weights would not be those of the published ones.
   with pytest.raises(ValueError, match=r'model\.channels: checkpoint 3, config 1'):
     loading.load_params(small_file, fields)
