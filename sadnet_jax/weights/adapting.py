@@ -11,7 +11,7 @@ _OFFSETS, _LOGITS = 2, 1
 
 def adapt(
   params: Mapping[str, Any], fields: Mapping[str, Any], wanted: Mapping[str, Any]
-) -> tuple[Mapping[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
   """Converts weights for colour into those for grey images, and deformable groups into fewer, where wanted.
 
   Args:
@@ -22,7 +22,7 @@ def adapt(
   Returns:
     The parameters and their fields. Fields of other differences stay as they are.
   """
-  fields = dict(fields)
+  params, fields = dict(params), dict(fields)
   if (fields['channels'], wanted['channels']) == (3, 1):
     params, fields['channels'] = to_grey(params), 1
   groups, fewer = fields['deformable_groups'], wanted['deformable_groups']
