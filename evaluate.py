@@ -38,8 +38,8 @@ _CONFIG = config_flags.DEFINE_config_file(
 _CHECKPOINT = flags.DEFINE_string(
   'checkpoint',
   None,
-  'Folder of a run or of one of its checkpoints, a .safetensors or .pth file or its URL, hf://OWNER/NAME, or the '
-  'name of published weights, such as color. Required for sadnet.',
+  'Folder of a run or of one of its checkpoints, a .safetensors or .pth file or its URL, hf://OWNER/NAME, or '
+  'the name of published weights, such as color. Required for sadnet.',
 )
 _DATASETS = flags.DEFINE_list(
   'datasets',

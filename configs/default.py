@@ -24,9 +24,9 @@ def get_config() -> ml_collections.ConfigDict:
   # What to do after a step whose loss or gradient is not finite (it never changes the weights): 'stop' ends
   # the run, 'skip' counts the step and continues.
   config.on_nonfinite = 'stop'
-  # Weights to start from: the folder of a run, one of its checkpoints, a .safetensors or .pth file or its URL,
-  # hf://OWNER/NAME, or the name of published weights. Those for colour also start a network for grey images,
-  # and those with more deformable groups one with fewer (a divisor). '' for random weights.
+  # Weights to start from: the folder of a run, one of its checkpoints, a .safetensors or .pth file or its
+  # URL, hf://OWNER/NAME, or the name of published weights. Those for colour also start a network for grey
+  # images, and those with more deformable groups one with fewer (a divisor). '' for random weights.
   config.init_from = ''
   # A larger trained network to learn from, named as for init_from, and the share of its output in the target;
   # the rest is the clean image. A run's folder must name a checkpoint, since its newest one changes.

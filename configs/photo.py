@@ -19,12 +19,13 @@ import ml_collections
 
 from configs import blind
 
-# The scenes of POLYU_HELD_OUT as the files of ``OriginalImages`` name them (it has none of Canon600D_book),
-# and every fourth pair of RENOIR's Mi3.
+# The scenes of POLYU_HELD_OUT as the files of ``OriginalImages`` name them (instead of Canon600D_book, which
+# it does not have, one that shows the same things), and every fourth pair of RENOIR's Mi3.
 HELD_OUT = (
   'Canon5D2_fruit',
   'Canon80D_ball',
   'Nikon800_stair',
+  'SonyA7II_book',
   'SonyA7II_door',
   *(f'noisy/{number}' for number in ('08', '13', '19', '24', '32', '38')),
 )

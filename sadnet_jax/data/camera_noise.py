@@ -42,6 +42,8 @@ _RGB_TO_XYZ = np.array(
   np.float32,
 )
 _GAMMA = 2.2
+# Standard deviation of the blur whose result counts as the local mean of noise.
+_LOCAL_MEAN_PX = 8.0
 # JPEG's grid starts at a random offset below this: its chroma blocks are 16 pixels wide.
 _JPEG_GRID_PX = 16
 
@@ -60,7 +62,8 @@ class CameraNoise:
     gains: Whether white balance and a camera's colour matrix are applied; else only the response curve.
     mosaic: Probability of a Bayer mosaic; without it all three channels are measured at each pixel.
     grain: Probability that the developed noise is given the grain of smoothed or resized pictures: its luma
-      and chroma are blurred and reweighted; the energy of the whole stays.
+      and chroma are blurred and reweighted; the energy of the whole stays, and so does the brightness that
+      the clipping of noise and the tone curve have changed.
     grain_px: Range of the standard deviation of luma's Gaussian blur in pixels, drawn log-uniformly.
     grain_chroma_px: Range of chroma's blur as a multiple of luma's, drawn uniformly.
     grain_chroma: Range of the factor that chroma is multiplied by beside luma, drawn log-uniformly.
@@ -91,8 +94,9 @@ PRESETS = {
   'cycleisp_sidd': CameraNoise(
     shot=(6.87e-4, 2.19e-2), read_line=(1.85, 0.30 * math.log(10), 0.20 * math.log(10))
   ),
-  # CBDNet: sigma_s up to 0.16 and sigma_c up to 0.06, standard deviations. Its 201 measured response curves
-  # are not published with a licence; the gamma and tone curve of this module stand in their place.
+  # CBDNet: sigma_s up to 0.16 and sigma_c up to 0.06, standard deviations, for each channel. Its 201 measured
+  # response curves are not published with a licence; the gamma and tone curve of this module stand in their
+  # place.
   'cbdnet': CameraNoise(
     shot=(0.0, 0.0), relative=(0.0, 0.16), constant=(0.0, 0.06), gains=False, mosaic=0.8, jpeg=1.0
   ),
@@ -189,7 +193,12 @@ def process(raw: jax.Array, camera: Camera) -> jax.Array:
 
 
 class NoiseLevels(NamedTuple):
-  """What one picture's noise is made of, scalars: see `CameraNoise` for the variance they give."""
+  """What one picture's noise is made of: see `CameraNoise` for the variance they give.
+
+  Attributes:
+    shot, read: Scalars.
+    relative, constant: For each channel, [3].
+  """
 
   shot: jax.Array
   read: jax.Array
@@ -204,8 +213,8 @@ class NoiseLevels(NamedTuple):
 def draw_levels(key: jax.Array, noise: CameraNoise) -> NoiseLevels:
   """Draws how noisy one picture is."""
   keys = jax.random.split(key, 4)
-  relative = jax.random.uniform(keys[2], minval=noise.relative[0], maxval=noise.relative[1])
-  constant = jax.random.uniform(keys[3], minval=noise.constant[0], maxval=noise.constant[1])
+  relative = jax.random.uniform(keys[2], (3,), minval=noise.relative[0], maxval=noise.relative[1])
+  constant = jax.random.uniform(keys[3], (3,), minval=noise.constant[0], maxval=noise.constant[1])
   if noise.shot[1] == 0:
     return NoiseLevels(jnp.float32(0), jnp.float32(0), relative, constant)
   shot = log_uniform(keys[0], noise.shot)
@@ -258,12 +267,16 @@ def _with_grain(key, residual, noise):
   sigma_px = log_uniform(keys[0], noise.grain_px)
   low, high = noise.grain_chroma_px
   chroma_sigma_px = sigma_px * jax.random.uniform(keys[1], minval=low, maxval=high)
-  luma = (residual @ BT601_LUMA)[..., None]
-  chroma = log_uniform(keys[2], noise.grain_chroma) * blur_noise(residual - luma, chroma_sigma_px)
+  # Clipping and the tone curve leave noise with a mean that depends on the brightness. To scale it with the
+  # rest, which the blur weakens, would multiply it.
+  mean = _blur(residual, _LOCAL_MEAN_PX)
+  centred = residual - mean
+  luma = (centred @ BT601_LUMA)[..., None]
+  chroma = log_uniform(keys[2], noise.grain_chroma) * blur_noise(centred - luma, chroma_sigma_px)
   grainy = blur_noise(luma, sigma_px) + chroma
-  energy, new_energy = jnp.mean(residual**2), jnp.mean(grainy**2)
+  energy, new_energy = jnp.mean(centred**2), jnp.mean(grainy**2)
   gain = log_uniform(keys[3], noise.grain_gain) * jnp.sqrt(energy / jnp.maximum(new_energy, 1e-20))
-  return jnp.where(jax.random.bernoulli(keys[4], noise.grain), gain * grainy, residual)
+  return jnp.where(jax.random.bernoulli(keys[4], noise.grain), mean + gain * grainy, residual)
 
 
 def log_uniform(key: jax.Array, limits: tuple[float, float]) -> jax.Array:
@@ -282,11 +295,14 @@ def blur_noise(noise: jax.Array, sigma_px: jax.Array | float) -> jax.Array:
   Returns:
     [H, W, C].
   """
-  energy = jnp.mean(noise**2)
-  # Products with circulant matrices: opposite borders are neighbours, so that the noise stays even.
-  rows, columns = (_circulant_blur(size, sigma_px) for size in noise.shape[:2])
-  blurred = jnp.einsum('hi,wj,ijc->hwc', rows, columns, noise)
-  return blurred * jnp.sqrt(energy / jnp.maximum(jnp.mean(blurred**2), 1e-20))
+  blurred = _blur(noise, sigma_px)
+  return blurred * jnp.sqrt(jnp.mean(noise**2) / jnp.maximum(jnp.mean(blurred**2), 1e-20))
+
+
+def _blur(image, sigma_px):
+  # Products with circulant matrices: opposite borders are neighbours, so that noise stays even.
+  rows, columns = (_circulant_blur(size, sigma_px) for size in image.shape[:2])
+  return jnp.einsum('hi,wj,ijc->hwc', rows, columns, image)
 
 
 def _circulant_blur(size, sigma_px):

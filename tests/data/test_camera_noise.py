@@ -31,7 +31,7 @@ def _correlation(residual, axis=1):
   return (a * b).mean(axis=(0, 1)) / centred.var(axis=(0, 1))
 
 
-@pytest.mark.parametrize('name', ['photo', 'cbdnet'])
+@pytest.mark.parametrize('name', PRESETS)
 def test_zero_noise_gives_the_picture_back(name):
   none = dataclasses.replace(
     PRESETS[name], shot=(0.0, 0.0), relative=(0.0, 0.0), constant=(0.0, 0.0), jpeg=0.0
@@ -41,13 +41,23 @@ def test_zero_noise_gives_the_picture_back(name):
 
 
 @pytest.mark.parametrize('level', [0.3, 0.5, 0.7])
-def test_variance_follows_the_signal(level):
+@pytest.mark.parametrize(
+  ('fields', 'variance'),
+  [
+    ({}, lambda raw: 1e-3 * raw + 1e-5),
+    (
+      {'shot': (0.0, 0.0), 'relative': (0.08, 0.08), 'constant': (0.01, 0.01)},
+      lambda raw: (0.08 * raw) ** 2 + 0.01**2,
+    ),
+  ],
+)
+def test_variance_follows_the_signal(level, fields, variance):
   clean = _flat(level)
   camera = camera_noise.draw_camera(jax.random.key(0), has_gains=False)
   raw = camera_noise.unprocess(clean[:1, :1], camera)
   slope = jax.grad(lambda x: camera_noise.process(x, camera)[0, 0, 0])(raw)[0, 0, 0]
-  expected = float(slope) * math.sqrt(1e-3 * float(raw[0, 0, 0]) + 1e-5)
-  residual = _noisy(PLAIN, clean) - np.asarray(clean)
+  expected = float(slope) * math.sqrt(variance(float(raw[0, 0, 0])))
+  residual = _noisy(dataclasses.replace(PLAIN, **fields), clean) - np.asarray(clean)
   # 27,648 samples have a standard error of 0.4%; the curve bends by some percent within the noise.
   assert residual.std() == pytest.approx(expected, rel=0.06)
   assert abs(residual.mean()) < 0.1 * expected
@@ -74,6 +84,29 @@ def test_grain_correlates_noise_and_keeps_its_energy():
   # A Gaussian blur of sigma s leaves a correlation of exp(-1 / (4 s^2)) at one pixel: 0.895.
   assert _correlation(grainy) == pytest.approx([0.895] * 3, abs=0.03)
   assert grainy.std() == pytest.approx(plain.std(), rel=0.03)
+
+
+@pytest.mark.parametrize('level', [60, 128, 200])
+def test_grain_keeps_the_brightness(level):
+  """The tone curve makes strong noise darken or brighten flat parts by several levels; a blur must not."""
+  clean = _flat(level / 255)
+  strong = dataclasses.replace(PRESETS['brooks'], shot=(5e-3, 5e-3))
+  grainy = dataclasses.replace(strong, grain=1.0, grain_px=(1.2, 1.2))
+  for seed in range(4):
+    # The last clip, to [0, 1], cuts off other values of grain than of noise without it.
+    shifts = [
+      (_noisy(noise, clean, seed) - np.asarray(clean)).mean((0, 1)) * 255 for noise in (strong, grainy)
+    ]
+    np.testing.assert_allclose(*shifts, atol=0.5)
+
+
+def test_noise_of_cbdnet_differs_between_the_channels():
+  levels = jax.vmap(lambda k: camera_noise.draw_levels(k, PRESETS['cbdnet']))(
+    jax.random.split(jax.random.key(0), 2000)
+  )
+  for found, highest in ((levels.relative, 0.16), (levels.constant, 0.06)):
+    assert found.max() == pytest.approx(highest, rel=0.01)
+    np.testing.assert_allclose(np.corrcoef(np.asarray(found).T), np.eye(3), atol=0.1)
 
 
 def test_chroma_of_grain_is_weighted_against_luma():

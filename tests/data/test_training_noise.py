@@ -62,8 +62,10 @@ def test_grey_patches_get_the_luma_of_camera_noise():
   clean = _clean(8, channels=1)
   noisy = np.asarray(fast_jit(make_add_noise(noise))(_keys(8), clean))
   assert noisy.shape == clean.shape
-  assert (noisy != np.asarray(clean)).any()
   np.testing.assert_allclose(noisy * 255, np.round(noisy * 255), atol=1e-3)
+  colour = np.asarray(fast_jit(make_add_noise(noise))(_keys(8), np.repeat(clean, 3, axis=-1)))
+  assert np.abs(colour[..., 0] - colour[..., 2]).max() > 4 / 255
+  np.testing.assert_allclose(noisy[..., 0], colour @ np.float32([0.299, 0.587, 0.114]), atol=0.51 / 255)
 
 
 @pytest.mark.parametrize(
