@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 import json
 import os
 from pathlib import Path
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -47,6 +48,8 @@ _, status, usage = os.wait4(process.pid, 0)
 used = {'seconds': time.perf_counter() - start, 'peak_mib': usage.ru_maxrss / 1024}
 print(json.dumps({**used, 'status': os.waitstatus_to_exitcode(status)}))
 """
+# Targets: seconds of the first picture with a filled cache, and the time of 'fast' over that of 'balanced'.
+START_SECONDS, FAST_SHARE = 3.0, 0.4
 # Multiples of 16, so that the tiles begin at multiples of 8, as those of `Denoiser`.
 OVERLAPS_PX = (0, 64, 96, 112, 128, 144, 160, 176)
 
@@ -148,6 +151,21 @@ def measure_seams(photographs, arguments) -> list[dict]:
   return rows
 
 
+def targets(start: Mapping[str, list[float]], sizes: Sequence[Mapping]) -> dict[str, dict]:
+  """The targets on a CPU, of what was measured."""
+  found = {}
+  if start:
+    what = 'command, 512x512, filled cache: seconds'
+    found['start'] = common.at_most(what, statistics.median(start['later_seconds']), START_SECONDS)
+  for megapixels in {row['width'] * row['height'] for row in sizes}:
+    rows = {row['quality']: row for row in sizes if row['width'] * row['height'] == megapixels}
+    if {'fast', BALANCED} <= set(rows):
+      what = f'command, {rows["fast"]["width"]}x{rows["fast"]["height"]}: time of fast over that of balanced'
+      share = rows['fast']['seconds'] / rows[BALANCED]['seconds']
+      found[f'fast_{megapixels}'] = common.at_most(what, share, FAST_SHARE)
+  return found
+
+
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = common.make_parser(__doc__)
   parser.add_argument('--images', default='test/Kodak24', help='photographs; may be relative to SADNET_DATA')
@@ -182,6 +200,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     results['sizes'] = measure_sizes(photographs, arguments, Path(temporary))
   results['default_overlap_px'] = OVERLAP_PX
   results['seams'] = measure_seams(photographs, arguments)
+  if results['device'] == 'cpu':
+    results['targets'] = targets(results.get('start_512x512', {}), results['sizes'])
   print('\n'.join(tables.command_tables(results)))
   common.finish(results, arguments.json)
 

@@ -35,8 +35,10 @@ SIZES = ((480, 320), (960, 640), (1920, 1080), (3000, 2000), (4000, 3000))
 PIXELS_A_TURN = 1_500_000
 # Share of the free memory that a whole image may take.
 SHARE_OF_MEMORY = 0.8
-# Target on a CPU: largest time per pixel over the smallest, minus 1.
-SPREAD = 0.2
+# Targets on a CPU: largest time per pixel over the smallest, minus 1; and the limit over the time of the
+# largest size.
+SPREAD = 0.15
+LIMIT_SHARE = 0.7
 
 
 class _FirstTileDone(Exception):  # noqa: N818
@@ -141,12 +143,16 @@ def measure(denoiser: Denoiser, sizes: Sequence[tuple[int, int]], runs: int) -> 
 
 
 def targets(rows: Sequence[dict], device: str) -> dict[str, dict]:
-  """The target for the spread of the time per pixel on a CPU, if several sizes were measured."""
-  each = [row['tiled']['us_per_pixel'] for row in rows]
-  if device != 'cpu' or len(each) < 2:
+  """The targets on a CPU: the spread of the time per pixel, if several sizes were measured, and the limit."""
+  if device != 'cpu':
     return {}
-  what = f'{rows[0]["what"]} to {rows[-1]["what"]}, tiled: largest time per pixel over the smallest, minus 1'
-  return {'spread': common.at_most(what, max(each) / min(each) - 1, SPREAD)}
+  first, last = rows[0]['what'], rows[-1]['what']
+  found = {'limit': common.at_least(f'{last}, tiled: limit over time', rows[-1]['limit_share'], LIMIT_SHARE)}
+  each = [row['tiled']['us_per_pixel'] for row in rows]
+  if len(each) > 1:
+    what = f'{first} to {last}, tiled: largest time per pixel over the smallest, minus 1'
+    found['spread'] = common.at_most(what, max(each) / min(each) - 1, SPREAD)
+  return found
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -110,7 +110,9 @@ PYTORCH = Benchmark(
   'Compared with PyTorch',
   "The same network with the same weights in PyTorch, on torchvision's operator, in the same process. The "
   "limit is the number of operations over the machine's matrix rate, or the bytes that pass between layers "
-  'over its copy rate, whichever is larger; `benchmarks/common.py` says what is counted.',
+  'over its copy rate, whichever is larger; `benchmarks/common.py` says what is counted. PyTorch also '
+  'computes with images in channels-last and, by autocast, in bfloat16, and ONNX Runtime the exported '
+  'graph. The fastest other is the fastest of all columns, in any precision, beside JAX in float32.',
   tables.pytorch_tables,
   script='pytorch/run.py',
 )

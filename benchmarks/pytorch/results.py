@@ -15,7 +15,7 @@ _SAME = (
 )  # fmt: skip
 # Targets: speedup over PyTorch on two CPU cores and on a GPU (H200), and milliseconds on that GPU.
 _CPU_RATIOS = {'forward_1x320x480': 3.0, 'training_4x128x128': 4.0}
-_CPU_RATIO_TO_FASTEST = 1.0
+_RATIO_TO_FASTEST = 1.0
 GPU_EAGER_RATIO, GPU_COMPILE_RATIO = 2.0, 1.2
 GPU_FORWARD_MS = 2.0
 # Target: time per pixel of the first over that of the second.
@@ -99,7 +99,11 @@ def ratio(row: dict[str, Any], torch_variant: str = 'eager', precision: str = 'f
 def ratio_to_fastest(row: dict[str, Any]) -> float | None:
   """How many times as fast as the fastest other, in any precision, JAX is in float32; None unless both were
   timed."""
-  others, ours = [*row['pytorch'].values(), *row.get('onnx_runtime', {}).values()], row['jax']['float32']
+  others = [*row['pytorch'].values(), *row.get('onnx_runtime', {}).values()]
+  return _ratio_to_fastest_of(others, row['jax']['float32'])
+
+
+def _ratio_to_fastest_of(others, ours):
   theirs = [result['ms'] for result in others if 'ms' in result]
   return min(theirs) / ours['ms'] if theirs and 'ms' in ours else None
 
@@ -120,7 +124,7 @@ def _cpu_targets(rows):
     if key in rows:
       found[key] = at_least, f'{ROWS[key].what}: speedup over eager PyTorch', ratio(rows[key]), target
       what = f'{ROWS[key].what}: speedup over the fastest other, in any precision'
-      found[f'{key}_fastest'] = at_least, what, ratio_to_fastest(rows[key]), _CPU_RATIO_TO_FASTEST
+      found[f'{key}_fastest'] = at_least, what, ratio_to_fastest(rows[key]), _RATIO_TO_FASTEST
   if all('ms' in rows.get(key, {'jax': {'float32': {}}})['jax']['float32'] for key in _GROWTH_ROWS):
     large, small = (rows[key]['jax']['float32']['ms'] / _pixels(key) for key in _GROWTH_ROWS)
     what = f'{ROWS[_GROWTH_ROWS[0]].what}: time per pixel relative to 4x128x128x32'
@@ -142,10 +146,19 @@ def _gpu_targets(rows):
       ):
         what = f'{ROWS[key].what}, {precision}: speedup over {title}'
         found[f'{key}_{precision}_{name}'] = at_least, what, ratio(row, variant, precision), target
+      peers = [result for variant, result in row['pytorch'].items() if _precision(variant) == precision]
+      what = f'{ROWS[key].what}, {precision}: speedup over the fastest other of this precision'
+      fastest = _ratio_to_fastest_of(peers, row['jax'][precision])
+      found[f'{key}_{precision}_fastest'] = at_least, what, fastest, _RATIO_TO_FASTEST
       if key == 'forward_1x320x480':
         what = f'{ROWS[key].what}, {precision}: milliseconds'
         found[f'{key}_{precision}_ms'] = at_most, what, row['jax'][precision].get('ms'), GPU_FORWARD_MS
   return found
+
+
+def _precision(variant):
+  """The precision of one of PyTorch's variants, which are named by it unless it is float32."""
+  return next((name for name in ('tf32', 'bfloat16') if variant.endswith(name)), 'float32')
 
 
 def _pixels(key):

@@ -23,7 +23,8 @@ rows if they were measured with the same machine, versions, commit and seed; oth
 anything is measured. (Give a file outside the clone: a tracked file that changes counts as an uncommitted
 change.) On a GPU, time the largest row in a run of its own, where it finds the most memory.
 
-The JSON, written after each row:
+The limits are measured before the first row and after the last one, and the higher rates count. The JSON,
+written after each row:
 
   {**environment, 'device': 'cpu' | 'gpu', 'gpu': name or None, 'torch_threads', 'seed',
    'commands': of all runs in the file,
@@ -183,6 +184,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
       results_file.write_results(arguments.json, merged)
     print('\n'.join(results_file.table_lines(merged['rows'][row.key])), flush=True)
+  # Again, since other load may have slowed the machine down.
+  again = measure_limits(results['device'])
+  results['limits'] = {name: rates.best(again[name]).to_json() for name, rates in limits.items()}
+  merged = results_file.merge(old, results)
+  if arguments.json:
+    results_file.write_results(arguments.json, merged)
   common.print_targets(merged['targets'])
   for problem in problems:
     print(problem, file=sys.stderr)

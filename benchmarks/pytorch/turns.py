@@ -63,9 +63,7 @@ class Comparison:
       except _NotRunError as error:
         result['not_run'] = str(error)
       except Exception as error:
-        # torch.compile can raise anything; otherwise both frameworks raise RuntimeError if a computation
-        # fails.
-        if not (contender.compiled_by_torch or isinstance(error, RuntimeError)):
+        if not _computation_failed(contender, error):
           raise
         self._fail(contender, error)
     self._time(started, runs)
@@ -95,11 +93,14 @@ class Comparison:
 
   def _time(self, started: dict[Contender, Started], runs: int) -> None:
     taken: dict[Contender, list[float]] = {contender: [] for contender in started}
-    for _ in range(WARM_UP_ROUNDS + runs):
-      for contender in list(taken):
+    for turn in range(WARM_UP_ROUNDS + runs):
+      # Backwards in every other turn, so that a contender is not always timed after the same one.
+      for contender in list(taken)[:: -1 if turn % 2 else 1]:
         try:
           taken[contender].append(timed_ms(started[contender], contender.framework, self.device))
-        except RuntimeError as error:
+        except Exception as error:
+          if not _computation_failed(contender, error):
+            raise
           self._fail(contender, error)
           del taken[contender]
     for contender, all_ms in taken.items():
@@ -119,6 +120,15 @@ class Comparison:
 
 class _NotRunError(Exception):
   """Why a contender was not run."""
+
+
+def _computation_failed(contender, error):
+  """Whether it is the computation that failed, not the code that calls it.
+
+  JAX and PyTorch raise RuntimeError, ONNX Runtime and torch.compile other exceptions too.
+  """
+  may_raise_others = contender.compiled_by_torch or contender.framework == 'onnx_runtime'
+  return may_raise_others or isinstance(error, RuntimeError)
 
 
 def groups_that_fit(contenders: Iterable[Contender], bytes_needed: int, device: torch.device) -> list[list]:
@@ -164,7 +174,7 @@ def free_bytes(framework: str, device: torch.device) -> float:
 
 def is_out_of_memory(error: Exception) -> bool:
   """Whether a framework has run out of memory."""
-  texts = ('RESOURCE_EXHAUSTED', "can't allocate memory", 'out of memory')
+  texts = ('RESOURCE_EXHAUSTED', "can't allocate memory", 'out of memory', 'Failed to allocate memory')
   return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in texts)
 
 

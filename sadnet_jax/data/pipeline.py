@@ -13,6 +13,7 @@ A patch costs 1 / m of decoding an image. For files of many megapixels use a lar
 import bisect
 import collections
 from collections.abc import Collection, Iterable, Iterator, Sequence
+import contextlib
 import itertools
 import os
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,6 +29,18 @@ from sadnet_jax.images.arrays import MATLAB_LUMA, read_image
 
 if TYPE_CHECKING:
   from sadnet_jax.data.tiles import TileSet
+
+
+def hide_gpus_from_tensorflow() -> None:
+  """Leaves the GPUs to JAX: TensorFlow would take nearly all of their memory at its first operation.
+
+  Nothing changes if TensorFlow has started already.
+  """
+  with contextlib.suppress(RuntimeError):
+    tf.config.set_visible_devices([], 'GPU')
+
+
+hide_gpus_from_tensorflow()
 
 # Formats that TensorFlow decodes, in parallel; other files are read by `images.arrays.read_image`.
 TENSORFLOW_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp')

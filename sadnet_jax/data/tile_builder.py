@@ -254,6 +254,9 @@ def build(config: TilesConfig, tiles_dir: str | Path) -> None:
   """
   import tensorflow as tf  # Here, so that reading tiles does not import it.
 
+  from sadnet_jax.data.pipeline import hide_gpus_from_tensorflow
+
+  hide_gpus_from_tensorflow()
   # TFDS warns about every config that is not in its list. Its progress bar counts tiles without knowing
   # their number; the one here counts images.
   verbosity = logging.get_verbosity()

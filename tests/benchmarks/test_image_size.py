@@ -55,12 +55,16 @@ def test_sizes_are_timed_in_turn_and_small_images_several_times(monkeypatch):
 
 
 def test_the_spread_is_the_largest_time_per_pixel_over_the_smallest():
-  rows = [{'what': what, 'tiled': {'us_per_pixel': us}} for what, us in (('a', 6.0), ('b', 5.0), ('c', 6.6))]
-  (target,) = image_size.targets(rows, 'cpu').values()
-  assert target['value'] == pytest.approx(0.32)
-  assert not target['reached']
-  assert image_size.targets(rows[:2], 'cpu')['spread']['reached']
-  assert image_size.targets(rows[:1], 'cpu') == {}
+  rows = [
+    {'what': what, 'tiled': {'us_per_pixel': us}, 'limit_share': share}
+    for what, us, share in (('a', 5.5, 0.71), ('b', 5.0, 0.75), ('c', 6.6, 0.69))
+  ]
+  found = image_size.targets(rows, 'cpu')
+  assert found['spread']['value'] == pytest.approx(0.32)
+  assert found['limit']['value'] == 0.69
+  assert not any(target['reached'] for target in found.values())
+  assert all(target['reached'] for target in image_size.targets(rows[:2], 'cpu').values())
+  assert set(image_size.targets(rows[:1], 'cpu')) == {'limit'}
   assert image_size.targets(rows, 'gpu') == {}
 
 

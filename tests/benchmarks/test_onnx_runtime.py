@@ -16,3 +16,13 @@ def test_both_denoise_the_same_image():
   row = {'what': 'a', 'ratio_of_best': 2.5, 'largest_difference': 4.2e-7}
   row |= {name: {'runs_seconds': [2 * best, best]} for name, best in (('jax', 0.4), ('onnx_runtime', 1))}
   assert tables.onnx_runtime_table({'rows': {'a': row}})[-1] == '| a | 0.400 | 1.00 | 2.50 | 4.2e-07 | 2 |'
+
+
+def test_networks_that_disagree_are_not_timed(monkeypatch):
+  model = SADNet(**SMALL, use_rsab=False)
+  params = random_variables(model)['params']
+  other = random_variables(model, seed=1)['params']
+  session = onnx_runtime.onnx_session
+  monkeypatch.setattr(onnx_runtime, 'onnx_session', lambda model, params: session(model, other))
+  with pytest.raises(ValueError, match=r'16x8: the results differ by .*, more than 0\.0001; not timed'):
+    onnx_runtime.measure(Denoiser(model, params), [(16, 8)], 1)

@@ -151,14 +151,17 @@ def test_targets_on_a_cpu():
 
 def test_targets_on_a_gpu_compare_the_same_precision():
   row = _row(FORWARD, 4, 2, compile=_result(3), tf32=_result(1.5), compile_tf32={'not_run': 'why'})
+  row['pytorch'] |= {'channels_last': _result(1.9), 'channels_last_tf32': _result(1.2)}
   row['jax']['tf32'] = _result(1)
   rows = {FORWARD: row, LARGE: _row(LARGE, 1, 1)}
   found = results.targets(rows, 'gpu')
   assert {name: (target['value'], target['reached']) for name, target in found.items()} == {
     f'{FORWARD}_float32_eager': (2.0, True),
     f'{FORWARD}_float32_compile': (1.5, True),
+    f'{FORWARD}_float32_fastest': (0.95, False),
     f'{FORWARD}_float32_ms': (2, True),
     f'{FORWARD}_tf32_eager': (1.5, False),
+    f'{FORWARD}_tf32_fastest': (1.2, True),
     f'{FORWARD}_tf32_ms': (1, True),
   }
 

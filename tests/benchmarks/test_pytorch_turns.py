@@ -38,6 +38,18 @@ def _raises(error):
   return call
 
 
+def _raises_later(error):
+  """A call that succeeds once."""
+  calls = []
+
+  def call():
+    calls.append(None)
+    if len(calls) > 1:
+      raise error
+
+  return call
+
+
 def test_contenders_take_turns_and_the_first_runs_do_not_count():
   calls = []
   pair = [
@@ -46,7 +58,9 @@ def test_contenders_take_turns_and_the_first_runs_do_not_count():
   ]
   comparison = Comparison(ROW, CPU)
   comparison.run(pair, 3)
-  assert ''.join(calls) == 'ab' + 'ab' * (turns.WARM_UP_ROUNDS + 3)
+  assert turns.WARM_UP_ROUNDS == 1
+  # The first calls, which are checked; then backwards in every other turn.
+  assert ' '.join(map(''.join, zip(*[iter(calls)] * 2, strict=True))) == 'ab ab ba ab ba'
   found = comparison.variants['jax']['float32']
   assert len(found['runs_ms']) == 3
   assert sorted(found['runs_ms'])[1] == found['ms'] > 0
@@ -76,10 +90,13 @@ def test_failures_and_too_large_contenders_are_reported(monkeypatch):
       _contender('compile', _raises(OSError('no compiler\nbut a long text')), compiled=True),
       _contender('tf32', _raises(torch.OutOfMemoryError('CUDA out of memory.'))),
       _contender('bfloat16', _raises(RuntimeError('not implemented'))),
+      _contender('float32', _raises_later(Exception('Failed to allocate memory')), framework='onnx_runtime'),
       _contender('float32', lambda: None, framework='jax'),
     ],
     1,
   )
+  onnx = comparison.variants['onnx_runtime']['float32']
+  assert onnx == {'not_run': 'out of memory, 1.0 GiB free: Exception: Failed to allocate memory'}
   variants = comparison.variants['pytorch']
   found = {name: result['not_run'] for name, result in variants.items() if name != 'eager'}
   assert found == {

@@ -1,5 +1,8 @@
 """Training patches by tf.data: what is cut, and that it depends on (seed, step) alone."""
 
+import subprocess
+import sys
+
 import jax
 import numpy as np
 from PIL import Image
@@ -8,6 +11,7 @@ import pytest
 from sadnet_jax.data.examples import Example, check_examples
 from sadnet_jax.data.pipeline import FileImages, patches, prefetch_to_devices
 from sadnet_jax.images.arrays import rgb_to_gray
+from tests.support.command import ROOT
 from tests.support.labelled_images import images_of, place_of, write_examples
 
 
@@ -178,3 +182,19 @@ def test_batches_are_fetched_ahead(depth):
   assert len(fetched) == 1 + depth
   next(placed)
   assert len(fetched) == 2 + depth
+
+
+def test_tensorflow_leaves_gpus_to_jax():
+  """In a process of its own, since modules run once; TensorFlow refuses when it has started already."""
+  code = """
+import tensorflow as tf
+hidden = []
+def hide(devices, kind):
+  hidden.append((devices, kind))
+  raise RuntimeError('Visible devices cannot be modified after being initialized')
+tf.config.set_visible_devices = hide
+import sadnet_jax.data.pipeline
+print(hidden)
+"""
+  found = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
+  assert found.stdout.strip() == "[([], 'GPU')]"

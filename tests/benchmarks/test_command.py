@@ -1,0 +1,23 @@
+"""The benchmark of the command: its targets."""
+
+import pytest
+
+from benchmarks import command
+
+
+def test_targets_compare_the_qualities_of_one_size():
+  start = {'first_seconds': [9.0, 9.0, 9.0], 'later_seconds': [2.0, 3.1, 2.5]}
+  sizes = [
+    {'width': width, 'height': 3000, 'quality': quality, 'seconds': seconds}
+    for width, quality, seconds in (
+      (4000, 'fast', 41.0),
+      (4000, 'balanced', 100.0),
+      (4000, 'best', 800.0),
+      (400, 'fast', 1.0),
+    )
+  ]
+  first, ratio = command.targets(start, sizes).values()
+  assert (first['value'], first['target'], first['reached']) == (2.5, 3, True)
+  assert ratio['what'] == 'command, 4000x3000: time of fast over that of balanced'
+  assert (ratio['value'], ratio['target'], ratio['reached']) == (pytest.approx(0.41), 0.4, False)
+  assert command.targets({}, sizes[2:]) == {}
