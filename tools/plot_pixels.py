@@ -1,7 +1,7 @@
 """Draws PSNR against the number of pixels that training has seen, for several trainings.
 
   python -m tools.plot_pixels --curves=docs/curves/color_50.json,docs/curves/color.json,RUN \\
-    --set='CBSD68, 8 images, sigma 50' --before=color50_a:85196800 --output=pixels.png
+    --set='CBSD68, 8 images, sigma 50, unclipped' --before=color50_a:85196800 --output=pixels.png
 
 A curve is a file in docs/curves or the folder of a run. A stage that started from the weights of another
 given curve or stage counts their pixels too; ``--before`` gives those of a stage whose start is in no curve.
@@ -46,7 +46,7 @@ def measured_stages(curves: Sequence[Curve], label: str, before: Mapping[str, in
 
   Args:
     curves: The trainings.
-    label: The set as a training curve labels it, such as 'CBSD68, 8 images, sigma 50'.
+    label: The set as a training curve labels it, such as 'CBSD68, 8 images, sigma 50, unclipped'.
     before: Name of a stage's run -> pixels seen before it.
 
   Returns:
@@ -140,7 +140,7 @@ def main() -> None:
 
   curves = flags.DEFINE_list('curves', None, 'Files in docs/curves and folders of runs.', required=True)
   # The label of a set contains commas.
-  label = flags.DEFINE_string('set', None, "Like 'CBSD68, 8 images, sigma 50'.", required=True)
+  label = flags.DEFINE_string('set', None, "Like 'CBSD68, 8 images, sigma 50, unclipped'.", required=True)
   before = flags.DEFINE_list('before', [], 'RUN:PIXELS for stages whose start is in no given curve.')
   fit = flags.DEFINE_list('fit', [], 'Runs whose last PSNR a line is fitted to.')
   target = flags.DEFINE_float('target', None, 'Print where the fitted line reaches this PSNR in dB.')

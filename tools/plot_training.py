@@ -27,9 +27,12 @@ from PIL import Image
 from sadnet_jax.extras import required
 
 with required('train,plot'):
+  from sadnet_jax.data.test_sets import IMAGE_SETS
+  from sadnet_jax.evaluation.protocols import protocol_for_training
   from sadnet_jax.evaluation.results import shareable
   from sadnet_jax.files import refuse_existing, replacing
   from sadnet_jax.training.run_folder import METRICS_FILE, read_metrics
+  from sadnet_jax.training.validation import HELD_OUT
   from sadnet_jax.weights import checkpoints, safetensors
   from sadnet_jax.weights.index import FOLDER
   from sadnet_jax.weights.paths import CHECKPOINTS, has_checkpoint, split_run_path
@@ -55,6 +58,9 @@ _SHOWN_PERCENTILE = 98
 # Inches: width; heights of the panels of loss, PSNR and learning rate; space around them.
 _WIDTH, _LOSS, _PSNR, _RATE, _AROUND = 8.0, 2.6, 1.6, 1.1, 0.8
 _DPI, _COLOURS, _FONT = 120, 48, 9
+_LABELS_IN_A_LINE = 2
+# Known sets with real noise.
+_REAL_SETS = {known.title for known in IMAGE_SETS.values() if known.layout != 'clean'}
 _LIGHT, _STRONG, _GREY = '#a6c8e4', '#08519c', '0.45'
 
 
@@ -68,8 +74,9 @@ class Stage:
   Attributes:
     run: Name of the run's folder.
     steps: Number of steps after which the weights were taken.
-    settings: Fields of the config, ``init_from`` (name of the run or weights it started from) and
-      ``validation_images`` (images of each set that were measured; 0 is all); None without a checkpoint.
+    settings: Fields of the config, ``init_from`` (name of the run or weights it started from),
+      ``validation_images`` (images of each set that were measured; 0 is all), ``validation_pairs`` (names of
+      the sets with real noise) and ``held_out`` (scenes); None without a checkpoint.
     training: 'step', 'loss' and 'learning_rate' -> means over the lines logged in each interval.
     validation: Name of a set -> 'step' and 'psnr' in dB.
   """
@@ -208,6 +215,8 @@ def _settings(config):
     'patch_px': config['data']['patch_px'],
     'init_from': _start_of(config['init_from'])[0],
     'validation_images': config['validation']['images'],
+    'validation_pairs': [Path(folder).name for folder in config['validation'].get('pairs', ())],
+    'held_out': list(config['data'].get('held_out', ())),
   }
 
 
@@ -420,14 +429,20 @@ def _loss_label(stages):
 
 
 def set_label(name, stage):
-  """What was measured, as far as it is known: ``CBSD68, 8 images, sigma 50``."""
-  if stage.settings is None:
+  """What was measured, as far as it is known: ``CBSD68, 8 images, sigma 50, unclipped``."""
+  settings = stage.settings
+  if settings is None:
     return name
-  parts, sigma = [name], stage.settings['noise']['sigma_255']
-  if images := stage.settings['validation_images']:
+  parts, noise = [name], settings['noise']
+  if images := settings['validation_images']:
     parts.append(f'{images} images')
-  if sigma:
-    parts.append(f'sigma {sigma:g}')
+  if name == HELD_OUT:
+    if scenes := settings.get('held_out'):
+      parts.append(f'{len(scenes)} scenes')
+  elif name not in {*_REAL_SETS, *settings.get('validation_pairs', ())} and noise['sigma_255']:
+    parts.append(f'sigma {noise["sigma_255"]:g}')
+    if 'clip' in noise:
+      parts.append(protocol_for_training(noise['clip']).name)
   return ', '.join(parts)
 
 
@@ -443,7 +458,7 @@ def _draw_psnr(axes, stages, starts):
     axes.plot(*np.array(points).T, color=f'C{number}', marker='.', linewidth=1.2, label=label)
   axes.set_ylabel('PSNR, dB')
   place = {'loc': 'lower right', 'bbox_to_anchor': (1, 1), 'borderpad': 0}
-  axes.legend(ncols=len(lines), fontsize=_FONT, frameon=False, **place)
+  axes.legend(ncols=min(len(lines), _LABELS_IN_A_LINE), fontsize=_FONT, frameon=False, **place)
 
 
 def png(figure: 'Figure') -> bytes:

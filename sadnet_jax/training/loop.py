@@ -78,6 +78,7 @@ from sadnet_jax.training.step import (
 from sadnet_jax.weights import checkpoints, hub
 from sadnet_jax.weights.loading import load, load_params, locate
 from sadnet_jax.weights.paths import CHECKPOINTS, is_run, split_run_path
+from sadnet_jax.weights.safetensors import params_hash
 
 # Number of newest steps whose metrics are not read yet, to avoid waiting for the device.
 _CHECK_LAG_STEPS = 4
@@ -176,7 +177,9 @@ def _restore_or_create(config, data, manager):
     return _first_state(config)
   state = create_train_state(config)
   restored = distributed.on_first_process(
-    lambda: checkpoints.restore_latest(manager, state, config.to_dict(), data.fingerprint)
+    lambda: checkpoints.restore_latest(
+      manager, state, config.to_dict(), data.fingerprint, teacher=_teacher_hash(config)
+    )
   )
   if jax.process_count() == 1:
     return restored
@@ -231,6 +234,15 @@ def step_from_config(
 def _teacher_from_config(config):
   if not config.teacher:
     return None
+  model, params = _load_teacher(config)
+  return Teacher(model.apply, params, config.teacher_share)
+
+
+def _teacher_hash(config):
+  return params_hash(_load_teacher(config)[1]) if config.teacher else ''
+
+
+def _load_teacher(config):
   if config.teacher.startswith(hub.SCHEME) and '@' not in config.teacher:
     raise ValueError(
       f'config.teacher: {config.teacher} may change; name a commit, such as '
@@ -248,7 +260,7 @@ def _teacher_from_config(config):
       f'config.teacher: {config.teacher} denoises {model.channels} channel(s), but config.model.channels is '
       f'{config.model.channels}'
     )
-  return Teacher(model.apply, params, config.teacher_share)
+  return model, params
 
 
 def sampling_from_config(
@@ -277,6 +289,7 @@ class _Run:
     self._local_devices = distributed.local(devices)
     self._take_step = step_from_config(config, devices, data.device_images, data.device_pairs)
     self._schedule = schedule_from_config(config)
+    self._teacher = _teacher_hash(config)
     self._unchecked: collections.deque[tuple[int, Any]] = collections.deque()
     self._skipped_in_a_row = 0
 
@@ -372,7 +385,7 @@ class _Run:
 
   def _save(self, step, state, validated):
     config, images = self._config.to_dict(), self._data.fingerprint
-    checkpoints.save(self._manager, state, config, images, validated)
+    checkpoints.save(self._manager, state, config, images, validated, teacher=self._teacher)
     self._print_best(step, validated)
 
   def _print_best(self, step, validated):

@@ -6,7 +6,7 @@ The folder of a run holds ``checkpoints/<step>/``, where ``step`` counts the ste
   ema        their running average, if ``ema_decay`` is set
   optimizer  the state of the optimiser
   config     JSON
-  progress   JSON: number of skipped steps, fingerprint of the training images
+  progress   JSON: number of skipped steps, fingerprint of the training images, hash of the teacher's weights
   metrics    JSON: if the step was validated, what its PSNR was measured on, and the PSNR unless it was not
              finite or images failed
 
@@ -148,6 +148,8 @@ def save(
   config: dict[str, Any],
   images: str,
   validation: Mapping[str, Any] | None = None,
+  *,
+  teacher: str = '',
 ) -> None:
   """Starts saving a state in the background; does nothing if its step is already saved.
 
@@ -157,6 +159,7 @@ def save(
     config: Config of the run.
     images: Fingerprint of the training images.
     validation: From `validation_metrics`, if this step was validated.
+    teacher: `params_hash` of the weights that the run learns from; '' for none.
 
   Raises:
     ValueError: This checkpoint or the one before could not be written. Earlier ones are intact.
@@ -168,7 +171,9 @@ def save(
     'params': ocp.args.StandardSave(_on_host(state.params)),
     'optimizer': ocp.args.StandardSave(_on_host(state.opt_state)),
     'config': ocp.args.JsonSave(config),
-    'progress': ocp.args.JsonSave({'skipped_steps': int(state.skipped), 'images': images}),
+    'progress': ocp.args.JsonSave(
+      {'skipped_steps': int(state.skipped), 'images': images, 'teacher': teacher}
+    ),
   }
   if state.ema is not None:
     items['ema'] = ocp.args.StandardSave(_on_host(state.ema))
@@ -223,7 +228,12 @@ def wait(manager: ocp.CheckpointManager) -> None:
 
 
 def restore_latest(
-  manager: ocp.CheckpointManager, state: 'TrainState', config: dict[str, Any], images: str
+  manager: ocp.CheckpointManager,
+  state: 'TrainState',
+  config: dict[str, Any],
+  images: str,
+  *,
+  teacher: str = '',
 ) -> 'TrainState':
   """Restores the newest checkpoint to resume a run.
 
@@ -232,13 +242,14 @@ def restore_latest(
     state: A state with the structure, shapes and dtypes to restore.
     config: The config to resume with.
     images: Fingerprint of the training images.
+    teacher: As `save` takes it.
 
   Returns:
     The restored state, or ``state`` itself if there is no checkpoint.
 
   Raises:
-    ValueError: The run was started with another config (each differing field is named) or on other images,
-      or the checkpoint cannot be read.
+    ValueError: The run was started with another config (each differing field is named), on other images or
+      with other weights of the teacher, or the checkpoint cannot be read.
   """
   step = manager.latest_step()
   if step is None:
@@ -249,6 +260,12 @@ def restore_latest(
     raise ValueError(
       f'the training images have changed: their fingerprint is {images}, but the checkpoint was trained on '
       f'{saved["progress"]["images"]}; restore the original images, or start a new run with another --workdir'
+    )
+  # Runs that began before the hash was stored have none.
+  if (used := saved['progress'].get('teacher', teacher)) != teacher:
+    raise ValueError(
+      f'the teacher, {config["teacher"]}, has changed: its weights have the hash {teacher}, but the run '
+      f'learned from those of {used}; restore them, or start a new run with another --workdir'
     )
   trees = {'params': state.params, 'optimizer': state.opt_state}
   if state.ema is not None:

@@ -68,7 +68,7 @@ def test_the_command_draws_runs(tmp_path):
     '-m',
     'tools.plot_pixels',
     f'--curves={tmp_path / "first"},{tmp_path / "second"}',
-    '--set=A, sigma 25',
+    '--set=A, sigma 25, clipped8',
   )
   output, _ = finish(start(*arguments, f'--output={tmp_path / "a.png"}', '--fit=first,second', '--target=29'))
   assert 'second, second: 28.10 dB after 21 million pixels' in output

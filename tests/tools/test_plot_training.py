@@ -203,11 +203,52 @@ def test_labels_give_what_is_known_of_the_measurement():
       ['a, sigma 50', 'a, 8 images, sigma 50', 'b, 8 images, sigma 50'],
     ),
     ((None, {**eight, 'noise': {'sigma_255': 0.0}}), 'training loss', ['a', 'a, 8 images', 'b, 8 images']),
+    (
+      # The second stage was measured with clipped noise.
+      [{**eight, 'noise': {'sigma_255': 50.0, 'clip': share}} for share in (0.5, 1.0)],
+      'training loss (l2)',
+      [
+        'a, 8 images, sigma 50, unclipped',
+        'a, 8 images, sigma 50, clipped8',
+        'b, 8 images, sigma 50, clipped8',
+      ],
+    ),
+    (
+      [{**all_images, 'validation_pairs': ['a']}, all_images],
+      'training loss (l1)',
+      ['a', 'a, sigma 50', 'b, sigma 50'],
+    ),
   ):
     stages = [dataclasses.replace(s, settings=new) for s, new in zip(curve.stages, settings, strict=True)]
     loss, psnr, _ = draw(dataclasses.replace(curve, stages=stages)).axes
     assert loss.get_ylabel() == label
     assert [text.get_text() for text in psnr.get_legend().get_texts()] == sets
+
+
+def test_sets_of_real_noise_have_no_sigma_and_other_held_out_scenes_another_line():
+  measured = {name: {'step': [10], 'psnr': [30.0]} for name in ('held_out', 'Nam', 'PolyU', 'Kodak24')}
+  stages = [
+    Stage(
+      'run',
+      10,
+      {'noise': {'sigma_255': 25.0, 'clip': 1.0}, 'validation_images': 8, 'held_out': scenes, 'loss': 'l1'},
+      {'step': [10], 'loss': [0.1], 'learning_rate': [1e-3]},
+      measured,
+    )
+    for scenes in (['a', 'b'], ['c'])
+  ]
+  figure = draw(Curve('small', {}, 10, stages))
+  labels = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
+  assert labels == [
+    'held_out, 8 images, 2 scenes',
+    'Nam, 8 images',
+    'PolyU, 8 images',
+    'Kodak24, 8 images, sigma 25, clipped8',
+    'held_out, 8 images, 1 scenes',
+  ]
+  # The labels of five lines leave the panels their width.
+  png(figure)
+  assert figure.axes[1].get_position().width > 0.8
 
 
 def test_one_stage_without_validation_has_two_panels():

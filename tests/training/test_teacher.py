@@ -73,6 +73,12 @@ def test_a_run_that_starts_as_its_teacher_has_nothing_to_learn_from_it(config, t
   shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '2')
   again = train(config, tmp_path / 'run', jax.devices()[:1])
   jax.tree.map(np.testing.assert_array_equal, whole.params, again.params)
+  # Other weights under the same name.
+  params = random_variables(SADNet(**PLAIN), seed=1)['params']
+  save_weights(config.teacher, params, model=config.model.to_dict(), step=1, about={})
+  shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '2')
+  with pytest.raises(ValueError, match=r'the teacher, .*teacher\.safetensors, has changed: its weights have'):
+    train(config, tmp_path / 'run', jax.devices()[:1])
 
 
 def test_teachers_that_cannot_work_are_refused(config, tmp_path):
