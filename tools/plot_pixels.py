@@ -3,11 +3,11 @@
   python -m tools.plot_pixels --curves=docs/curves/color_50.json,docs/curves/color.json,RUN \\
     --set='CBSD68, 8 images, sigma 50, unclipped' --before=color50_a:85196800 --output=pixels.png
 
-A curve is a file in docs/curves or the folder of a run. A stage that started from the weights of another
-given curve or stage counts their pixels too; ``--before`` gives those of a stage whose start is in no curve.
-Pixels are steps * batch_size * patch_px**2. ``--fit=RUN,RUN`` fits a line to the last PSNR of finished stages
-of one task against the logarithm of their pixels; ``--target`` prints where it reaches a PSNR, which is an
-extrapolation.
+A curve is a file in docs/curves or the folder of a run. Each ``--set`` gets a panel. A stage that started
+from the weights of another given curve or stage counts their pixels too; ``--before`` gives those of a stage
+whose start is in no curve. Pixels are steps * batch_size * patch_px**2. ``--fit=RUN,RUN`` fits a line to the
+last PSNR of finished stages of one task against the logarithm of their pixels, on the first set; ``--target``
+prints where it reaches a PSNR, which is an extrapolation.
 Needs ``pip install 'sadnet-jax[train,plot]'``.
 """
 
@@ -23,6 +23,9 @@ from tools.plot_training import Curve, curve_of_runs, new_figure, png, read_curv
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
+
+
+_COLUMNS, _PANEL_INCHES, _FONT = 2, (4.8, 3.2), 8
 
 
 class Measured(NamedTuple):
@@ -94,13 +97,30 @@ def fitted_line(stages: Sequence[Measured], runs: Sequence[str]) -> tuple[float,
   return float(intercept), float(slope)
 
 
-def draw(stages: Sequence[Measured], label: str, line: tuple[float, float] | None = None) -> 'Figure':
-  """Draws the stages, one colour a curve, and a fitted line; ValueError if Matplotlib is missing."""
-  figure = new_figure(7, 3.6)
+def draw(panels: Mapping[str, Sequence[Measured]], line: tuple[float, float] | None = None) -> 'Figure':
+  """Draws the stages of each set in a panel, one colour a curve.
+
+  Args:
+    panels: Label of a set -> what was measured on it.
+    line: From `fitted_line`, of the first set.
+
+  Raises:
+    ValueError: Matplotlib is missing.
+  """
+  columns = min(len(panels), _COLUMNS)
+  rows = -(-len(panels) // columns)
+  figure = new_figure(_PANEL_INCHES[0] * columns, _PANEL_INCHES[1] * rows)
+  names = list(dict.fromkeys(stage.curve for stages in panels.values() for stage in stages))
+  for number, (label, stages) in enumerate(panels.items()):
+    axes = figure.add_subplot(rows, columns, number + 1)
+    _draw_set(axes, stages, names, line if number == 0 else None)
+    axes.set_title(label, fontsize=_FONT)
+  return figure
+
+
+def _draw_set(axes, stages, names, line):
   from matplotlib.ticker import LogLocator, NullFormatter
 
-  axes = figure.subplots()
-  names = list(dict.fromkeys(stage.curve for stage in stages))
   for stage in stages:
     first = not any(line.get_label() == stage.curve for line in axes.lines)
     axes.plot(
@@ -116,14 +136,14 @@ def draw(stages: Sequence[Measured], label: str, line: tuple[float, float] | Non
     text = f'fit: {line[1]:+.2f} dB for ten times the pixels'
     fitted = line[0] + line[1] * np.log10(ends)
     axes.plot(ends / 1e6, fitted, color='0.6', linestyle='--', linewidth=1, label=text)
-  axes.set(xscale='log', xlabel='millions of pixels seen in training', ylabel=f'PSNR in dB, {label}')
+  axes.set(xscale='log', xlabel='millions of pixels seen in training', ylabel='PSNR, dB')
   # The default labels of a range below two decades touch each other.
   axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
   axes.xaxis.set_major_formatter('{x:,g}')
   axes.xaxis.set_minor_formatter(NullFormatter())
   axes.grid(color='0.9', linewidth=0.6)
-  axes.legend(fontsize=8, frameon=False)
-  return figure
+  axes.tick_params(labelsize=_FONT)
+  axes.legend(fontsize=_FONT, frameon=False)
 
 
 def _read(source):
@@ -140,7 +160,9 @@ def main() -> None:
 
   curves = flags.DEFINE_list('curves', None, 'Files in docs/curves and folders of runs.', required=True)
   # The label of a set contains commas.
-  label = flags.DEFINE_string('set', None, "Like 'CBSD68, 8 images, sigma 50, unclipped'.", required=True)
+  labels = flags.DEFINE_multi_string(
+    'set', None, "Like 'CBSD68, 8 images, sigma 50, unclipped'; may be given several times.", required=True
+  )
   before = flags.DEFINE_list('before', [], 'RUN:PIXELS for stages whose start is in no given curve.')
   fit = flags.DEFINE_list('fit', [], 'Runs whose last PSNR a line is fitted to.')
   target = flags.DEFINE_float('target', None, 'Print where the fitted line reaches this PSNR in dB.')
@@ -158,17 +180,19 @@ def main() -> None:
       if not run or not pixels.isdigit():
         raise ValueError(f'--before: {text!r} must be RUN:PIXELS, such as color50_a:85196800')
       known[run] = int(pixels)
-    stages = measured_stages([_read(source) for source in curves.value], label.value, known)
-    line = fitted_line(stages, fit.value) if fit.value else None
+    read = [_read(source) for source in curves.value]
+    panels = {label: measured_stages(read, label, known) for label in labels.value}
+    line = fitted_line(panels[labels.value[0]], fit.value) if fit.value else None
     if target.value is not None and line is None:
       raise ValueError('--target: needs a line; pass the runs to fit with --fit')
     with replacing(path) as temporary:
-      temporary.write_bytes(png(draw(stages, label.value, line)))
-    for stage in stages:
-      print(
-        f'{stage.curve}, {stage.run}: {stage.psnr[-1]:.2f} dB after {stage.pixels[-1] / 1e6:,.0f} million '
-        'pixels'
-      )
+      temporary.write_bytes(png(draw(panels, line)))
+    for label, stages in panels.items():
+      for stage in stages:
+        print(
+          f'{label}: {stage.curve}, {stage.run}: {stage.psnr[-1]:.2f} dB after '
+          f'{stage.pixels[-1] / 1e6:,.0f} million pixels'
+        )
     if line and target.value is not None:
       needed = 10 ** ((target.value - line[0]) / line[1])
       print(f'by the fitted line, {target.value:g} dB takes {needed / 1e6:,.0f} million pixels')

@@ -7,7 +7,7 @@ from sadnet_jax.nn.sadnet import SADNet
 from tests.support.command import finish, start
 from tests.support.logged_runs import losses, save_checkpoint, small_config, write_log
 from tests.support.small_networks import SMALL, random_variables
-from tools.plot_pixels import Measured, fitted_line, measured_stages
+from tools.plot_pixels import Measured, draw, fitted_line, measured_stages
 from tools.plot_training import Curve, Stage
 
 
@@ -59,18 +59,37 @@ def test_the_line_fits_the_ends_of_the_stages():
       fitted_line(stages, runs)
 
 
+def test_each_set_gets_a_panel_and_each_curve_a_colour():
+  measured = {
+    'A': [Measured('one', 'a', np.array([1e6, 2e6]), np.array([27, 28]))],
+    'B': [
+      Measured('two', 'b', np.array([1e6, 2e6]), np.array([40, 41])),
+      Measured('one', 'a', np.array([1e6, 2e6]), np.array([39, 40])),
+    ],
+  }
+  first, second = draw(measured, (20.0, 1.0)).axes
+  assert [axes.get_title() for axes in (first, second)] == ['A', 'B']
+  assert [line.get_color() for line in second.lines] == ['C1', 'C0']
+  # The fitted line is of the first set.
+  assert [line.get_color() for line in first.lines] == ['C0', '0.6']
+
+
 def test_the_command_draws_runs(tmp_path):
   params = random_variables(SADNet(**SMALL))['params']
   for name, init_from in (('first', ''), ('second', 'first')):
-    run = write_log(tmp_path / name, [*losses(40), {'step': 40, 'psnr/A': 27.5 + len(name) / 10}])
+    run = write_log(
+      tmp_path / name, [*losses(40), {'step': 40, 'psnr/A': 27.5 + len(name) / 10, 'psnr/Nam': 40}]
+    )
     save_checkpoint(run, params, small_config(init_from=init_from and str(tmp_path / init_from)), 40)
   arguments = (
     '-m',
     'tools.plot_pixels',
     f'--curves={tmp_path / "first"},{tmp_path / "second"}',
     '--set=A, sigma 25, clipped8',
+    '--set=Nam',
   )
   output, _ = finish(start(*arguments, f'--output={tmp_path / "a.png"}', '--fit=first,second', '--target=29'))
-  assert 'second, second: 28.10 dB after 21 million pixels' in output
+  assert 'A, sigma 25, clipped8: second, second: 28.10 dB after 21 million pixels' in output
+  assert 'Nam: first, first: 40.00 dB after 10 million pixels' in output
   assert 'by the fitted line, 29 dB takes' in output
   assert (tmp_path / 'a.png').read_bytes().startswith(b'\x89PNG')
