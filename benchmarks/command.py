@@ -157,12 +157,12 @@ def targets(start: Mapping[str, list[float]], sizes: Sequence[Mapping]) -> dict[
   if start:
     what = 'command, 512x512, filled cache: seconds'
     found['start'] = common.at_most(what, statistics.median(start['later_seconds']), START_SECONDS)
-  for megapixels in {row['width'] * row['height'] for row in sizes}:
-    rows = {row['quality']: row for row in sizes if row['width'] * row['height'] == megapixels}
+  for pixels in {row['width'] * row['height'] for row in sizes}:
+    rows = {row['quality']: row for row in sizes if row['width'] * row['height'] == pixels}
     if {'fast', BALANCED} <= set(rows):
       what = f'command, {rows["fast"]["width"]}x{rows["fast"]["height"]}: time of fast over that of balanced'
       share = rows['fast']['seconds'] / rows[BALANCED]['seconds']
-      found[f'fast_{megapixels}'] = common.at_most(what, share, FAST_SHARE)
+      found[f'fast_{pixels}'] = common.at_most(what, share, FAST_SHARE)
   return found
 
 

@@ -5,8 +5,8 @@
 
 30% of the patches are real pairs. Of the rest, 50% get camera noise (see sadnet_jax/data/camera_noise.py),
 42% clipped Gaussian noise (some with grain) and 8% none. Real pairs (docs/data.md lists their folders) are
-PolyU's original scenes without those that its held-out crops were cut from, and RENOIR's pairs of one phone
-without six. ``fast`` is a network of half the width (a quarter of the parameters) that also learns from the
+PolyU's original scenes without those that its held-out crops show, and RENOIR's pairs of one phone without
+six. ``fast`` is a network of half the width (a quarter of the parameters) that also learns from the
 output of the published weights ``photo``.
 
 Ours: 8,000 of these steps from ``color``, then 1,300 with 65% real pairs (see

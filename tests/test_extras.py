@@ -18,6 +18,7 @@ def test_a_missing_module_of_the_project_is_no_missing_extra():
     ('evaluate', 'ml_collections', 'evaluate'),
     ('tools.export_weights', 'ml_collections', 'evaluate'),
     ('tools.plot_training', 'tensorboardX', 'train,plot'),
+    ('tools.measure_change', 'absl', 'evaluate'),
     ('sadnet_jax.data', 'tensorflow_datasets', 'train'),
   ],
 )

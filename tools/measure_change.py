@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from absl import flags
 import numpy as np
 
-from sadnet_jax import Denoiser, command_line
-from sadnet_jax.data.folders import find_data_dir
-from sadnet_jax.images.arrays import find_images, read_image
+from sadnet_jax.extras import required
 
-_MODEL = flags.DEFINE_string('model', 'photo', 'Weights, as sadnet-denoise takes them.')
-_IMAGES = flags.DEFINE_string('images', None, 'Folder of pictures.', required=True)
-_FIRST = flags.DEFINE_integer('first', 0, 'Only this many pictures, in the order of their names; 0 for all.')
+with required('evaluate'):
+  from absl import flags
+
+  from sadnet_jax import Denoiser, command_line
+  from sadnet_jax.data.folders import find_data_dir
+  from sadnet_jax.images.arrays import find_images, read_image
 
 
 class Change(NamedTuple):
@@ -62,13 +62,16 @@ def summary(found: Sequence[Change]) -> str:
 
 
 def main() -> None:
-  """Runs the command."""
+  """Defines the flags and runs."""
+  model = flags.DEFINE_string('model', 'photo', 'Weights, as sadnet-denoise takes them.')
+  images = flags.DEFINE_string('images', None, 'Folder of pictures.', required=True)
+  first = flags.DEFINE_integer('first', 0, 'Only this many pictures, in the order of their names; 0 for all.')
 
   def command() -> None:
-    if _FIRST.value < 0:
-      raise ValueError(f'--first is {_FIRST.value}, but must be at least 0')
-    paths = find_images(find_data_dir(_IMAGES.value, '--images'))
-    print(summary(measure(Denoiser.from_pretrained(_MODEL.value), paths[: _FIRST.value or None])))
+    if first.value < 0:
+      raise ValueError(f'--first is {first.value}, but must be at least 0')
+    paths = find_images(find_data_dir(images.value, '--images'))
+    print(summary(measure(Denoiser.from_pretrained(model.value), paths[: first.value or None])))
 
   command_line.run(command)
 

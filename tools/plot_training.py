@@ -448,13 +448,14 @@ def set_label(name, stage):
 
 def _draw_psnr(axes, stages, starts):
   """One line for everything that was measured in the same way, interrupted between stages."""
-  lines: dict[str, list[tuple[float, float]]] = {}
+  lines: dict[tuple[str, str], list[tuple[float, float]]] = {}
   for start, stage in zip(starts, stages, strict=True):
     for name, measured in stage.validation.items():
-      points = lines.setdefault(set_label(name, stage), [])
+      scenes = (stage.settings or {}).get('held_out') if name == HELD_OUT else None
+      points = lines.setdefault((set_label(name, stage), str(scenes)), [])
       points += zip(np.add(measured['step'], start), measured['psnr'], strict=True)
       points.append((np.nan, np.nan))
-  for number, (label, points) in enumerate(lines.items(), 1):
+  for number, ((label, _), points) in enumerate(lines.items(), 1):
     axes.plot(*np.array(points).T, color=f'C{number}', marker='.', linewidth=1.2, label=label)
   axes.set_ylabel('PSNR, dB')
   place = {'loc': 'lower right', 'bbox_to_anchor': (1, 1), 'borderpad': 0}

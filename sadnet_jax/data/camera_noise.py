@@ -42,8 +42,6 @@ _RGB_TO_XYZ = np.array(
   np.float32,
 )
 _GAMMA = 2.2
-# Standard deviation of the blur whose result counts as the local mean of noise.
-_LOCAL_MEAN_PX = 8.0
 # JPEG's grid starts at a random offset below this: its chroma blocks are 16 pixels wide.
 _JPEG_GRID_PX = 16
 
@@ -100,7 +98,7 @@ PRESETS = {
   'cbdnet': CameraNoise(
     shot=(0.0, 0.0), relative=(0.0, 0.16), constant=(0.0, 0.06), gains=False, mosaic=0.8, jpeg=1.0
   ),
-  # Ours: from the faint noise of ISO 100 to phones in the dark. The grain covers what pairs of cameras' JPEGs
+  # Ours: from the faint noise of ISO 100 to phones in the dark. The grain covers most of what pairs of JPEGs
   # show (PolyU: correlation of 0.5 to 0.8 at one pixel's distance and 0.5 to 0.9 between channels, chroma
   # smoother than luma), the rest what a phone's raw developer leaves (RENOIR's Mi3: 0.5 to 0.6, and none).
   'photo': CameraNoise(
@@ -134,11 +132,13 @@ def add_camera_noise(key: jax.Array, clean: jax.Array, noise: CameraNoise) -> ja
   camera = draw_camera(keys['camera'], noise.gains)
   raw = unprocess(clean, camera)
   deviation = jnp.sqrt(draw_levels(keys['levels'], noise).variance(raw))
-  noisy_raw = raw + deviation * jax.random.normal(keys['noise'], raw.shape)
-  measured = _through_mosaic(keys['mosaic'], jnp.stack([raw, noisy_raw]), noise.mosaic)
-  developed = process(measured, camera)
-  residual = _with_grain(keys['grain'], developed[1] - developed[0], noise)
-  noisy = round_to_8_bits(clean + residual)
+  raw_noise = deviation * jax.random.normal(keys['noise'], raw.shape)
+  measured = jnp.stack([raw, raw + raw_noise, raw - raw_noise])
+  noiseless, plus, minus = process(_through_mosaic(keys['mosaic'], measured, noise.mosaic), camera)
+  # Clipping and the tone curve move the mean of noise. This shift, which both signs of the noise have in
+  # common, gets no grain: what makes up for the noise that a blur takes away would multiply it.
+  shift = (plus + minus) / 2 - noiseless
+  noisy = round_to_8_bits(clean + shift + _with_grain(keys['grain'], (plus - minus) / 2, noise))
   return _maybe_jpeg(keys['jpeg'], noisy, noise)
 
 
@@ -259,24 +259,20 @@ def demosaic(raw: jax.Array, row: jax.Array | int, column: jax.Array | int) -> j
   return centre + cross * (0.25 * is_green + 0.5 * (1 - is_green)) + 0.25 * corners * (1 - is_green)
 
 
-def _with_grain(key, residual, noise):
-  """The noise [H, W, 3] of a picture; for a share of the pictures with another grain."""
+def _with_grain(key, developed, noise):
+  """The noise [H, W, 3] of a picture, of mean zero; for a share of the pictures with another grain."""
   if noise.grain == 0:
-    return residual
+    return developed
   keys = jax.random.split(key, 5)
   sigma_px = log_uniform(keys[0], noise.grain_px)
   low, high = noise.grain_chroma_px
   chroma_sigma_px = sigma_px * jax.random.uniform(keys[1], minval=low, maxval=high)
-  # Clipping and the tone curve leave noise with a mean that depends on the brightness. To scale it with the
-  # rest, which the blur weakens, would multiply it.
-  mean = _blur(residual, _LOCAL_MEAN_PX)
-  centred = residual - mean
-  luma = (centred @ BT601_LUMA)[..., None]
-  chroma = log_uniform(keys[2], noise.grain_chroma) * blur_noise(centred - luma, chroma_sigma_px)
+  luma = (developed @ BT601_LUMA)[..., None]
+  chroma = log_uniform(keys[2], noise.grain_chroma) * blur_noise(developed - luma, chroma_sigma_px)
   grainy = blur_noise(luma, sigma_px) + chroma
-  energy, new_energy = jnp.mean(centred**2), jnp.mean(grainy**2)
+  energy, new_energy = jnp.mean(developed**2), jnp.mean(grainy**2)
   gain = log_uniform(keys[3], noise.grain_gain) * jnp.sqrt(energy / jnp.maximum(new_energy, 1e-20))
-  return jnp.where(jax.random.bernoulli(keys[4], noise.grain), mean + gain * grainy, residual)
+  return jnp.where(jax.random.bernoulli(keys[4], noise.grain), gain * grainy, developed)
 
 
 def log_uniform(key: jax.Array, limits: tuple[float, float]) -> jax.Array:
@@ -295,14 +291,11 @@ def blur_noise(noise: jax.Array, sigma_px: jax.Array | float) -> jax.Array:
   Returns:
     [H, W, C].
   """
-  blurred = _blur(noise, sigma_px)
-  return blurred * jnp.sqrt(jnp.mean(noise**2) / jnp.maximum(jnp.mean(blurred**2), 1e-20))
-
-
-def _blur(image, sigma_px):
-  # Products with circulant matrices: opposite borders are neighbours, so that noise stays even.
-  rows, columns = (_circulant_blur(size, sigma_px) for size in image.shape[:2])
-  return jnp.einsum('hi,wj,ijc->hwc', rows, columns, image)
+  energy = jnp.mean(noise**2)
+  # Products with circulant matrices: opposite borders are neighbours, so that the noise stays even.
+  rows, columns = (_circulant_blur(size, sigma_px) for size in noise.shape[:2])
+  blurred = jnp.einsum('hi,wj,ijc->hwc', rows, columns, noise)
+  return blurred * jnp.sqrt(energy / jnp.maximum(jnp.mean(blurred**2), 1e-20))
 
 
 def _circulant_blur(size, sigma_px):

@@ -129,13 +129,18 @@ def train(
       if folder is not None:
         print(f'{workdir}: nothing to do, the run is at step {first} of {config.steps}')
       return state
+    teacher = teacher_from_config(config)
+    teacher_hash = '' if teacher is None else params_hash(teacher.params)
+    distributed.check_same_everywhere('the teacher', teacher_hash)
+    distributed.on_first_process(lambda: checkpoints.check_teacher(manager, config.teacher, teacher_hash))
     log = None
     if folder is not None:
       print(f'{folder}: {data.description}, {len(devices)} device(s), from step {first}', flush=True)
       log = stack.enter_context(
         RunLog(folder, first, config.steps, config.batch_size, lacks_validation=is_missing)
       )
-    run = _Run(config, data, devices, validator, measured_on, manager, log, stop)
+    take_step = step_from_config(config, devices, data.device_images, data.device_pairs, teacher)
+    run = _Run(config, data, devices, validator, measured_on, manager, log, stop, take_step, teacher_hash)
     if is_missing:
       run.make_up_validation(first, state)
     return run.loop(state)
@@ -177,9 +182,7 @@ def _restore_or_create(config, data, manager):
     return _first_state(config)
   state = create_train_state(config)
   restored = distributed.on_first_process(
-    lambda: checkpoints.restore_latest(
-      manager, state, config.to_dict(), data.fingerprint, teacher=_teacher_hash(config)
-    )
+    lambda: checkpoints.restore_latest(manager, state, config.to_dict(), data.fingerprint)
   )
   if jax.process_count() == 1:
     return restored
@@ -209,6 +212,7 @@ def step_from_config(
   devices: Sequence[jax.Device],
   images: on_device.DeviceImages | None = None,
   pairs: on_device.DeviceImages | None = None,
+  teacher: Teacher | None = None,
 ) -> Callable[[TrainState, Batch | None], tuple[TrainState, Metrics]]:
   """Builds the step of a run; see `make_parallel_step`.
 
@@ -217,6 +221,7 @@ def step_from_config(
     devices: The devices to train on.
     images: The data set, if the devices sample from it themselves.
     pairs: Noisy and clean images that ``config.data.pairs_share`` of the patches come from, likewise.
+    teacher: From `teacher_from_config`.
   """
   sampling = None if images is None else sampling_from_config(config, images, pairs)
   return make_parallel_step(
@@ -226,23 +231,19 @@ def step_from_config(
     loss=LOSSES[config.loss],
     ema_decay=config.ema_decay,
     accumulate=config.accumulate,
-    teacher=_teacher_from_config(config),
+    teacher=teacher,
     sampling=sampling,
   )
 
 
-def _teacher_from_config(config):
+def teacher_from_config(config: ml_collections.ConfigDict) -> Teacher | None:
+  """Loads the network that a run learns from, if any.
+
+  Raises:
+    ValueError: It may change during the run, cannot be loaded, or denoises another number of channels.
+  """
   if not config.teacher:
     return None
-  model, params = _load_teacher(config)
-  return Teacher(model.apply, params, config.teacher_share)
-
-
-def _teacher_hash(config):
-  return params_hash(_load_teacher(config)[1]) if config.teacher else ''
-
-
-def _load_teacher(config):
   if config.teacher.startswith(hub.SCHEME) and '@' not in config.teacher:
     raise ValueError(
       f'config.teacher: {config.teacher} may change; name a commit, such as '
@@ -260,7 +261,7 @@ def _load_teacher(config):
       f'config.teacher: {config.teacher} denoises {model.channels} channel(s), but config.model.channels is '
       f'{config.model.channels}'
     )
-  return model, params
+  return Teacher(model.apply, params, config.teacher_share)
 
 
 def sampling_from_config(
@@ -282,14 +283,15 @@ def sampling_from_config(
 class _Run:
   """One run, from its first or restored state to its last step."""
 
-  def __init__(self, config, data, devices, validator, measured_on, manager, log, stop):
+  def __init__(
+    self, config, data, devices, validator, measured_on, manager, log, stop, take_step, teacher_hash
+  ):
     self._config, self._data = config, data
     self._validator, self._measured_on = validator, measured_on
     self._manager, self._log, self._stop = manager, log, stop
     self._local_devices = distributed.local(devices)
-    self._take_step = step_from_config(config, devices, data.device_images, data.device_pairs)
+    self._take_step, self._teacher_hash = take_step, teacher_hash
     self._schedule = schedule_from_config(config)
-    self._teacher = _teacher_hash(config)
     self._unchecked: collections.deque[tuple[int, Any]] = collections.deque()
     self._skipped_in_a_row = 0
 
@@ -385,7 +387,7 @@ class _Run:
 
   def _save(self, step, state, validated):
     config, images = self._config.to_dict(), self._data.fingerprint
-    checkpoints.save(self._manager, state, config, images, validated, teacher=self._teacher)
+    checkpoints.save(self._manager, state, config, images, validated, teacher=self._teacher_hash)
     self._print_best(step, validated)
 
   def _print_best(self, step, validated):

@@ -1,18 +1,22 @@
 """Weights of one network, converted as a start for training another."""
 
 from collections.abc import Mapping
+import logging
 from typing import Any
 
 import numpy as np
 
 # Per tap of a deformable group: dy, dx and the logit of the mask.
 _OFFSETS, _LOGITS = 2, 1
+_log = logging.getLogger(__name__)
 
 
 def adapt(
   params: Mapping[str, Any], fields: Mapping[str, Any], wanted: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Converts weights for colour into those for grey images, and deformable groups into fewer, where wanted.
+
+  Each conversion is logged as a warning.
 
   Args:
     params: Parameters of a `SADNet`, float32.
@@ -25,9 +29,11 @@ def adapt(
   params, fields = dict(params), dict(fields)
   if (fields['channels'], wanted['channels']) == (3, 1):
     params, fields['channels'] = to_grey(params), 1
+    _log.warning('the weights are for colour: converted for grey images, as a start')
   groups, fewer = fields['deformable_groups'], wanted['deformable_groups']
   if fields['use_rsab'] and fewer < groups and groups % fewer == 0:
     params, fields['deformable_groups'] = merge_groups(params, groups, fewer), fewer
+    _log.warning('the weights have %d deformable groups: merged into %d, as a start', groups, fewer)
   return params, fields
 
 

@@ -228,12 +228,7 @@ def wait(manager: ocp.CheckpointManager) -> None:
 
 
 def restore_latest(
-  manager: ocp.CheckpointManager,
-  state: 'TrainState',
-  config: dict[str, Any],
-  images: str,
-  *,
-  teacher: str = '',
+  manager: ocp.CheckpointManager, state: 'TrainState', config: dict[str, Any], images: str
 ) -> 'TrainState':
   """Restores the newest checkpoint to resume a run.
 
@@ -242,14 +237,13 @@ def restore_latest(
     state: A state with the structure, shapes and dtypes to restore.
     config: The config to resume with.
     images: Fingerprint of the training images.
-    teacher: As `save` takes it.
 
   Returns:
     The restored state, or ``state`` itself if there is no checkpoint.
 
   Raises:
-    ValueError: The run was started with another config (each differing field is named), on other images or
-      with other weights of the teacher, or the checkpoint cannot be read.
+    ValueError: The run was started with another config (each differing field is named) or on other images,
+      or the checkpoint cannot be read.
   """
   step = manager.latest_step()
   if step is None:
@@ -260,12 +254,6 @@ def restore_latest(
     raise ValueError(
       f'the training images have changed: their fingerprint is {images}, but the checkpoint was trained on '
       f'{saved["progress"]["images"]}; restore the original images, or start a new run with another --workdir'
-    )
-  # Runs that began before the hash was stored have none.
-  if (used := saved['progress'].get('teacher', teacher)) != teacher:
-    raise ValueError(
-      f'the teacher, {config["teacher"]}, has changed: its weights have the hash {teacher}, but the run '
-      f'learned from those of {used}; restore them, or start a new run with another --workdir'
     )
   trees = {'params': state.params, 'optimizer': state.opt_state}
   if state.ema is not None:
@@ -281,6 +269,26 @@ def restore_latest(
     ema=restored.get('ema'),
     skipped=jnp.int32(saved['progress']['skipped_steps']),
   )
+
+
+def check_teacher(manager: ocp.CheckpointManager, name: str, teacher: str) -> None:
+  """Raises ValueError if a run learned from other weights until its newest checkpoint.
+
+  Args:
+    manager: From `open_for_training`.
+    name: What the config calls the teacher.
+    teacher: As `save` takes it.
+  """
+  step = manager.latest_step()
+  if step is None:
+    return
+  progress = _restore(manager, step, progress=ocp.args.JsonRestore())['progress']
+  # Runs that began before the hash was stored have none.
+  if (used := progress.get('teacher', teacher)) != teacher:
+    raise ValueError(
+      f'the teacher, {name}, has changed: its weights have the hash {teacher}, but the run learned from '
+      f'those of {used}; restore them, or start a new run with another --workdir'
+    )
 
 
 def _free_on_resume(config):

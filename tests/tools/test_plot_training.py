@@ -235,7 +235,7 @@ def test_sets_of_real_noise_have_no_sigma_and_other_held_out_scenes_another_line
       {'step': [10], 'loss': [0.1], 'learning_rate': [1e-3]},
       measured,
     )
-    for scenes in (['a', 'b'], ['c'])
+    for scenes in (['a', 'b'], ['c', 'd'])
   ]
   figure = draw(Curve('small', {}, 10, stages))
   labels = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
@@ -244,7 +244,7 @@ def test_sets_of_real_noise_have_no_sigma_and_other_held_out_scenes_another_line
     'Nam, 8 images',
     'PolyU, 8 images',
     'Kodak24, 8 images, sigma 25, clipped8',
-    'held_out, 8 images, 1 scenes',
+    'held_out, 8 images, 2 scenes',
   ]
   # The labels of five lines leave the panels their width.
   png(figure)

@@ -26,7 +26,7 @@ def compiled_once(quick_to_compile):
   """Runs whose compiled programs are equal share their step and their first weights."""
   steps, first = {}, {}
 
-  def step_of(config, devices, images=None, pairs=None):
+  def step_of(config, devices, images=None, pairs=None, teacher=None):
     fields = json.loads(config.to_json_best_effort())
     for name in (
       'log_every',
@@ -42,8 +42,8 @@ def compiled_once(quick_to_compile):
     if images is None:
       fields['data'] = config.data.patch_px
     key = (json.dumps(fields, sort_keys=True), tuple(d.id for d in devices))
-    if key not in steps:
-      steps[key] = step_from_config(config, devices, images, pairs)
+    if key not in steps or teacher is not None:
+      steps[key] = step_from_config(config, devices, images, pairs, teacher)
     return steps[key]
 
   def first_state(config):

@@ -62,7 +62,7 @@ def _config(folder='unused', **changes) -> ml_collections.ConfigDict:
   return config
 
 
-def _idle_step(config, devices, images=None, pairs=None):
+def _idle_step(config, *rest):
   """`step_from_config`, but the step leaves the weights as they are."""
 
   def step(state, batch):
@@ -300,8 +300,8 @@ def test_validation_measures_what_evaluation_does(validated_run, photographs):
 def _with_rate(make_step, rates):
   """`step_from_config`, but each step adds noise of the next of these sizes to the weights."""
 
-  def make(config, devices, images=None, pairs=None):
-    step = make_step(config, devices, images, pairs)
+  def make(config, *rest):
+    step = make_step(config, *rest)
 
     def disturbed(state, batch):
       state, metrics = step(state, batch)
@@ -385,8 +385,8 @@ def test_too_many_skipped_steps_in_a_row_end_the_run(photographs, tmp_path, monk
 def _with_poison(make_step, steps):
   """`step_from_config`, but the weights of some steps are not finite while the gradient is computed."""
 
-  def make(config, devices, images=None, pairs=None):
-    step = make_step(config, devices, images, pairs)
+  def make(config, *rest):
+    step = make_step(config, *rest)
 
     def poisoned(state, batch):
       if int(state.step) + 1 not in steps:
@@ -516,7 +516,7 @@ def test_a_run_goes_on_although_a_validation_image_fails(photographs, tmp_path, 
   monkeypatch.setattr(loop.validation, 'measured_on', damage_later)
   saved = []
   save = loop.checkpoints.save
-  monkeypatch.setattr(loop.checkpoints, 'save', lambda *a: saved.append(a[4]) or save(*a))
+  monkeypatch.setattr(loop.checkpoints, 'save', lambda *a, **b: saved.append(a[4]) or save(*a, **b))
   config = _config(photographs, **{'steps': 4, 'validation.every': 2, 'validation.clean': (str(folder),)})
   assert int(train(config, tmp_path / 'run', jax.devices()[:1]).step) == 4
   assert capsys.readouterr().out.count(' dB, without 1 failed') == 2

@@ -64,8 +64,9 @@ def test_merged_groups_predict_the_means_of_theirs():
   assert found[1] == 10  # dx
 
 
-def test_weights_with_more_groups_start_a_network_with_fewer(file):
+def test_weights_with_more_groups_start_a_network_with_fewer(file, caplog):
   _, found = loading.load_params(file, _fields(deformable_groups=2), as_start=True)
+  assert caplog.messages == ['the weights have 4 deformable groups: merged into 2, as a start']
   jax.tree.map(np.testing.assert_array_equal, found, adapting.merge_groups(PARAMS, GROUPS, 2))
   # And a grey one.
   _, found = loading.load_params(file, _fields(deformable_groups=2, channels=1), as_start=True)
