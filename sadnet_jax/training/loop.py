@@ -132,7 +132,8 @@ def train(
     teacher = teacher_from_config(config)
     teacher_hash = '' if teacher is None else params_hash(teacher.params)
     distributed.check_same_everywhere('the teacher', teacher_hash)
-    distributed.on_first_process(lambda: checkpoints.check_teacher(manager, config.teacher, teacher_hash))
+    if teacher is not None:
+      distributed.on_first_process(lambda: checkpoints.check_teacher(manager, config.teacher, teacher_hash))
     log = None
     if folder is not None:
       print(f'{folder}: {data.description}, {len(devices)} device(s), from step {first}', flush=True)
