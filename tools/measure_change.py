@@ -65,11 +65,11 @@ def main() -> None:
   """Defines the flags and runs."""
   model = flags.DEFINE_string('model', 'photo', 'Weights, as sadnet-denoise takes them.')
   images = flags.DEFINE_string('images', None, 'Folder of pictures.', required=True)
-  first = flags.DEFINE_integer('first', 0, 'Only this many pictures, in the order of their names; 0 for all.')
+  first = flags.DEFINE_integer(
+    'first', 0, 'Only this many pictures, in the order of their names; 0 for all.', lower_bound=0
+  )
 
   def command() -> None:
-    if first.value < 0:
-      raise ValueError(f'--first is {first.value}, but must be at least 0')
     paths = find_images(find_data_dir(images.value, '--images'))
     print(summary(measure(Denoiser.from_pretrained(model.value), paths[: first.value or None])))
 

@@ -133,12 +133,20 @@ def add_camera_noise(key: jax.Array, clean: jax.Array, noise: CameraNoise) -> ja
   raw = unprocess(clean, camera)
   deviation = jnp.sqrt(draw_levels(keys['levels'], noise).variance(raw))
   raw_noise = deviation * jax.random.normal(keys['noise'], raw.shape)
-  measured = jnp.stack([raw, raw + raw_noise, raw - raw_noise])
-  noiseless, plus, minus = process(_through_mosaic(keys['mosaic'], measured, noise.mosaic), camera)
-  # Clipping and the tone curve move the mean of noise. This shift, which both signs of the noise have in
-  # common, gets no grain: what makes up for the noise that a blur takes away would multiply it.
-  shift = (plus + minus) / 2 - noiseless
-  noisy = round_to_8_bits(clean + shift + _with_grain(keys['grain'], (plus - minus) / 2, noise))
+
+  def developed(*measured):
+    return process(_through_mosaic(keys['mosaic'], jnp.stack(measured), noise.mosaic), camera)
+
+  if noise.grain == 0:
+    noiseless, plus = developed(raw, raw + raw_noise)
+    change = plus - noiseless
+  else:
+    noiseless, plus, minus = developed(raw, raw + raw_noise, raw - raw_noise)
+    # Clipping and the tone curve move the mean of noise. This shift, which both signs of the noise have in
+    # common, gets no grain: what makes up for the noise that a blur takes away would multiply it.
+    shift = (plus + minus) / 2 - noiseless
+    change = shift + _with_grain(keys['grain'], (plus - minus) / 2, noise)
+  noisy = round_to_8_bits(clean + change)
   return _maybe_jpeg(keys['jpeg'], noisy, noise)
 
 
@@ -261,8 +269,6 @@ def demosaic(raw: jax.Array, row: jax.Array | int, column: jax.Array | int) -> j
 
 def _with_grain(key, developed, noise):
   """The noise [H, W, 3] of a picture, of mean zero; for a share of the pictures with another grain."""
-  if noise.grain == 0:
-    return developed
   keys = jax.random.split(key, 5)
   sigma_px = log_uniform(keys[0], noise.grain_px)
   low, high = noise.grain_chroma_px

@@ -49,4 +49,4 @@ def test_the_command_measures_the_first_pictures(tmp_path):
   ]
   assert '2 pictures: changed by ' in output
   process = start('-m', 'tools.measure_change', *options, '--first=-1')
-  assert '--first is -1, but must be at least 0' in finish(process, succeeds=False)[1]
+  assert '-1 is not a non-negative integer' in finish(process, succeeds=False)[1]
