@@ -121,8 +121,8 @@ def get_config() -> ml_collections.ConfigDict:
   # Steps between two validations; 0 for none.
   config.validation.every = 5_000
   # Folders to validate on: `clean` in training on clean images (noise.sigma_255 is added), `pairs` in
-  # training on pairs (folders of pairs, or of SIDD's validation .mat files). Missing folders are skipped. The
-  # mean PSNR on the first existing set decides which checkpoint is best.
+  # training on pairs or with the noise of a camera (folders of pairs, or of SIDD's validation .mat files).
+  # Missing folders are skipped. The mean PSNR on the first existing set decides which checkpoint is best.
   config.validation.clean = ('test/CBSD68', 'test/Kodak24')
   config.validation.pairs = ('test/Nam',)
   # Validate on the scenes of data.held_out too, as the first set.

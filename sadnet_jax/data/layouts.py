@@ -133,6 +133,12 @@ def _find_clean(folder: Path) -> tuple[list[_Files], list[str]]:
         f'{folder}: has folders of noisy images ({", ".join(path.name for path in noisy)}), which are not '
         'clean; give the folder of the clean images alone'
       )
+  elif pairs := find_pairs(images, folder)[0]:
+    noisy_path, clean_path = (path.relative_to(folder) for path in pairs[0])
+    raise ValueError(
+      f'{folder}: has pairs of noisy and clean images, such as {noisy_path} and {clean_path}, but clean ones '
+      'are wanted; give the folder of those alone, or this one as pairs (data.train.pairs, pairs:FOLDER)'
+    )
   return [_Files((path,), None, None) for path in images], []
 
 

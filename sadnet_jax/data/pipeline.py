@@ -42,8 +42,9 @@ def hide_gpus_from_tensorflow() -> None:
 
 hide_gpus_from_tensorflow()
 
-# Formats that TensorFlow decodes, in parallel; other files are read by `images.arrays.read_image`.
-TENSORFLOW_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp')
+_JPEG_START, _BMP_START = b'\xff\xd8\xff', b'BM'
+# Where the header of a BMP file has the bits of a pixel.
+_BMP_BITS = 28
 Images = dict[str, Any]
 
 
@@ -185,11 +186,17 @@ def decode(content: Any, channels: int) -> Any:
 
 
 def _is_decodable(path):
-  """Whether TensorFlow decodes a file as `read_image` does.
+  """Whether TensorFlow decodes a file as `read_image` does: JPEG, PNG of up to 8 bits, or BMP of 24.
 
-  Of 16 bits it drops the lower 8, and knows no tags for white.
+  Of 16 bits it drops the lower 8, and knows no tags for white. As for `read_image`, the name says nothing.
   """
-  return path.suffix.lower() in TENSORFLOW_SUFFIXES and not png.has_16_bits(path)
+  try:
+    with path.open('rb') as file:
+      start = file.read(32)
+  except OSError:
+    return False
+  is_bmp = start.startswith(_BMP_START) and start[_BMP_BITS : _BMP_BITS + 1] == bytes([24])
+  return is_bmp or start.startswith(_JPEG_START) or (png.sample_bits(start) or 16) <= 8
 
 
 def _rgb_to_gray(rgb):

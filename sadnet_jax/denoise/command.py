@@ -424,7 +424,8 @@ def _add_device_options(parser):
     metavar='PIXELS',
     type=_tile,
     default='auto',
-    help='longest side of the tiles of large pictures (at least 16 more than the overlap), auto, or whole',
+    help='longest side of the tiles of large pictures (a multiple of 8, at least 16 more than the overlap), '
+    'auto, or whole',
   )
   running.add_argument(
     '--overlap', metavar='PIXELS', type=int, help='overlap of neighbouring tiles (default: 120)'

@@ -119,13 +119,17 @@ class Denoiser:
     self._set_strength(strength, chroma_strength)
     self.model, self.about = model, dict(about or {})
     self.network = CompiledNetwork(model, params, device or jax.local_devices()[0])
-    self.params = self.network.params
     self._tile_px, self._overlap_px, self._ensemble = tile_px, overlap_px, ensemble
     if tile_px == 'auto':
       # Chosen once, so that images of one size always get the same tiles.
       least_px = min((overlap_px + 2 * RAMP_PX) ** 2, tile_memory.AREAS_PX[0])
       self._areas_px = tile_memory.tile_areas(model, self.network.device, least_px)
     self._areas_lock = threading.Lock()
+
+  @property
+  def params(self) -> Any:
+    """The weights, which denoisers that share a network have in common."""
+    return self.network.params
 
   def __reduce__(self):
     """For pickle: weights and options; the device becomes that of the same platform and number, if any."""
@@ -202,7 +206,7 @@ class Denoiser:
 
   def replace_params(self, params: Mapping[str, Any]) -> None:
     """Takes other weights of the same network, and keeps the compiled programs."""
-    self.params = self.network.params = jax.device_put(params, self.network.device)
+    self.network.params = jax.device_put(params, self.network.device)
 
   def with_strength(self, strength: float, chroma_strength: float | None = None) -> 'Denoiser':
     """The same denoiser with other strengths; both share weights and compiled programs.

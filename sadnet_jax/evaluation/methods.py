@@ -67,29 +67,34 @@ class Method(Protocol):
     """
 
 
-class _SingleImageMethod:
-  """Defaults for methods that denoise one image at a time and need no preparation."""
+class SingleImageMethod:
+  """The rest of a `Method` that denoises one image at a time and needs no preparation.
+
+  A subclass sets ``name`` and implements ``denoise``.
+  """
 
   name: str
   batch = 1
 
   def describe(self) -> dict[str, Any]:
+    """Returns the name."""
     return {'name': self.name}
 
-  def check(self, channels, real):
-    pass
+  def check(self, channels: int, real: bool) -> None:
+    """Accepts everything."""
 
-  def plan(self, sizes):
-    pass
+  def plan(self, sizes: Sequence[tuple[int, int]]) -> None:
+    """Needs no plan."""
 
-  def group(self, size):
+  def group(self, size: tuple[int, ...]) -> Hashable:
+    """Returns one key for all images."""
     return None
 
-  def prepare(self, shape):
-    pass
+  def prepare(self, shape: tuple[int, ...]) -> None:
+    """Needs no preparation."""
 
 
-class Noisy(_SingleImageMethod):
+class Noisy(SingleImageMethod):
   """Returns the noisy image unchanged: the baseline every denoiser has to beat."""
 
   name = 'noisy'
@@ -99,7 +104,7 @@ class Noisy(_SingleImageMethod):
     return list(noisy)
 
 
-class BM3D(_SingleImageMethod):
+class BM3D(SingleImageMethod):
   """BM3D, or CBM3D for colour, from its authors' package ``bm3d`` (non-commercial licence).
 
   Source: Dabov et al., TIP 2007; Makinen et al., TIP 2020.

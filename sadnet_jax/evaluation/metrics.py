@@ -20,18 +20,18 @@ def psnr(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
   10 * log10(1 / mean((image - reference)**2)), computed in float64.
 
   Args:
-    image: [..., H, W, C].
+    image: [..., H, W, C], floating point.
     reference: The same shape.
 
   Returns:
     Decibels, [...]; infinite where the images are equal.
 
   Raises:
-    ValueError: The shapes differ.
+    ValueError: The shapes differ or are not [..., H, W, C], the dtype is an integer, or the reference has
+      values far above 1.
   """
+  _check_pair(image, reference)
   image, reference = np.asarray(image, np.float64), np.asarray(reference, np.float64)
-  if image.shape != reference.shape:
-    raise ValueError(f'image and reference must have the same shape, not {image.shape} and {reference.shape}')
   mean_square = np.mean((image - reference) ** 2, axis=(-3, -2, -1))
   with np.errstate(divide='ignore'):
     return -10 * np.log10(mean_square)
@@ -55,14 +55,13 @@ def ssim_wang(image: np.ndarray | jax.Array, reference: np.ndarray | jax.Array) 
     float32 [...]: 1 where the images are equal, less elsewhere.
 
   Raises:
-    ValueError: The shapes differ or are not [..., H, W, C], the dtype is an integer, or the images are
-      smaller than a window.
+    ValueError: As for `psnr`, or the images are smaller than a window.
 
   Source:
     "Image Quality Assessment: From Error Visibility to Structural Similarity", 2004. The authors' later
     program first downscales large images; this function does not.
   """
-  _check_ssim_pair(image, reference)
+  _check_pair(image, reference)
   height, width = image.shape[-3:-1]
   if min(height, width) < SSIM_WINDOW_PX:
     raise ValueError(
@@ -89,9 +88,9 @@ def ssim_matlab(image: np.ndarray | jax.Array, reference: np.ndarray | jax.Array
     float32 [...]: 1 where the images are equal, less elsewhere.
 
   Raises:
-    ValueError: The shapes differ or are not [..., H, W, C], or the dtype is an integer.
+    ValueError: As for `psnr`.
   """
-  _check_ssim_pair(image, reference)
+  _check_pair(image, reference)
   return _mean_ssim(image, reference, volume=True)
 
 
@@ -104,17 +103,26 @@ _C1, _C2 = 0.01**2, 0.03**2
 _COMPILED_PX = 32
 
 
-def _check_ssim_pair(image, reference):
+# A reference may exceed 1 a little, as where it was resized; one of 8 bits goes up to 255.
+_MOST_OF_REFERENCE = 2
+
+
+def _check_pair(image, reference):
   if image.shape != reference.shape or image.ndim < 3:
     raise ValueError(
       f'image and reference must have the same shape [..., H, W, C], not {image.shape} and {reference.shape}'
     )
-  # On the scale of 8-bit images the constants would vanish: the result would look plausible and be wrong.
+  # On the scale of 8-bit images PSNR would be 48 dB less, and the constants of SSIM would vanish: the result
+  # would look plausible and be wrong.
   if not all(jnp.issubdtype(x.dtype, jnp.floating) for x in (image, reference)):
     raise ValueError(
       f'image and reference must be floating point in [0, 1], not {image.dtype} and {reference.dtype} '
       '(divide 8-bit images by 255)'
     )
+  if isinstance(reference, jax.core.Tracer) or not reference.size:
+    return
+  if (most := float(reference.max())) > _MOST_OF_REFERENCE:
+    raise ValueError(f'reference must be in [0, 1], but has values up to {most:g}; divide both images by 255')
 
 
 def _mean_ssim(image, reference, volume):

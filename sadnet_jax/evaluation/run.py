@@ -15,7 +15,7 @@ from sadnet_jax.data.test_sets import SIDD_FORMS, UNSCORED, find_folder
 from sadnet_jax.evaluation import image_sets, results, scoring
 from sadnet_jax.evaluation.methods import Method
 from sadnet_jax.evaluation.page import Showcase, write_page
-from sadnet_jax.evaluation.protocols import AUTHORS, PROTOCOLS, Protocol
+from sadnet_jax.evaluation.protocols import AUTHORS, PROTOCOLS, UNCLIPPED, Protocol
 from sadnet_jax.images.arrays import side_by_side, write_png
 from sadnet_jax.images.photograph import to_8_bits
 from sadnet_jax.machine import environment
@@ -30,11 +30,11 @@ class Options:
 
   Attributes:
     datasets: Names of sets, or folders.
+    output: Folder to write to.
     data: Folder of the sets known by name; None for SADNET_DATA.
     channels: 3 or 1; None for the channels of each set.
     sigmas_255: Standard deviations of the noise to add, on the scale of 8-bit images.
     protocols: Names of the protocols for clean images.
-    output: Folder to write to.
     overwrite: Whether the folder may contain files already.
     keep_going: Whether to record failures and continue.
     pictures: Whether to write the images.
@@ -44,17 +44,17 @@ class Options:
   """
 
   datasets: Sequence[str]
-  data: str | None
-  channels: int | None
-  sigmas_255: Sequence[float]
-  protocols: Sequence[str]
   output: Path
-  overwrite: bool
-  keep_going: bool
-  pictures: bool
-  page_images: int
-  sidd_forms: Sequence[str]
-  dnd_margin_px: int
+  data: str | None = None
+  channels: int | None = None
+  sigmas_255: Sequence[float] = ()
+  protocols: Sequence[str] = (UNCLIPPED.name,)
+  overwrite: bool = False
+  keep_going: bool = False
+  pictures: bool = True
+  page_images: int = 8
+  sidd_forms: Sequence[str] = ('csv',)
+  dnd_margin_px: int = 64
 
 
 def folder_name(

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from sadnet_jax.files import replacing, walk
-from sadnet_jax.images.photograph import to_8_bits
+from sadnet_jax.images.photograph import ABOVE_WHITE, is_mostly_above_white, to_8_bits
 from sadnet_jax.images.reading import read_photograph, shown_path
 
 _LOGGER = logging.getLogger(__name__)
@@ -77,9 +77,12 @@ def read_image(path: str | Path, channels: int) -> np.ndarray:
     uint8 [H, W, channels].
 
   Raises:
-    ValueError: The file is not a readable image, or is grey where colour is wanted.
+    ValueError: The file is not a readable image, is grey where colour is wanted, or has floats on another
+      scale.
   """
   photograph = read_photograph(path)
+  if is_mostly_above_white(photograph.pixels):
+    raise ValueError(f'{path}: {ABOVE_WHITE}; divide them by the value of white')
   _log_once(path, photograph.notes)
   pixels = to_8_bits(photograph.pixels)
   if pixels.shape[2] == 1 and channels == 3:

@@ -16,6 +16,8 @@ MAX_PIXELS = 500_000_000
 HDR_TRANSFERS = (16, 18)
 # Luma of gamma-encoded R, G and B, ITU-R BT.601.
 BT601_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+# What is wrong where `is_mostly_above_white` holds.
+ABOVE_WHITE = 'most of its values are above 1, which is white'
 # Reading holds the decoder's picture and up to two arrays at once.
 _COPIES = 3
 
@@ -179,6 +181,11 @@ def lost_fields(metadata: Metadata, names: Iterable[str], format_name: str) -> t
     if kinds & {b'gAMA', b'cHRM', b'cICP'} and not metadata.icc_profile and b'sRGB' not in kinds:
       lost.append('PNG colour (gAMA, cHRM)')
   return tuple(f'{format_name} cannot store its {name}, which is dropped' for name in lost)
+
+
+def is_mostly_above_white(pixels: np.ndarray) -> bool:
+  """Whether most values of an image are floats above 1, as on the scale of 8 or 16 bits."""
+  return bool(pixels.dtype == np.float32 and 2 * np.count_nonzero(pixels > 1) > pixels.size)
 
 
 def to_8_bits(array: np.ndarray) -> np.ndarray:

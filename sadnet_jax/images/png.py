@@ -1,7 +1,6 @@
 """PNG files before libpng decodes them: metadata of bounded size, and damage, of which libpng would print."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 import struct
 import zlib
 
@@ -10,8 +9,10 @@ import numpy as np
 from sadnet_jax.files import one_line
 from sadnet_jax.images import metadata as blocks
 from sadnet_jax.images.metadata import Metadata
-from sadnet_jax.images.photograph import DecodingError, check_size
+from sadnet_jax.images.photograph import FULL_WHITE, DecodingError, check_size
 
+# Up to the number of bits.
+HEADER_BYTES = 25
 # Type and content of each.
 Chunks = Sequence[tuple[bytes, bytes]]
 # All text and profiles of a file together, decompressed.
@@ -75,14 +76,27 @@ def read_metadata(chunks: Chunks, named: Mapping[bytes, bytes], notes: list[str]
   return Metadata(icc_profile=profile, xmp=xmp, dpi=dpi, png_chunks=tuple(kept))
 
 
-def has_16_bits(path: Path) -> bool:
-  """Whether a file is a PNG of 16 bits, by its header; False if it cannot be read."""
-  try:
-    with path.open('rb') as file:
-      header = file.read(25)
-  except OSError:
-    return False
-  return header.startswith(blocks.PNG_SIGNATURE) and header[24:] == bytes([16])
+def is_scaled_to_16_bits(samples: np.ndarray, bits: int) -> bool:
+  """Whether 16-bit samples are those of fewer bits scaled up, as the PNG specification wants them.
+
+  Args:
+    samples: uint16.
+    bits: Bits before scaling, from 1 to 15 (sBIT).
+  """
+  if not np.any(samples & np.uint16(2 ** (16 - bits) - 1)):
+    return True
+  # Scaled by multiplication or by repeating the upper bits, which differ by rounding. (Of 15 bits, every
+  # value is that near to a scaled one.)
+  largest = 2**bits - 1
+  values = (samples.astype(np.uint32) * largest + FULL_WHITE // 2) // FULL_WHITE
+  scaled = (values * FULL_WHITE + largest // 2) // largest
+  return bool(np.all(np.abs(scaled.astype(np.int32) - samples) <= (bits < 15)))
+
+
+def sample_bits(start: bytes) -> int | None:
+  """Bits per sample, by the first HEADER_BYTES of a file; None if they are not those of a PNG."""
+  is_png = start.startswith(blocks.PNG_SIGNATURE) and len(start) >= HEADER_BYTES
+  return start[HEADER_BYTES - 1] if is_png else None
 
 
 def ignored(kind: bytes) -> str:

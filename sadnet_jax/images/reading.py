@@ -20,12 +20,14 @@ from sadnet_jax.images import camera_formats, png, tiff
 from sadnet_jax.images import metadata as blocks
 from sadnet_jax.images.metadata import Metadata
 from sadnet_jax.images.photograph import (
+  ABOVE_WHITE,
   FULL_WHITE,
   HDR_TRANSFERS,
   MAX_PIXELS,
   DecodingError,
   Photograph,
   check_size,
+  is_mostly_above_white,
   split_alpha,
   srgb_from_linear,
   to_full_range,
@@ -324,10 +326,12 @@ _PREMULTIPLIED = 'its colours, which were stored multiplied by their opacity, ar
 
 
 def _from_floats(pixels, alpha, linear):
-  """Display-referred colours; refuses what a network would spread over the image."""
+  """Display-referred colours, and notes for the user; refuses what a network would spread over the image."""
   if not (np.isfinite(pixels).all() and (alpha is None or np.isfinite(alpha).all())):
     raise ValueError('has values that are infinite or not a number; replace them')
-  return srgb_from_linear(pixels) if linear else pixels
+  # White is at the same value with and without the curve.
+  notes = [f'{ABOVE_WHITE}; divide them by the value of white'] if is_mostly_above_white(pixels) else []
+  return srgb_from_linear(pixels) if linear else pixels, notes
 
 
 def _read_jpeg(path):
@@ -413,7 +417,9 @@ def _read_png(path, white_level):
   array, _ = _decode(path)
   bits = max(named.get(b'sBIT', b'') or b'\0')
   pixels, alpha = split_alpha(array, 1 if array.shape[2] < 3 else 3)
-  pixels, white_level, white_notes = _in_full_range(pixels, white_level, 2**bits - 1 if bits < 16 else None)
+  # The format wants samples of fewer bits scaled to 16; many programs store them as they are.
+  is_unscaled = 0 < bits < 16 and not png.is_scaled_to_16_bits(pixels, bits)
+  pixels, white_level, white_notes = _in_full_range(pixels, white_level, 2**bits - 1 if is_unscaled else None)
   notes += white_notes
   profile, profile_notes = blocks.checked_profile(metadata_parts.icc_profile, pixels.shape[2])
   exif, exif_notes = blocks.checked_exif(named.get(b'eXIf'))
@@ -445,7 +451,8 @@ def _read_tiff(path, linear, white_level):
     pixels = _without_alpha_in_colours(pixels, alpha)
   linear = bool(linear) and pixels.dtype == np.float32
   if pixels.dtype == np.float32:
-    pixels = _from_floats(pixels, alpha, linear)
+    pixels, float_notes = _from_floats(pixels, alpha, linear)
+    notes += float_notes
   profile, profile_notes = blocks.checked_profile(tiff.content(tags, tiff.ICC_TAG), pixels.shape[2])
   resources, photoshop_notes = blocks.checked_photoshop(tiff.content(tags, tiff.PHOTOSHOP_TAG))
   notes += [*profile_notes, *photoshop_notes]
@@ -515,7 +522,8 @@ def _read_exr(path, linear):
   ):
     notes.append('its display window was ignored; the data window is read')
   linear = linear is not False
-  return Photograph(_from_floats(pixels, alpha, linear), alpha, linear=linear, notes=tuple(notes))
+  pixels, float_notes = _from_floats(pixels, alpha, linear)
+  return Photograph(pixels, alpha, linear=linear, notes=(*notes, *float_notes))
 
 
 # Width to height, by the number in the header.
@@ -557,8 +565,9 @@ def _read_jxl(path, linear):
   array, spec = _decode(path)
   pixels, alpha = split_alpha(array, 1 if array.shape[2] < 3 else 3)
   linear = bool(linear) and pixels.dtype == np.float32
+  float_notes = []
   if pixels.dtype == np.float32:
-    pixels = _from_floats(pixels, alpha, linear)
+    pixels, float_notes = _from_floats(pixels, alpha, linear)
   stored = spec.getattribute('ICCProfile')
   profile = None if stored is None else np.asarray(stored, np.uint8).tobytes()
   profile, notes = blocks.checked_profile(profile, pixels.shape[2])
@@ -575,7 +584,9 @@ def _read_jxl(path, linear):
   # The decoder has rotated the pixels already.
   xmp = blocks.xmp_made_upright(boxes.get(b'xml ') or None)
   metadata = Metadata(profile, blocks.exif_made_upright(exif), xmp)
-  return Photograph(pixels, alpha, metadata, lossless=False, linear=linear, notes=notes + exif_notes)
+  return Photograph(
+    pixels, alpha, metadata, lossless=False, linear=linear, notes=(*float_notes, *notes, *exif_notes)
+  )
 
 
 _READERS: Mapping[str, Callable[[Path], Photograph]] = {

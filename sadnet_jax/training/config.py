@@ -28,7 +28,6 @@ _LEAST = {
   'noise.sigma_255': 0,
 }
 _OPTIONS: dict[str, list] = {
-  'loss': sorted(LOSSES),
   'on_nonfinite': ['stop', 'skip'],
   'data.reader': ['files', 'tiles', 'memory'],
   'model.channels': [3, 1],
@@ -101,7 +100,8 @@ def _check_ranges(config):
 
 
 def _check_options(config):
-  for name, options in _OPTIONS.items():
+  # A config's file may have added losses.
+  for name, options in {'loss': sorted(LOSSES), **_OPTIONS}.items():
     if _field(config, name) not in options:
       raise ValueError(
         f'config.{name} is {_field(config, name)!r}, but must be one of {", ".join(map(repr, options))}'

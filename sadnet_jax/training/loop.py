@@ -49,6 +49,7 @@ import ml_collections
 import numpy as np
 
 from sadnet_jax.data import on_device
+from sadnet_jax.data.folders import look_for_data_dir
 from sadnet_jax.files import local_path
 from sadnet_jax.training import distributed, inputs, validation
 from sadnet_jax.training.config import (
@@ -123,8 +124,15 @@ def train(
       manager = stack.enter_context(opened)
     state = _restore_or_create(config, data, manager)
     first = int(state.step)
-    is_due = bool(first and validator and _is_validated(config, first))
-    is_missing = is_due and folder is not None and not checkpoints.is_validated(manager, first)
+
+    def lacks_validation():
+      is_due = bool(first and validator and _is_validated(config, first))
+      return is_due and not checkpoints.is_validated(manager, first)
+
+    # Known to all, so that none returns while process 0 still needs the others.
+    is_missing = bool(
+      distributed.broadcast_from_first(np.int32(bool(distributed.on_first_process(lacks_validation))))
+    )
     if first >= config.steps and not is_missing:
       if folder is not None:
         print(f'{workdir}: nothing to do, the run is at step {first} of {config.steps}')
@@ -142,24 +150,32 @@ def train(
       )
     take_step = step_from_config(config, devices, data.device_images, data.device_pairs, teacher)
     run = _Run(config, data, devices, validator, measured_on, manager, log, stop, take_step, teacher_hash)
-    if is_missing:
+    if is_missing and folder is not None:
       run.make_up_validation(first, state)
     return run.loop(state)
 
 
 def _make_validator(config, data):
   """Returns the validator and what its first PSNR is measured on; None twice without one."""
-  fields = config.validation
+  fields, trained_on = config.validation, set(training_sets(config))
   if not fields.every:
     return None, None
+  uses_clean = bool(trained_on & set(CLEAN_SETS))
+  uses_pairs = bool(trained_on & set(PAIRED_SETS)) or config.noise.camera_share > 0
   sets, missing = validation.find_validation_sets(
-    fields.clean if set(training_sets(config)) & set(CLEAN_SETS) else (),
-    fields.pairs if set(training_sets(config)) & set(PAIRED_SETS) else (),
+    fields.clean if uses_clean else (),
+    fields.pairs if uses_pairs else (),
     data.held_out if fields.held_out else (),
     fields.images,
   )
-  names = ', '.join(f'{s.name} ({len(s.images)} images)' for s in sets) or 'nothing'
-  print(f'validation on {names}' + (f'; not found: {", ".join(missing)}' if missing else ''), flush=True)
+  unused = [*(() if uses_clean else fields.clean), *(() if uses_pairs else fields.pairs)]
+  text = ', '.join(f'{s.name} ({len(s.images)} images)' for s in sets) or 'nothing'
+  for what, folders in (
+    ('not found', missing),
+    ('not of the noise trained on', [folder for folder in unused if look_for_data_dir(folder)]),
+  ):
+    text += f'; {what}: {", ".join(folders)}' if folders else ''
+  print(f'validation on {text}', flush=True)
   for validation_set in sets:
     validation.check_images(validation_set, config.model.channels)
   if not sets:
@@ -375,7 +391,10 @@ class _Run:
     """Returns what the checkpoint says about the validation; None if that was interrupted."""
     # A state that other processes sent is in NumPy arrays.
     params = jax.tree.map(
-      lambda a: a.addressable_data(0) if isinstance(a, jax.Array) else a, state.best_params
+      lambda a: (
+        a.addressable_data(0) if isinstance(a, jax.Array) else jax.device_put(a, self._local_devices[0])
+      ),
+      state.best_params,
     )
     results = self._validator(params, lambda: self._stop.received)
     if results is None:

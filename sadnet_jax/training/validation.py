@@ -19,6 +19,7 @@ from sadnet_jax.denoise import tile_memory
 from sadnet_jax.denoise.denoiser import Denoiser
 from sadnet_jax.evaluation import image_sets
 from sadnet_jax.evaluation.image_sets import EvaluationImage, FileImage
+from sadnet_jax.evaluation.methods import MAX_SIZES
 from sadnet_jax.evaluation.metrics import psnr
 from sadnet_jax.evaluation.protocols import FLOAT, ROUNDED, Protocol, protocol_for_training
 from sadnet_jax.files import one_line
@@ -142,9 +143,9 @@ def make_validator(
   """Returns a function (params, interrupted) -> result of every set by name.
 
   The function compiles once per image size, reads each image when it needs it, and runs on the device that
-  holds the parameters. An image that `Denoiser` would cut into tiles is denoised by it. An image that fails
-  is logged and left out. The function calls ``interrupted`` before each image and returns None once that is
-  true.
+  holds the parameters. An image that `Denoiser` would cut into tiles is denoised by it, and so are the images
+  of a set of more than MAX_SIZES sizes, which then share programs. An image that fails is logged and left
+  out. The function calls ``interrupted`` before each image and returns None once that is true.
 
   Args:
     model: The network.
@@ -155,6 +156,7 @@ def make_validator(
   """
   denoise = _Network(model)
   added_noise = protocol_for_training(clip)
+  shares_programs = {s.name: len({image.shape()[:2] for image in s.images}) > MAX_SIZES for s in sets}
 
   def measure(params, validation_set, interrupted):
     protocol = validation_set.protocol or added_noise
@@ -166,7 +168,7 @@ def make_validator(
       try:
         noisy, clean = image.read(model.channels)
         noisy, clean = protocol.prepare(noisy, clean, sigma_255)
-        denoised = protocol.finish(denoise(params, noisy))
+        denoised = protocol.finish(denoise(params, noisy, shares_programs[validation_set.name]))
         scores = psnr(noisy, clean), psnr(denoised, clean)
       except Exception as error:
         # Hours of training are worth more than one score.
@@ -202,11 +204,12 @@ class _Network:
     self._apply = jax.jit(lambda params, noisy: model.apply({'params': params}, noisy))
     self._denoiser: Denoiser | None = None
 
-  def __call__(self, params: Any, noisy: np.ndarray) -> np.ndarray:
-    """float32 [H, W, C] -> the same shape."""
+  def __call__(self, params: Any, noisy: np.ndarray, shares_programs: bool) -> np.ndarray:
+    """float32 [H, W, C] -> the same shape; with a program for other sizes too, or for this one."""
     height, width, _ = noisy.shape
     # No device is too small for the smallest tile.
-    if height * width <= tile_memory.AREAS_PX[-1] or self._with(params).plan(height, width).tiles == 1:
+    fits = height * width <= tile_memory.AREAS_PX[-1] or self._with(params).plan(height, width).tiles == 1
+    if fits and not shares_programs:
       try:
         return np.asarray(self._apply(params, noisy[None])[0])
       except jax.errors.JaxRuntimeError as error:

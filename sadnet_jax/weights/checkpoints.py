@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 # Fields that may change when a run is resumed, because the weights do not depend on them. (Training images
 # are compared by names and sizes instead of by path.)
 _FREE_ON_RESUME = (
+  # Changes rounding only.
+  'accumulate',
   'log_every',
   'checkpoint_every',
   'keep_checkpoints',

@@ -1,5 +1,6 @@
 """Weights on the Hugging Face Hub, named like ``hf://owner/name``. Needs the extra `hub`."""
 
+import logging
 from pathlib import Path
 import re
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from sadnet_jax.weights.paths import SAFETENSORS_SUFFIX, SUFFIXES
 if TYPE_CHECKING:
   from sadnet_jax.weights.download import Progress
 
+_LOGGER = logging.getLogger(__name__)
 SCHEME = 'hf://'
 _FORM = 'hf://OWNER/NAME, hf://OWNER/NAME@REVISION or either followed by /FILE'
 _TIMEOUT_SECONDS = 30.0
@@ -23,7 +25,8 @@ def fetch(source: str, *, progress: 'Progress | None' = None, max_bytes: int) ->
 
   Args:
     source: ``hf://OWNER/NAME``, optionally with ``@REVISION`` (a branch, tag or commit; a slash in it is
-      written %2F) and ``/FILE``. Without a file, the repository must have one .safetensors file.
+      written %2F) and ``/FILE``. Without a file, the repository must have one .safetensors file; without a
+      connection, a warning names the file that was downloaded before.
     progress: Called during the download with the bytes received and the total, None if unknown.
     max_bytes: Size limit.
 
@@ -100,7 +103,11 @@ def _from_cache(source, repository, revision, file, error):
       'downloaded before; check the network, or give the path of a file'
     ) from error
   cached = [path.relative_to(folder).as_posix() for path in folder.rglob(f'*{SAFETENSORS_SUFFIX}')]
-  return folder / _choose(source, cached, None)
+  chosen = _choose(source, cached, None)
+  _LOGGER.warning(
+    '%s: the Hugging Face Hub cannot be reached; taking %s, which was downloaded before', source, chosen
+  )
+  return folder / chosen
 
 
 def _choose(source, files, file):

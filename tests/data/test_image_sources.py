@@ -81,6 +81,17 @@ def test_pixels_are_those_that_pillow_reads(tmp_path, kind, options, channels):
   np.testing.assert_array_equal(loaded['clean'], read_image(path, channels))
 
 
+@pytest.mark.parametrize('kind', ['TIFF', 'WEBP', 'BMP of 32 bits', 'BMP with a palette'])
+def test_files_whose_names_promise_another_format_are_read_too(tmp_path, kind):
+  image, path = Image.fromarray(_photo()), tmp_path / 'image.png'
+  if kind == 'BMP with a palette':
+    image = image.quantize(16)
+  image = image.convert('RGBA') if '32' in kind else image
+  image.save(path, kind.split()[0])
+  loaded = _load(FileImages([Example('image', 'image', (path,), None)], 3), 0)
+  np.testing.assert_array_equal(loaded['clean'], read_image(path, 3))
+
+
 @pytest.mark.parametrize('channels', [3, 1])
 @pytest.mark.parametrize(
   'name', ['a.webp', 'a.tif', 'of_16_bits.png', 'white_at_12_bits.png', 'palette.png', 'rgba.png']

@@ -272,6 +272,14 @@ def test_noisy_copies_beside_the_originals_are_not_clean_images(tmp_path):
     find_examples('clean', tmp_path)
 
 
+def test_pairs_are_not_clean_images(tmp_path):
+  for path in ('noisy/1.png', 'clean/1.png'):
+    dataset_files.write(tmp_path / path, dataset_files.picture(4, 4, 0))
+  with pytest.raises(ValueError, match=r'such as noisy/1.png and clean/1.png, but clean ones are wanted'):
+    find_examples('clean', tmp_path)
+  assert [example.name for example in find_examples('clean', tmp_path / 'clean').examples] == ['1']
+
+
 def test_links_to_folders_are_followed_once_and_not_upwards(tmp_path):
   for path in ('elsewhere/b.png', 'all/own/a.png'):
     dataset_files.write(tmp_path / path, dataset_files.picture(4, 4, 0))

@@ -273,6 +273,14 @@ def test_a_pickled_denoiser_keeps_weights_options_and_device():
   np.testing.assert_array_equal(again(noisy), noisy)
 
 
+def test_new_weights_are_those_of_every_denoiser_that_shares_the_network():
+  first = Denoiser(COLOR, random_variables(COLOR)['params'])
+  others = [first.with_strength(0.5), first.with_ensemble()]
+  first.replace_params(jax.tree.map(lambda x: x + 1, first.params))
+  for other in (*others, pickle.loads(pickle.dumps(others[0]))):
+    jax.tree.map(np.testing.assert_array_equal, other.params, first.params)
+
+
 def test_threads_that_run_out_of_memory_at_once_choose_smaller_tiles_once(monkeypatch):
   monkeypatch.setattr(tile_memory, 'tile_areas', lambda *_: (512**2, 256**2))
   both, limit = threading.Barrier(2), out_of_memory_above(450)

@@ -90,8 +90,23 @@ def test_psnr_is_computed_in_float64():
   assert psnr(image, reference) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize('metric', [psnr, ssim_wang, ssim_matlab])
+def test_images_on_the_scale_of_8_bits_are_refused(metric):
+  image, reference = (np.round(255 * x) for x in _pair((16, 16, 3)))
+  with pytest.raises(
+    ValueError, match=r'reference must be in \[0, 1\], but has values up to 25\d; divide both'
+  ):
+    metric(image.astype(np.float32), reference.astype(np.float32))
+  with pytest.raises(ValueError, match=r'floating point in \[0, 1\], not uint8 and uint8 \(divide'):
+    metric(image.astype(np.uint8), reference.astype(np.uint8))
+  # Noise may exceed the range by far.
+  assert np.isfinite(metric(image / 20, reference / 255))
+
+
 def test_psnr_refuses_shapes_that_differ():
-  with pytest.raises(ValueError, match=r'must have the same shape, not \(4, 4, 3\) and \(4, 4, 1\)'):
+  with pytest.raises(
+    ValueError, match=r'the same shape \[\.\.\., H, W, C\], not \(4, 4, 3\) and \(4, 4, 1\)'
+  ):
     psnr(np.zeros((4, 4, 3)), np.zeros((4, 4, 1)))
 
 

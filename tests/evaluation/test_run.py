@@ -13,7 +13,7 @@ from PIL import Image
 import pytest
 
 from sadnet_jax.evaluation import run
-from sadnet_jax.evaluation.methods import Noisy
+from sadnet_jax.evaluation.methods import Noisy, SingleImageMethod
 from sadnet_jax.evaluation.submissions import sidd
 from sadnet_jax.evaluation.submissions.mat_files import read_variables
 from sadnet_jax.images.arrays import read_image
@@ -68,6 +68,15 @@ class Fails(Noisy):
     return super().denoise(noisy, sigma_255)
 
 
+class Darker(SingleImageMethod):
+  """A method as docs/evaluate.md describes those of users."""
+
+  name = 'darker'
+
+  def denoise(self, noisy, sigma_255):
+    return [image - sigma_255 / 255 for image in noisy]
+
+
 def _results(output):
   return json.loads((output / 'results.json').read_text())
 
@@ -88,6 +97,16 @@ def _write_photographs(folder):
 @pytest.fixture
 def photographs(tmp_path):
   return _write_photographs(tmp_path / 'photographs')
+
+
+def test_a_method_of_ones_own_needs_a_name_and_a_function(photographs, tmp_path):
+  options = run.Options(datasets=[f'clean:{photographs}'], output=tmp_path / 'mine', sigmas_255=[5.0])
+  run.evaluate([Noisy(), Darker()], options)
+  noisy, darker = _results(tmp_path / 'mine')['results']
+  assert (noisy['method']['name'], darker['method']['name']) == ('noisy', 'darker')
+  # The variance of the noise, of which rounding to 8 bits clips some, is the square of the offset.
+  lost = noisy['mean']['psnr'] - darker['mean']['psnr']
+  assert lost == pytest.approx(10 * np.log10(2), abs=0.5)
 
 
 @dataclasses.dataclass

@@ -10,6 +10,7 @@ import pytest
 import tifffile
 
 from sadnet_jax.images import PHOTOGRAPH_SUFFIXES, Photograph, read_photograph, write_photograph
+from sadnet_jax.images.arrays import read_image
 from tests.support.malformed_images import png_chunks, png_file, sound_images
 from tests.support.photograph_files import (
   assert_same_pixels,
@@ -312,16 +313,16 @@ def test_transparency_has_the_full_range_whatever_white_is(tmp_path):
 
 def test_a_dark_png_that_its_tags_brighten_stays_dark_with_white_of_the_full_range(tmp_path):
   """As docs/denoise.md says."""
-  write_photograph(tmp_path / 'a.png', Photograph(np.full((8, 8, 3), 2000, np.uint16)))
+  write_photograph(tmp_path / 'a.png', Photograph(np.full((8, 8, 3), 2007, np.uint16)))
   chunks = png_chunks((tmp_path / 'a.png').read_bytes())
   (tmp_path / 'a.png').write_bytes(png_file([chunks[0], (b'sBIT', bytes([12] * 3)), *chunks[1:]]))
   for given, level, notes in (
     (
       None,
-      round(2000 / 4095 * 255),
+      round(2007 / 4095 * 255),
       ('white is 4095 by its tags (sadnet-denoise --white-level sets another)',),
     ),
-    (65535, round(2000 / 65535 * 255), ()),
+    (65535, round(2007 / 65535 * 255), ()),
   ):
     photograph = read_photograph(tmp_path / 'a.png', white_level=given)
     assert photograph.notes == notes
@@ -329,7 +330,38 @@ def test_a_dark_png_that_its_tags_brighten_stays_dark_with_white_of_the_full_ran
     assert (read_photograph(tmp_path / 'a.webp').pixels == level).all()
     # PNG keeps the range of the file.
     write_photograph(tmp_path / 'b.png', photograph)
-    assert (np.asarray(read_photograph(tmp_path / 'b.png', white_level=65535).pixels) == 2000).all()
+    assert (np.asarray(read_photograph(tmp_path / 'b.png', white_level=65535).pixels) == 2007).all()
+
+
+@pytest.mark.parametrize('bits', [10, 12, 15])
+def test_samples_scaled_to_16_bits_keep_the_full_range_however_dark(tmp_path, bits):
+  """As the PNG specification wants samples of fewer bits, with sBIT saying how many they had."""
+  values = np.random.default_rng(0).integers(0, 2 ** (bits - 4), (6, 7, 1))
+  shifted = values << (16 - bits)
+  for scaled in (shifted, shifted | values >> (2 * bits - 16), np.round(values * 65535 / (2**bits - 1))):
+    write_photograph(tmp_path / 'a.png', Photograph(scaled.astype(np.uint16)))
+    chunks = png_chunks((tmp_path / 'a.png').read_bytes())
+    (tmp_path / 'a.png').write_bytes(png_file([chunks[0], (b'sBIT', bytes([bits])), *chunks[1:]]))
+    photograph = read_photograph(tmp_path / 'a.png')
+    np.testing.assert_array_equal(photograph.pixels, scaled)
+    assert photograph.white_level is None
+
+
+@pytest.mark.parametrize('extension', ['.tif', '.exr'])
+def test_floats_on_another_scale_are_noted_in_photographs_and_refused_in_data_sets(tmp_path, extension):
+  path = tmp_path / f'a{extension}'
+  pixels = np.random.default_rng(0).uniform(0, 255, (8, 9, 3)).astype(np.float32)
+  write_photograph(path, Photograph(pixels))
+  photograph = read_photograph(path)
+  assert any('most of its values are above 1, which is white' in note for note in photograph.notes)
+  with pytest.raises(ValueError, match=r'above 1, which is white; divide them by the value of white'):
+    read_image(path, 3)
+  # Highlights are no sign of another scale.
+  write_photograph(path, Photograph(pixels / 500))
+  photograph = read_photograph(path)
+  assert not any('above 1' in note for note in photograph.notes)
+  write_photograph(path, Photograph(np.where(pixels > 200, pixels, pixels / 300)))
+  assert not any('above 1' in note for note in read_photograph(path).notes)
 
 
 def test_a_wrong_or_missing_white_level_is_noted(tmp_path):

@@ -11,6 +11,7 @@ from configs import ablation, blind, color, color_fast, default, demo, gray, nam
 from sadnet_jax.data.test_sets import POLYU_HELD_OUT
 from sadnet_jax.training.config import check_config, training_sets
 from sadnet_jax.training.state import model_from_config
+from sadnet_jax.training.step import LOSSES
 
 NOISES = ('30', '50', '70', 'blind')
 # Config file, arguments, channels.
@@ -396,3 +397,12 @@ def test_a_config_at_the_edge_of_what_works_is_accepted(changes):
 def test_training_sets_are_those_with_a_folder():
   config = _config(**{'data.train.polyu': 'there'})
   assert training_sets(config) == {'clean': 'somewhere', 'polyu': 'there'}
+
+
+def test_a_config_may_add_a_loss(monkeypatch):
+  with pytest.raises(
+    ValueError, match=r"config\.loss is 'mine', but must be one of 'charbonnier', 'l1', 'l2'"
+  ):
+    check_config(_config(loss='mine'), device_count=4)
+  monkeypatch.setitem(LOSSES, 'mine', lambda denoised, clean: 0.0)
+  check_config(_config(loss='mine'), device_count=4)

@@ -120,6 +120,17 @@ def test_two_processes_of_two_devices_give_the_weights_of_one_device(folder):
   jax.tree.map(np.testing.assert_array_equal, _weights(folder / 'continued'), _weights(two))
 
 
+def test_a_validation_that_a_finished_run_lacks_is_made_up(folder):
+  """On an image of more pixels than the smallest tile, for which validation asks where the weights are."""
+  (folder / 'large').mkdir()
+  Image.fromarray(np.full((136, 136, 3), 128, np.uint8)).save(folder / 'large' / '0.png')
+  _train_on_two_processes(folder, 'validated', steps=2, **{'validation.every': 0})
+  changes = {'validation.every': 2, 'validation.clean': "('large',)"}
+  outputs = _train_on_two_processes(folder, 'validated', steps=2, **changes)
+  assert 'step 2/2  best checkpoint so far: 2' in outputs[0][0]
+  assert 'left out' not in outputs[0][1]
+
+
 def test_an_error_of_process_0_ends_both(folder):
   outputs = _train_on_two_processes(folder, 'failed', init_from='nowhere', succeeds=False)
   assert 'train.py: nowhere: neither published weights' in outputs[0][1]

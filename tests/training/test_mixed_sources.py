@@ -12,6 +12,7 @@ import pytest
 from configs import default
 from sadnet_jax.data.on_device import DeviceImages
 from sadnet_jax.training.config import check_config
+from sadnet_jax.training.inputs import open_training_data
 from sadnet_jax.training.loop import train
 from sadnet_jax.training.state import TrainState
 from sadnet_jax.training.step import OnDeviceSampling, make_parallel_step
@@ -101,3 +102,33 @@ def test_refuses(config, changes, message):
   config.update_from_flattened_dict(changes)
   with pytest.raises(ValueError, match=message):
     check_config(config, 1)
+
+
+def test_a_clean_image_with_the_name_of_a_held_out_scene_is_trained_on(config, tmp_path):
+  (tmp_path / 'clean' / 'a.png').rename(tmp_path / 'clean' / 'c_noisy.png')
+  config.data.held_out = ('c_noisy',)
+  data = open_training_data(config, jax.devices()[0])
+  (held_out,) = data.held_out
+  assert held_out.noisy == tmp_path / 'pairs' / 'c_noisy.png'
+  assert [len(images.table) for images in (data.device_images, data.device_pairs)] == [2, 1]
+
+
+@pytest.mark.parametrize(
+  ('camera', 'text'),
+  [
+    ('photo', 'validation on clean (2 images), pairs (2 images)\n'),
+    ('', 'validation on clean (2 images); not of the noise trained on: {pairs}\n'),
+  ],
+)
+def test_pairs_validate_training_on_clean_images_with_the_noise_of_a_camera(
+  config, tmp_path, capsys, camera, text
+):
+  pairs = config.data.train.pairs
+  config.data.train.pairs, config.data.pairs_share = '', 0.0
+  config.noise.update(camera=camera, camera_share=0.5 if camera else 0.0)
+  config.validation.update(every=2, clean=(config.data.train.clean,), pairs=(pairs,))
+  # Before anything is compiled.
+  config.init_from = 'nowhere'
+  with pytest.raises(ValueError, match='nowhere'):
+    train(config, tmp_path / 'run', jax.devices()[:1])
+  assert text.format(pairs=pairs) in capsys.readouterr().out

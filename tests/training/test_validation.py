@@ -79,6 +79,15 @@ def test_large_images_are_validated_in_tiles(tmp_path, monkeypatch, areas_px):
   assert (16, 24) in network.compiled_for
 
 
+def test_images_of_many_sizes_share_programs(tmp_path):
+  for i in range(9):
+    dataset_files.write(tmp_path / 'images' / f'{i}.png', np.full((16 + i, 24 + 3 * i, 3), 100, np.uint8))
+  network = _Network(most_px=10**6)
+  result = _validate(network, tmp_path / 'images')
+  assert result.denoised_psnr == pytest.approx(20 * np.log10(1 / 0.2), abs=1e-3)
+  assert len(network.compiled_for) == 1
+
+
 def test_an_image_that_fails_is_logged_by_name_and_left_out(tmp_path, caplog):
   for name in 'ab':
     dataset_files.write(tmp_path / 'images' / f'{name}.png', np.full((16, 24, 3), 100, np.uint8))

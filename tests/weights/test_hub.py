@@ -99,7 +99,7 @@ def server(small_file):
     thread.join()
 
 
-def _locate(sources, folder, endpoint, **variables):
+def _locate(sources, folder, endpoint, *, warnings=(), **variables):
   """What a new process finds: huggingface_hub reads its variables when it is imported."""
   environment = {
     **{name: value for name, value in os.environ.items() if not name.startswith(('HF_', 'HUGGING'))},
@@ -117,7 +117,7 @@ def _locate(sources, folder, endpoint, **variables):
     timeout=120,
   )
   assert done.returncode == 0, done.stderr
-  assert done.stderr == ''
+  assert done.stderr.splitlines() == list(warnings)
   found, calls, heavy = json.loads(done.stdout)
   assert heavy == []
   return found, calls
@@ -146,8 +146,12 @@ def test_weights_are_downloaded_once_and_found_offline(server, small_file, tmp_p
 
   # Without network: what was downloaded is found, and nothing else.
   refused = ['hf://Owner/two/a.safetensors', 'hf://Owner/none']
+  warnings = [
+    f'{source}: the Hugging Face Hub cannot be reached; taking small.safetensors, which was downloaded before'
+    for source in ('hf://Owner/one', 'hf://Owner/one@v1')
+  ]
   for endpoint, variables in (('http://127.0.0.1:9', {}), (url, {'HF_HUB_OFFLINE': '1'})):
-    again, calls = _locate([*wanted, *refused], tmp_path, endpoint, **variables)
+    again, calls = _locate([*wanted, *refused], tmp_path, endpoint, warnings=warnings, **variables)
     assert {source: again[source] for source in wanted} == found
     assert calls == []
     for source in refused:
