@@ -6,6 +6,8 @@ import chex
 import jax
 from jax import lax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 import jax.test_util
 import numpy as np
 import pytest
@@ -431,6 +433,25 @@ def test_pmap_over_two_devices_equals_a_loop():
   assert len(got.sharding.device_set) == 2
   for i in range(2):
     np.testing.assert_allclose(got[i], simple(*(a[i] for a in stacked), *shared), atol=1e-5)
+
+
+def test_shard_map_over_two_devices_gives_the_gradients_of_both_images():
+  """As docs/network.md says, with ``check_vma=False``."""
+  stacked, shared = stacked_inputs(2)
+  images = [a.reshape(-1, *a.shape[2:]) for a in stacked]
+
+  def gradient(*args):
+    return jax.grad(lambda *args: jnp.sum(simple(*args) ** 2), argnums=3)(*args)
+
+  mesh, split, same = Mesh(np.asarray(jax.devices()[:2]), ('devices',)), P('devices'), P()
+  summed = jax.shard_map(
+    lambda *args: jax.lax.psum(gradient(*args), 'devices'),
+    mesh=mesh,
+    in_specs=(split, split, split, same, same),
+    out_specs=same,
+    check_vma=False,
+  )
+  assert relative_error(fast_jit(summed)(*images, *shared), fast_jit(gradient)(*images, *shared)) < 1e-5
 
 
 # --- Memory and fusion: properties of the compiled program, which is not run.
