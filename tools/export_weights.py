@@ -64,6 +64,7 @@ def main() -> None:
       step=steps[-1],
       about=about,
       dtype=dtype.value,
+      overwrite=overwrite.value,
     )
     print(f'{output.value}: {Path(output.value).stat().st_size / 1e6:.1f} MB, step {steps[-1]}')
 

@@ -38,7 +38,8 @@ def make_vivid(folder: str | Path, output: str | Path, *, shapes: int = 96, seed
     The number of images in the new folder.
 
   Raises:
-    ValueError: There are no images, one is not RGB, or the new folder exists.
+    ValueError: There are no images, one is not RGB, the new folder exists, or two new images would have one
+      name, as in a folder that this has made.
   """
   folder, output = local_path(folder), local_path(output)
   paths = find_images(folder)
@@ -48,14 +49,22 @@ def make_vivid(folder: str | Path, output: str | Path, *, shapes: int = 96, seed
   rng = np.random.default_rng(seed)
   for number, path in enumerate(paths):
     # Files of one name may be in several subfolders.
-    copy = output / path.relative_to(folder)
+    copy = _new(output / path.relative_to(folder))
     copy.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(path, copy)
     if number % 3 == 0:
-      _vivid(path, rng).save(copy.with_name(f'vivid_{path.stem}.png'))
+      _vivid(path, rng).save(_new(copy.with_name(f'vivid_{path.stem}.png')))
   for number in range(shapes):
-    _shapes(rng).save(output / f'shapes_{number:03}.png')
+    _shapes(rng).save(_new(output / f'shapes_{number:03}.png'))
   return len(find_images(output))
+
+
+def _new(path):
+  if path.exists():
+    raise ValueError(
+      f'{path}: two images would have this name; rename one of {path.name} in the first folder'
+    )
+  return path
 
 
 def _vivid(path, rng):

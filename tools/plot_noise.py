@@ -177,6 +177,9 @@ def main() -> None:
         raise ValueError(f'{path} exists; choose another --output or pass --overwrite')
     sources: dict[str, list[dict[str, list[float]]]] = {}
     clean: list[np.ndarray] = []
+    names = [*(Path(text.rstrip('/')).name for text in pairs.value), *presets.value]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+      raise ValueError(f'--pairs, --presets: {", ".join(repeated)} would name two sources; rename a folder')
     for text in pairs.value:
       images = list(_read_pairs(text))
       sources[Path(text.rstrip('/')).name] = statistics_of_pairs(images)

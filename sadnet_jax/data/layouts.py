@@ -3,7 +3,7 @@
 ======  =====================================================================
 clean   Any folder of clean images, with its subfolders; each image is a scene. Of a copy of
         CBSD68 with ``noisy15``, ``noisy25`` ... beside ``original_png`` or ``original``, the
-        first of these two alone.
+        first of these two alone. Refused if most of them make pairs of noisy and clean images.
 pairs   Any folder of noisy and clean images, paired by the rules of `pairs`;
         each pair is a scene.
 sidd    SIDD Medium or Small sRGB: ``Data/<scene>/[NNNN_]{NOISY,GT}_SRGB_NNN.PNG``
@@ -133,7 +133,8 @@ def _find_clean(folder: Path) -> tuple[list[_Files], list[str]]:
         f'{folder}: has folders of noisy images ({", ".join(path.name for path in noisy)}), which are not '
         'clean; give the folder of the clean images alone'
       )
-  elif pairs := find_pairs(images, folder)[0]:
+  # A few names may look like pairs by chance.
+  elif 4 * len(pairs := find_pairs(images, folder)[0]) > len(images):
     noisy_path, clean_path = (path.relative_to(folder) for path in pairs[0])
     raise ValueError(
       f'{folder}: has pairs of noisy and clean images, such as {noisy_path} and {clean_path}, but clean ones '

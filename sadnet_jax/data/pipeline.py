@@ -186,7 +186,7 @@ def decode(content: Any, channels: int) -> Any:
 
 
 def _is_decodable(path):
-  """Whether TensorFlow decodes a file as `read_image` does: JPEG, PNG of up to 8 bits, or BMP of 24.
+  """Whether TensorFlow decodes a file as `read_image` does: JPEG, PNG of up to 8 bits, or BMP of 24 bits.
 
   Of 16 bits it drops the lower 8, and knows no tags for white. As for `read_image`, the name says nothing.
   """

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 from pathlib import Path
+import shutil
 import socket
 import tempfile
 import time
@@ -299,18 +300,22 @@ def _page(gradio, choices, folder, first_quality, strengths, first_suffix, readi
     results = Path(tempfile.mkdtemp(dir=folder))
     output = writable_name(results / f'{source.stem}-denoised{source.suffix}', suffix or None)
     report = _Progress(Target(source, output), progress)
-    try:
-      chosen = choices.networks(name, quality).with_strength(strength, chroma_strength)
-      job.denoise_all([Target(source, output)], chosen, report, overwrite=False, **reading, **writing)
-      if report.failed:
-        return nothing('\n'.join(report.lines))
-      progress(1, desc='Preparing the preview')
-      whole, crop = _previews((source, output), results, reading)
-    # Weights that cannot be read.
-    except ValueError as error:
-      return nothing(str(error))
-    except (KeyboardInterrupt, SystemExit):
-      raise gradio.Error('The page has been stopped.', print_exception=False) from None
+    with contextlib.ExitStack() as on_failure:
+      # Gradio knows the files only once they are returned.
+      on_failure.callback(shutil.rmtree, results, ignore_errors=True)
+      try:
+        chosen = choices.networks(name, quality).with_strength(strength, chroma_strength)
+        job.denoise_all([Target(source, output)], chosen, report, overwrite=False, **reading, **writing)
+        if report.failed:
+          return nothing('\n'.join(report.lines))
+        progress(1, desc='Preparing the preview')
+        whole, crop = _previews((source, output), results, reading)
+      # Weights that cannot be read.
+      except ValueError as error:
+        return nothing(str(error))
+      except (KeyboardInterrupt, SystemExit):
+        raise gradio.Error('The page has been stopped.', print_exception=False) from None
+      on_failure.pop_all()
     text = '\n'.join(report.lines)
     return (
       whole,

@@ -204,6 +204,24 @@ class Denoiser:
       return jax.device_put(denoised, image.sharding)
     return self._denoise(image, progress)
 
+  def apply(self, noisy: np.ndarray) -> np.ndarray:
+    """What the network itself makes of an image, for measurements: in tiles if it is large.
+
+    Unlike a call, this takes any values, and gives grey images no treatment of their own.
+
+    Args:
+      noisy: float32 [H, W, C] with the network's channels.
+
+    Returns:
+      The same shape, not clipped.
+
+    Raises:
+      ValueError: The device fails.
+    """
+    denoised = np.empty((1, *noisy.shape), np.float32)
+    self._denoise_batch(noisy[None], denoised, [None], _ignore_progress)
+    return denoised[0]
+
   def replace_params(self, params: Mapping[str, Any]) -> None:
     """Takes other weights of the same network, and keeps the compiled programs."""
     self.network.params = jax.device_put(params, self.network.device)

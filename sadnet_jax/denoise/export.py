@@ -74,20 +74,22 @@ def export_denoiser(
   return export.export(jax.jit(denoise), platforms=platforms)(noisy)
 
 
-def save_denoiser(path: str | Path, exported: export.Exported) -> None:
-  """Writes the artifact, completely or not at all; replaces an existing file.
+def save_denoiser(path: str | Path, exported: export.Exported, *, overwrite: bool = True) -> None:
+  """Writes the artifact, completely or not at all.
 
   Args:
     path: A path with the extension .stablehlo, in an existing folder.
     exported: The result of `export_denoiser`.
+    overwrite: Replace an existing file.
 
   Raises:
     ValueError: The path has another extension.
+    FileExistsError: The file exists and is not to be replaced.
     ImportError: The package flatbuffers is missing.
   """
   path = _checked_path(path)
   content = exported.serialize()
-  with replacing(path) as temporary:
+  with replacing(path, overwrite=overwrite) as temporary:
     temporary.write_bytes(content)
 
 
@@ -252,12 +254,12 @@ def _run(given):
   model, params, _ = loading.load(given.weights)
   if file_format == 'onnx':
     content = onnx_denoiser(model, params, size=size and _checked_size(size)).SerializeToString()
-    with replacing(output) as temporary:
+    with replacing(output, overwrite=given.overwrite) as temporary:
       temporary.write_bytes(content)
     runs_on = f'ONNX opset {OPSET}'
   else:
     exported = export_denoiser(model, params, size=size, platforms=(given.platforms or 'cpu,cuda').split(','))
-    save_denoiser(output, exported)
+    save_denoiser(output, exported, overwrite=given.overwrite)
     runs_on = f'for {", ".join(exported.platforms)}'
   images = f'of {given.size}' if size else 'of any size'
   megabytes = output.stat().st_size / 1e6

@@ -136,7 +136,8 @@ def denoise_all(
     report: Shows progress and errors.
     overwrite: Replace existing files, except those written by this call: on some file systems, names that
       differ only by case are one file.
-    skip_existing: Skip pictures whose output has appeared meanwhile, from another process on the same folder.
+    skip_existing: Skip pictures whose files have appeared meanwhile, from another process on the same folder;
+      of an existing picture without its comparison write that alone.
     linear: Whether floating-point files hold linear light, as `read_photograph` takes it.
     white_level: White in 16-bit files, as `read_photograph` takes it.
     jpeg_quality: Quality of JPEG files, from 1 to 100.
@@ -144,14 +145,44 @@ def denoise_all(
   outputs = Outputs(overwrite=overwrite, jpeg_quality=jpeg_quality)
   for target in targets:
     interruption.check()
-    if skip_existing and outputs.exists_already(target.output):
+    if skip_existing and all(map(outputs.exists_already, target.files)):
       report.skip(target)
       continue
     report.start(target)
+    reading = {'linear': linear, 'white_level': white_level}
+    is_denoised = skip_existing and outputs.exists_already(target.output)
     try:
-      _denoise(target, networks, report, outputs, {'linear': linear, 'white_level': white_level})
+      if is_denoised:
+        _compare_existing(target, report, outputs, reading)
+        report.skip(target)
+      else:
+        _denoise(target, networks, report, outputs, reading)
     except Exception as error:
-      report.fail(target, error_line(target.source, error))
+      theirs = [path for path in target.files if outputs.exists_already(path)]
+      is_complete = all(map(os.path.lexists, target.files))
+      if skip_existing and theirs and (is_complete or (not is_denoised and target.output in theirs)):
+        # Another process had the same picture at the same time.
+        report.skip(target)
+      else:
+        report.fail(target, error_line(target.source, error))
+
+
+def _compare_existing(target, report, outputs, reading):
+  """Writes the comparison of a picture that is denoised already, as after an interruption."""
+  noisy, denoised = (read_photograph(path, **reading) for path in (target.source, target.output))
+  shapes = [upright(photograph).pixels.shape for photograph in (noisy, denoised)]
+  if shapes[0] != shapes[1]:
+    (height, width, _), (other_height, other_width, _) = shapes
+    raise ValueError(
+      f'{shown_path(target.output)} has {other_width}x{other_height} pixels or other channels, but the '
+      f'picture {width}x{height}, so there is no comparison of them; pass --overwrite to denoise it again'
+    )
+  _write_comparison(target, noisy, denoised, report, outputs)
+
+
+def _write_comparison(target, noisy, denoised, report, outputs):
+  compared, notes = comparison(noisy, denoised)
+  report.note(target.comparison, (*notes, *outputs.write(target.comparison, compared)))
 
 
 def _denoise(target, networks, report, outputs, reading):
@@ -174,8 +205,7 @@ def _denoise(target, networks, report, outputs, reading):
   photograph = dataclasses.replace(photograph, pixels=_denoised(photograph.pixels, denoiser, progress))
   report.note(target.output, outputs.write(target.output, photograph))
   if noisy is not None:
-    compared, notes = comparison(noisy, photograph)
-    report.note(target.comparison, (*notes, *outputs.write(target.comparison, compared)))
+    _write_comparison(target, noisy, photograph, report, outputs)
   report.finish(target, width=width, height=height, seconds=time.perf_counter() - start)
 
 

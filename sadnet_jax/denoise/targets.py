@@ -66,7 +66,7 @@ def find_targets(
     recursive: Also search the subfolders of folders, and the folders that they link to.
     compare: Also name comparisons.
     overwrite: Allow outputs to replace existing files; inputs are never replaced.
-    skip_existing: Allow outputs to exist; `split_existing` finds them.
+    skip_existing: Allow pictures to exist, with or without their comparison; `split_existing` finds them.
 
   Raises:
     ValueError: A name is a URL or the ``-`` of standard input and output, the output folder is not writable,
@@ -102,16 +102,18 @@ def find_targets(
   _check_clashes(targets)
   _check_inputs_are_kept(targets)
   if not overwrite:
-    _check_no_output_exists(split_existing(targets)[0] if skip_existing else targets)
+    # A comparison without its picture is of another one.
+    wanted = [t for t in targets if not (skip_existing and os.path.lexists(t.output))]
+    _check_no_output_exists(wanted, '--overwrite' if skip_existing else '--overwrite or --skip-existing')
   return targets
 
 
 def split_existing(targets: Sequence[Target]) -> tuple[list[Target], list[Target]]:
-  """The targets whose output does not exist yet, and those whose output does."""
+  """The targets of which a file does not exist yet, and those whose files all do."""
   missing: list[Target] = []
   existing: list[Target] = []
   for target in targets:
-    (existing if os.path.lexists(target.output) else missing).append(target)
+    (existing if all(map(os.path.lexists, target.files)) else missing).append(target)
   return missing, existing
 
 
@@ -311,16 +313,14 @@ def file_identity(path: Path) -> tuple[int, int] | None:
   return status.st_dev, status.st_ino
 
 
-def _check_no_output_exists(targets):
+def _check_no_output_exists(targets, options):
   existing = [file for file in _files(targets) if os.path.lexists(file)]
   if existing:
     names = ', '.join(map(shown, existing[:_NAMED_OUTPUTS]))
     more = len(existing) - _NAMED_OUTPUTS
     names += f' and {more} more' if more > 0 else ''
     exist = 'exist' if len(existing) > 1 else 'exists'
-    raise ValueError(
-      f'{names} already {exist}; choose another output, or pass --overwrite or --skip-existing'
-    )
+    raise ValueError(f'{names} already {exist}; choose another output, or pass {options}')
 
 
 def _files(targets: Iterable[Target]) -> Iterator[Path]:

@@ -255,7 +255,7 @@ class SADNetMethod:
     if done is not None:
       return done
     try:
-      return [self._denoiser(image) for image in noisy]
+      return [self._denoiser.apply(image) for image in noisy]
     except ValueError as error:
       raise ValueError(f'sadnet: {error}') from error
 

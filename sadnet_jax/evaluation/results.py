@@ -180,6 +180,16 @@ def shareable(value: Any, root: str | Path | None = None) -> Any:
   return _LOCATION.sub(_shareable_location, value)
 
 
+def shareable_result(result: SetResult, root: str | Path | None = None) -> dict[str, Any]:
+  """`SetResult.to_json` made `shareable`, except for names of images, which are relative to their set."""
+  content = shareable(result.to_json(), root)
+  for item, image in zip(content['images'], result.images, strict=True):
+    item['name'] = image.name
+  for item, failure in zip(content['failures'], result.failures, strict=True):
+    item['name'] = failure.name
+  return content
+
+
 def _shareable_location(match: re.Match[str]) -> str:
   location = match[0]
   if '://' not in location:

@@ -303,13 +303,15 @@ class _OutputFolder:
 
   def _write(self):
     """Writes results.json and images.csv; returns the content of results.json."""
-    content = {
-      **self._about,
-      'results': [r.to_json() for r in self._results],
+    others = {
       'submissions': [dataclasses.asdict(s) for s in self._submissions],
       'failures': [dataclasses.asdict(f) for f in self._failures],
     }
-    content = results.shareable(content, self._root)
+    content = {
+      **results.shareable(self._about, self._root),
+      'results': [results.shareable_result(r, self._root) for r in self._results],
+      **results.shareable(others, self._root),
+    }
     results.write_json(self._folder / results.RESULTS_FILE, content)
     results.write_csv(self._folder / results.IMAGES_FILE, self._results)
     return content

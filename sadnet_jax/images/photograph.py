@@ -16,7 +16,7 @@ MAX_PIXELS = 500_000_000
 HDR_TRANSFERS = (16, 18)
 # Luma of gamma-encoded R, G and B, ITU-R BT.601.
 BT601_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-# What is wrong where `is_mostly_above_white` holds.
+# Says of an image that `is_mostly_above_white`.
 ABOVE_WHITE = 'most of its values are above 1, which is white'
 # Reading holds the decoder's picture and up to two arrays at once.
 _COPIES = 3

@@ -1,6 +1,7 @@
 """PNG files before libpng decodes them: metadata of bounded size, and damage, of which libpng would print."""
 
 from collections.abc import Mapping, Sequence
+import functools
 import struct
 import zlib
 
@@ -83,14 +84,18 @@ def is_scaled_to_16_bits(samples: np.ndarray, bits: int) -> bool:
     samples: uint16.
     bits: Bits before scaling, from 1 to 15 (sBIT).
   """
-  if not np.any(samples & np.uint16(2 ** (16 - bits) - 1)):
-    return True
-  # Scaled by multiplication or by repeating the upper bits, which differ by rounding. (Of 15 bits, every
-  # value is that near to a scaled one.)
+  values = np.arange(2**bits, dtype=np.uint32)
+  shifted = values << (16 - bits)
+  # The upper bits again below, as often as they fit.
+  repeated = functools.reduce(np.bitwise_or, [shifted >> start for start in range(0, 16, bits)])
   largest = 2**bits - 1
-  values = (samples.astype(np.uint32) * largest + FULL_WHITE // 2) // FULL_WHITE
-  scaled = (values * FULL_WHITE + largest // 2) // largest
-  return bool(np.all(np.abs(scaled.astype(np.int32) - samples) <= (bits < 15)))
+  multiplied = (values * FULL_WHITE + largest // 2) // largest
+  for scaled in (shifted, repeated, multiplied):
+    is_scaled = np.zeros(FULL_WHITE + 1, bool)
+    is_scaled[scaled] = True
+    if is_scaled[samples].all():
+      return True
+  return False
 
 
 def sample_bits(start: bytes) -> int | None:

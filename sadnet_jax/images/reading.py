@@ -417,9 +417,11 @@ def _read_png(path, white_level):
   array, _ = _decode(path)
   bits = max(named.get(b'sBIT', b'') or b'\0')
   pixels, alpha = split_alpha(array, 1 if array.shape[2] < 3 else 3)
-  # The format wants samples of fewer bits scaled to 16; many programs store them as they are.
-  is_unscaled = 0 < bits < 16 and not png.is_scaled_to_16_bits(pixels, bits)
-  pixels, white_level, white_notes = _in_full_range(pixels, white_level, 2**bits - 1 if is_unscaled else None)
+  tagged = None
+  if white_level is None and pixels.dtype == np.uint16 and 0 < bits < 16:
+    # The format wants samples of fewer bits scaled to 16; many programs store them as they are.
+    tagged = None if png.is_scaled_to_16_bits(pixels, bits) else 2**bits - 1
+  pixels, white_level, white_notes = _in_full_range(pixels, white_level, tagged)
   notes += white_notes
   profile, profile_notes = blocks.checked_profile(metadata_parts.icc_profile, pixels.shape[2])
   exif, exif_notes = blocks.checked_exif(named.get(b'eXIf'))

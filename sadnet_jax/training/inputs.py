@@ -57,8 +57,9 @@ def _open_files(config, device):
   found = {name: _find(config, name, folder) for name, folder in training_sets(config).items()}
   examples = list(itertools.chain.from_iterable(f.examples for f in found.values()))
   # The scene of a clean image is its name, which may be that of a scene of pairs.
-  _, held_out = hold_out([e for e in examples if e.noisy is not None], config.data.held_out)
-  kept = [e for e in examples if e not in held_out]
+  kept_pairs, held_out = hold_out([e for e in examples if e.noisy is not None], config.data.held_out)
+  kept_set = set(kept_pairs)
+  kept = [e for e in examples if e.noisy is None or e in kept_set]
   problems = list(itertools.chain.from_iterable(f.problems for f in found.values()))
   if not kept:
     raise ValueError('config.data.held_out holds out every scene of the training sets; hold out fewer')

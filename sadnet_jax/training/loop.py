@@ -172,7 +172,10 @@ def _make_validator(config, data):
   text = ', '.join(f'{s.name} ({len(s.images)} images)' for s in sets) or 'nothing'
   for what, folders in (
     ('not found', missing),
-    ('not of the noise trained on', [folder for folder in unused if look_for_data_dir(folder)]),
+    (
+      'unused, because of other noise than in training',
+      [folder for folder in unused if look_for_data_dir(folder)],
+    ),
   ):
     text += f'; {what}: {", ".join(folders)}' if folders else ''
   print(f'validation on {text}', flush=True)

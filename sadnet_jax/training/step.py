@@ -24,7 +24,7 @@ from sadnet_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
 Batch = Mapping[str, Any]
-# (denoised, clean), both [N, H, W, C] -> scalar.
+# (denoised, clean), both [N, H, W, C] -> scalar: a mean over the images, since a batch is processed in parts.
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 # (one random key per image [N], clean [N, H, W, C] in [0, 1]) -> noisy [N, H, W, C].
 AddNoise = Callable[[jax.Array, jax.Array], jax.Array]

@@ -205,7 +205,7 @@ class _Network:
     self._denoiser: Denoiser | None = None
 
   def __call__(self, params: Any, noisy: np.ndarray, shares_programs: bool) -> np.ndarray:
-    """float32 [H, W, C] -> the same shape; with a program for other sizes too, or for this one."""
+    """float32 [H, W, C] -> the same shape, by a program that other sizes can share or by one of its own."""
     height, width, _ = noisy.shape
     # No device is too small for the smallest tile.
     fits = height * width <= tile_memory.AREAS_PX[-1] or self._with(params).plan(height, width).tiles == 1
@@ -215,7 +215,7 @@ class _Network:
       except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
           raise
-    return self._with(params)(noisy)
+    return self._with(params).apply(noisy)
 
   def _with(self, params):
     if self._denoiser is None:

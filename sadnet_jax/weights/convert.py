@@ -74,11 +74,11 @@ def convert(
   if step is not None and step < 0:
     raise ValueError(f'--step: {step} is negative')
   if to_ours:
-    model = _to_ours(source, target, _rates(dilations), dtype, step or 0, about or '')
+    model = _to_ours(source, target, _rates(dilations), dtype, step or 0, about or '', overwrite)
   elif given := [n for n, v in (('dilations', dilations), ('step', step), ('about', about)) if v is not None]:
     raise ValueError(f'{target.name} cannot record --{", --".join(given)}; omit it')
   else:
-    model = _to_torch(source, target, dtype)
+    model = _to_torch(source, target, dtype, overwrite)
   rates = ', '.join(map(str, model.dilations))
   return (
     f'{target}: {target.stat().st_size / 1e6:.1f} MB, {dtype}; channels {model.channels}, '
@@ -86,16 +86,18 @@ def convert(
   )
 
 
-def _to_ours(source, target, dilations, dtype, step, about):
+def _to_ours(source, target, dilations, dtype, step, about, overwrite):
   model, params = load_file(source, dilations=dilations)
   metadata = {'source': _decodable(source.name), 'source_sha256': file_sha256(source), 'about': about}
   fields = safetensors.fields_of(model)
   with np.errstate(over='ignore'):
-    safetensors.save_weights(target, params, model=fields, step=step, about=metadata, dtype=dtype)
+    safetensors.save_weights(
+      target, params, model=fields, step=step, about=metadata, dtype=dtype, overwrite=overwrite
+    )
   return model
 
 
-def _to_torch(source, target, dtype):
+def _to_torch(source, target, dtype, overwrite):
   model, params, _ = safetensors.load_with_model(source)
   try:
     check_in_authors_code(model)
@@ -107,7 +109,7 @@ def _to_torch(source, target, dtype):
   for name, array in state_dict.items():
     if not np.isfinite(array).all():
       raise ValueError(f'{name} has values that are not finite in {dtype}')
-  write_state_dict(target, state_dict)
+  write_state_dict(target, state_dict, overwrite=overwrite)
   return model
 
 

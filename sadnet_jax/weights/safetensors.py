@@ -38,6 +38,7 @@ def save_weights(
   step: int,
   about: Mapping[str, str],
   dtype: str = 'float32',
+  overwrite: bool = True,
 ) -> None:
   """Writes weights; an existing file is replaced when the new one is complete.
 
@@ -49,10 +50,12 @@ def save_weights(
     step: Number of training steps.
     about: More metadata, such as training data and command.
     dtype: 'float32', or 'float16' for half the size.
+    overwrite: Whether a file may be replaced.
 
   Raises:
     ValueError: Another extension or dtype, a weight that is not finite in that dtype, or ``about`` has values
       that are not text or one of the names above.
+    FileExistsError: The file exists and is not to be replaced.
   """
   path = Path(path)
   if path.suffix != SAFETENSORS_SUFFIX:
@@ -69,7 +72,7 @@ def save_weights(
     if not np.isfinite(array).all():
       raise ValueError(f'{name} has values that are not finite in {dtype}')
   metadata = {**about, 'sadnet_jax': _FORMAT, 'model': json.dumps(model), 'step': str(step)}
-  with replacing(path) as temporary:
+  with replacing(path, overwrite=overwrite) as temporary:
     save_file(arrays, temporary, metadata)
 
 

@@ -301,7 +301,7 @@ def _find_state_dict(content: Any) -> dict[str, _Tensor]:
   return tensors
 
 
-def write_state_dict(path: str | Path, state_dict: Mapping[str, Any]) -> None:
+def write_state_dict(path: str | Path, state_dict: Mapping[str, Any], *, overwrite: bool = True) -> None:
   """Writes a state dict like ``torch.save``; an existing file is replaced when the new one is complete.
 
   ``torch.load`` reads it, also with ``weights_only`` and ``mmap``. Equal arrays give equal bytes.
@@ -309,9 +309,11 @@ def write_state_dict(path: str | Path, state_dict: Mapping[str, Any]) -> None:
   Args:
     path: The file; its folder must exist.
     state_dict: Tensor name -> array, in PyTorch's layout.
+    overwrite: Whether a file may be replaced.
 
   Raises:
     ValueError: An array has a dtype that cannot be written.
+    FileExistsError: The file exists and is not to be replaced.
   """
   types = {dtype: name for name, dtype in _STORAGES.items()}
   arrays = {name: np.asarray(array) for name, array in state_dict.items()}
@@ -322,7 +324,7 @@ def write_state_dict(path: str | Path, state_dict: Mapping[str, Any]) -> None:
   entries = {'data.pkl': _pickled(arrays, types), 'byteorder': sys.byteorder.encode()}
   entries |= {f'data/{i}': array.tobytes() for i, array in enumerate(arrays.values())}
   entries['version'] = b'3\n'
-  with replacing(path) as temporary, zipfile.ZipFile(temporary, 'w') as archive:
+  with replacing(path, overwrite=overwrite) as temporary, zipfile.ZipFile(temporary, 'w') as archive:
     for name, data in entries.items():
       entry = zipfile.ZipInfo(f'archive/{name}')
       # Otherwise depends on the machine.

@@ -120,6 +120,8 @@ def test_the_page_denoises_a_picture_as_the_command_does(tmp_path):
     reason = 'is a JPEG file of CMYK colours; convert it to RGB with its colour profile'
     assert denoise('ink.jpg') == f'ink.jpg: {reason}'
     assert not driver.find_elements(By.CSS_SELECTOR, '#whole img, #download')
+    # Nothing that failed is kept.
+    assert list((tmp_path / 'tmp').glob('sadnet-denoise-*/tmp*')) == []
     clear()
     # As the command, with the options that the page was started with.
     assert denoise('float.tif').startswith('float-denoised.jpg: 31x17 pixels, ')

@@ -221,7 +221,7 @@ def test_files_are_replaced_only_with_overwrite(folder, weights, denoiser, capsy
 
 def test_existing_outputs_can_be_skipped(folder, weights, denoiser, capsys):
   pixels = {name: picture(folder / f'in/{name}.png', seed=ord(name)) for name in 'abc'}
-  picture(folder / 'out/b.png', size=(3, 3))
+  picture(folder / 'out/b.png', seed=1)
   before = (folder / 'out/b.png').read_bytes()
   arguments = ['in', '-o', 'out', '--model', weights, '--skip-existing']
   status, lines = run(*arguments, '--compare', capsys=capsys)
@@ -229,14 +229,25 @@ def test_existing_outputs_can_be_skipped(folder, weights, denoiser, capsys):
   assert lines[-1].startswith('sadnet-denoise: 2 of 3 pictures denoised in ')
   assert lines[-1].endswith(', 1 skipped because their output exists')
   assert (folder / 'out/b.png').read_bytes() == before
-  assert all_files(folder / 'out') == ['a.compare.png', 'a.png', 'b.png', 'c.compare.png', 'c.png']
+  files = [f'{name}{suffix}' for name in 'abc' for suffix in ('.compare.png', '.png')]
+  assert all_files(folder / 'out') == files
+  # As after an interruption between the two, the comparison is that of the existing picture.
+  expected = np.concatenate([pixels['b'], pixels_of('out/b.png')], axis=1)
+  np.testing.assert_array_equal(pixels_of('out/b.compare.png'), expected)
   np.testing.assert_array_equal(pixels_of('out/a.png'), denoiser(pixels['a']))
   status, (line,) = run(*arguments, capsys=capsys)
   assert (status, line.partition(' in ')[0]) == (0, 'sadnet-denoise: 0 of 3 pictures denoised')
   # A comparison without its picture is neither replaced nor skipped.
   (folder / 'out/a.png').unlink()
-  assert run(*arguments, '--compare', capsys=capsys)[0] == 2
+  status, (line,) = run(*arguments, '--compare', capsys=capsys)
+  assert (status, line.partition('; ')[2]) == (2, 'choose another output, or pass --overwrite')
   assert run(*arguments, '--overwrite', capsys=capsys)[0] == 2
+  # Nor one of a picture of another size.
+  (folder / 'out/a.compare.png').unlink()
+  picture(folder / 'out/a.png', size=(3, 3))
+  status, lines = run(*arguments, '--compare', capsys=capsys)
+  assert status == 1
+  assert 'out/a.png has 3x3 pixels or other channels, but the picture' in lines[0]
 
 
 def test_outputs_of_another_process_on_the_same_folder_are_skipped(folder, weights, monkeypatch, capsys):
@@ -254,6 +265,28 @@ def test_outputs_of_another_process_on_the_same_folder_are_skipped(folder, weigh
   assert status == 0
   assert lines[-1].endswith(', 1 skipped because their output exists')
   assert (folder / 'out/b.png').read_text() == 'theirs'
+
+
+def test_a_picture_that_another_process_denoises_at_the_same_time_is_skipped(
+  folder, weights, monkeypatch, capsys
+):
+  for name in 'ab':
+    picture(folder / f'in/{name}.png')
+  write = job.write_photograph
+
+  def write_after_another(path, photograph, **options):
+    if not path.exists():
+      path.write_text('theirs')
+    return write(path, photograph, **options)
+
+  monkeypatch.setattr(job, 'write_photograph', write_after_another)
+  status, lines = run('in', '-o', 'out', '--model', weights, '--skip-existing', capsys=capsys)
+  assert status == 0
+  assert lines[-1].endswith(', 2 skipped because their output exists')
+  assert (folder / 'out/a.png').read_text() == 'theirs'
+  for name in 'ab':
+    (folder / f'out/{name}.png').unlink()
+  assert run('in', '-o', 'out', '--model', weights, capsys=capsys)[0] == 1
 
 
 def test_pictures_of_equal_size_are_denoised_one_after_another(folder, weights, capsys):

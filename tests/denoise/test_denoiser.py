@@ -273,6 +273,15 @@ def test_a_pickled_denoiser_keeps_weights_options_and_device():
   np.testing.assert_array_equal(again(noisy), noisy)
 
 
+def test_the_network_alone_takes_any_values_and_treats_grey_images_like_others():
+  noisy = np.repeat(20 * picture(70, 90, 1) - 8, 3, axis=-1)
+  for options in ({}, {'tile_px': 64, 'overlap_px': 24}):
+    instance = denoiser(lambda noisy: noisy * np.float32([1, 2, 3]), **options)
+    np.testing.assert_allclose(instance.apply(noisy), noisy * [1, 2, 3], atol=1e-5)
+    with pytest.raises(ValueError, match=r'must be in \[0, 1\] apart from noise'):
+      instance(noisy)
+
+
 def test_new_weights_are_those_of_every_denoiser_that_shares_the_network():
   first = Denoiser(COLOR, random_variables(COLOR)['params'])
   others = [first.with_strength(0.5), first.with_ensemble()]

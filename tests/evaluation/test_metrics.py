@@ -233,7 +233,10 @@ def test_ssim_is_a_float32_of_the_device(ssim, dtype, x64):
 @SSIMS
 def test_ssim_is_the_same_inside_a_compiled_function(ssim):
   image, reference = (jnp.asarray(x, jnp.float32) for x in _pair((12, 13, 3)))
-  assert jax.jit(ssim)(image, reference) == pytest.approx(float(ssim(image, reference)), abs=SSIM_TOLERANCE)
+  expected = pytest.approx(float(ssim(image, reference)), abs=SSIM_TOLERANCE)
+  assert jax.jit(ssim)(image, reference) == expected
+  # With a reference that is no argument, too.
+  assert jax.jit(lambda image: ssim(image, reference))(image) == expected
 
 
 @SSIMS

@@ -99,12 +99,21 @@ def photographs(tmp_path):
   return _write_photographs(tmp_path / 'photographs')
 
 
-def test_a_method_of_ones_own_needs_a_name_and_a_function(photographs, tmp_path):
-  options = run.Options(datasets=[f'clean:{photographs}'], output=tmp_path / 'mine', sigmas_255=[5.0])
+def test_a_method_of_ones_own_needs_a_name_and_a_function(tmp_path):
+  for name in 'ab':
+    # Which looks as if an absolute path began behind the bracket.
+    _write_photographs(tmp_path / 'photographs' / 'holiday (1)' / name)
+  options = run.Options(
+    datasets=[f'clean:{tmp_path}/photographs'], output=tmp_path / 'mine', sigmas_255=[5.0], pictures=False
+  )
   run.evaluate([Noisy(), Darker()], options)
   noisy, darker = _results(tmp_path / 'mine')['results']
   assert (noisy['method']['name'], darker['method']['name']) == ('noisy', 'darker')
   # The variance of the noise, of which rounding to 8 bits clips some, is the square of the offset.
+  names = [f'holiday (1)/{folder}/{number}' for folder in 'ab' for number in range(5)]
+  assert _names(noisy) == names
+  rows = csv.DictReader((tmp_path / 'mine/images.csv').read_text().splitlines())
+  assert [row['name'] for row in rows][:10] == names
   lost = noisy['mean']['psnr'] - darker['mean']['psnr']
   assert lost == pytest.approx(10 * np.log10(2), abs=0.5)
 

@@ -74,6 +74,12 @@ def test_invalid_folders_and_images_are_refused(folder, tmp_path):
     make_vivid(folder, tmp_path / 'new')
 
 
+def test_a_folder_that_it_has_made_is_refused(folder, tmp_path):
+  make_vivid(folder, tmp_path / 'new', shapes=1)
+  with pytest.raises(ValueError, match=r'vivid_0.png: two images would have this name'):
+    make_vivid(tmp_path / 'new', tmp_path / 'newer', shapes=1)
+
+
 def test_the_command(folder, tmp_path, capsys):
   main([str(folder), str(tmp_path / 'new'), '--shapes=0', '--seed=3'])
   assert capsys.readouterr().out == f'{tmp_path / "new"}: 10 images\n'

@@ -117,7 +117,7 @@ def test_a_clean_image_with_the_name_of_a_held_out_scene_is_trained_on(config, t
   ('camera', 'text'),
   [
     ('photo', 'validation on clean (2 images), pairs (2 images)\n'),
-    ('', 'validation on clean (2 images); not of the noise trained on: {pairs}\n'),
+    ('', 'validation on clean (2 images); unused, because of other noise than in training: {pairs}\n'),
   ],
 )
 def test_pairs_validate_training_on_clean_images_with_the_noise_of_a_camera(
