@@ -129,7 +129,8 @@ def curve_of_runs(
 
   Args:
     runs: Folders in the order of the training. A run counts up to its newest checkpoint or, without
-      checkpoints, up to its last line; RUN/checkpoints/STEP counts up to that step.
+      checkpoints, up to its last line; RUN/checkpoints/STEP counts up to that step. The first may be the
+      .json file of a stored curve, if the runs before are gone.
     name: Name of the curve.
     about: `Curve.about`.
 
@@ -140,27 +141,40 @@ def curve_of_runs(
   Raises:
     ValueError: No run is given, a log is missing or incomplete, or a run did not start from the previous one.
   """
-  if not runs:
+  stored = read_curve(runs[0]) if runs and str(runs[0]).endswith('.json') else None
+  logs = [_read_log(Path(run)) for run in (runs if stored is None else runs[1:])]
+  if not logs:
     raise ValueError('--curve: give the folder of a run, or of several in order')
-  logs = [_read_log(Path(run)) for run in runs]
-  for before, log in itertools.pairwise(logs):
-    if log.config is None:
-      continue
-    # A file of weights does not say which run it is from.
-    start, step = _start_of(log.config['init_from'])
-    if start == before.run and step not in (None, before.steps):
-      raise ValueError(
-        f'--curve: {log.run} started from step {step} of {before.run}, not {before.steps}; give '
-        f'{start}/{CHECKPOINTS}/{step}'
-      )
-    if not start or (start != before.run and start in {other.run for other in logs}):
-      raise ValueError(
-        f'--curve: {log.run} started from {start or "no weights"}, not from {before.run}; give the runs of '
-        'one training in order'
-      )
-  logged_every = np.median(np.concatenate([np.diff(log.logged[:, 0], prepend=0) for log in logs]))
-  interval = next_round_number(max(sum(log.steps for log in logs) / _MAX_INTERVALS, logged_every))
-  return Curve(name, dict(about), interval, [_stage(log, interval) for log in logs]), logs[-1].params
+  earlier = () if stored is None else stored.stages
+  for before, log in itertools.pairwise([*earlier[-1:], *logs]):
+    # Weights that were published with a curve have its name.
+    published_as = stored.name if stored is not None and log is logs[0] else before.run
+    _check_start(log, before, published_as, {stage.run for stage in (*earlier, *logs)})
+  if stored is None:
+    logged_every = np.median(np.concatenate([np.diff(log.logged[:, 0], prepend=0) for log in logs]))
+    interval = next_round_number(max(sum(log.steps for log in logs) / _MAX_INTERVALS, logged_every))
+  else:
+    interval = stored.interval_steps
+  stages = [*earlier, *(_stage(log, interval) for log in logs)]
+  return Curve(name, dict(about), interval, stages), logs[-1].params
+
+
+def _check_start(log, before, published_as, runs):
+  """Raises ValueError if a run did not start from the one before it, or from the weights published of it."""
+  if log.config is None:
+    return
+  # A file of weights does not say which run it is from.
+  start, step = _start_of(log.config['init_from'])
+  if start == before.run and step not in (None, before.steps):
+    raise ValueError(
+      f'--curve: {log.run} started from step {step} of {before.run}, not {before.steps}; give '
+      f'{start}/{CHECKPOINTS}/{step}'
+    )
+  if not start or (start not in (before.run, published_as) and start in runs):
+    raise ValueError(
+      f'--curve: {log.run} started from {start or "no weights"}, not from {before.run}; give the runs of '
+      'one training in order'
+    )
 
 
 class _Log(NamedTuple):
@@ -482,7 +496,9 @@ def main() -> None:
 
   from sadnet_jax import command_line
 
-  curve = flags.DEFINE_list('curve', None, 'Runs in order, or the .json file of a curve.', required=True)
+  curve = flags.DEFINE_list(
+    'curve', None, 'Runs in order, or the .json file of a curve, alone or before runs.', required=True
+  )
   output = flags.DEFINE_string('output', None, 'File to write, .png.', required=True)
   overwrite = flags.DEFINE_bool('overwrite', False, 'Replace an existing file.')
 

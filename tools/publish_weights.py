@@ -14,9 +14,9 @@ The loss of PSNR by float16 is measured here: on clean images with the noise of 
 real noise.
 
 ``--curve=RUN``, or ``--curve=FIRST,SECOND`` for several stages, draws the training curve (`plot_training`)
-and stores its data; for the package's own weights, in docs/curves. The facts may then give the seeds of all
-stages; otherwise the seed is that of the run. For an average (`export_weights`), the last of these runs must
-be the last one averaged.
+and stores its data; for the package's own weights, in docs/curves. FIRST may be a stored curve, whose runs
+are gone. The facts may then give the seeds of all stages; otherwise the seed is that of the run. For an
+average (`export_weights`), the last of these runs must be the last one averaged.
 
 To write a new card of published weights from new results or facts, use ``--checkpoint=color --overwrite``.
 Their file and their curve stay as they are.

@@ -103,6 +103,32 @@ def test_a_run_counts_up_to_its_checkpoint_and_half_lines_do_not(tmp_path):
     _curve(first, fourth)
 
 
+def test_a_stored_curve_stands_for_runs_that_are_gone(tmp_path):
+  first = write_log(tmp_path / 'small', losses(40))
+  save_checkpoint(first, PARAMS, small_config(), 40)
+  second = write_log(tmp_path / 'second', losses(30))
+  save_checkpoint(second, PARAMS, small_config(init_from=str(first)), 30)
+  (tmp_path / 'small.json').write_text(_curve(first, second).to_json())
+  # It began from the published weights, which have the name of the first run.
+  third = write_log(tmp_path / 'third', losses(20))
+  save_checkpoint(third, PARAMS, small_config(init_from='small'), 20)
+  curve, params = curve_of_runs([tmp_path / 'small.json', third], 'small', {'commit': 'abc'})
+  assert curve.stages[:2] == _curve(first, second).stages
+  assert [(stage.run, stage.steps) for stage in curve.stages] == [
+    ('small', 40),
+    ('second', 30),
+    ('third', 20),
+  ]
+  assert curve.stages[2] == _curve(third).stages[0]
+  assert curve.about == {'commit': 'abc'}
+  jax.tree.map(np.testing.assert_array_equal, params, PARAMS)
+  save_checkpoint(third, PARAMS, small_config(init_from=''), 30)
+  with pytest.raises(ValueError, match='third started from no weights, not from second'):
+    curve_of_runs([tmp_path / 'small.json', third], 'small', {})
+  with pytest.raises(ValueError, match='--curve: give the folder of a run'):
+    curve_of_runs([tmp_path / 'small.json'], 'small', {})
+
+
 def test_without_checkpoints_a_run_counts_up_to_its_last_line_or_the_given_step(tmp_path):
   run = write_log(tmp_path / 'run', losses(40), end='{"step": 50')
   assert _curve(run).stages[0].steps == 40
