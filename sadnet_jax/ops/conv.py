@@ -11,6 +11,10 @@ from sadnet_jax.ops.promotion import usual_promotion
 
 # Up to this many input channels, a 1x1 convolution on a CPU is written as a sum over channels.
 _MAX_UNROLLED_CHANNELS = 8
+# XLA's convolution on a CPU is slow for narrower inputs than 32 channels together with outputs of a few.
+_MAX_NARROW_INPUTS, _MAX_NARROW_OUTPUTS = 16, 4
+# Neighbouring pixels whose outputs are computed together then: of 2, 4, 5 and 8, this is fastest.
+_PIXELS_TOGETHER = 4
 
 
 @usual_promotion()
@@ -39,16 +43,62 @@ def conv2d(
   """
   if padding is None and kernel.shape[:2] == (stride, stride) and dilation == 1:
     y = _conv2d_without_overlap(x, kernel)
+  elif padding is None and kernel.shape[0] % 2 and (stride, dilation) == (1, 1) and _is_narrow(x, kernel):
+    y = _conv2d_to_few_channels(x, kernel)
   else:
-    y = lax.conv_general_dilated(
-      x,
-      kernel,
-      window_strides=(stride, stride),
-      padding=padding or ('SAME' if stride == 1 else 'VALID'),
-      rhs_dilation=(dilation, dilation),
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    )
+    padding = padding or ('SAME' if stride == 1 else 'VALID')
+    y = _xla_conv2d(x, kernel, strides=(stride, stride), padding=padding, dilation=dilation)
   return y if bias is None else add_bias(y, bias)
+
+
+def _xla_conv2d(x, kernel, *, strides=(1, 1), padding='SAME', dilation=1):
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    window_strides=strides,
+    padding=padding,
+    rhs_dilation=(dilation, dilation),
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )
+
+
+def _is_narrow(x, kernel):
+  """Whether `_conv2d_to_few_channels` is the faster way."""
+  inputs, outputs = kernel.shape[2:]
+  is_small = inputs <= _MAX_NARROW_INPUTS and outputs <= _MAX_NARROW_OUTPUTS
+  return is_small and current_platform() == 'cpu' and not jax.export.is_symbolic_dim(x.shape[2])
+
+
+@jax.custom_vjp
+def _conv2d_to_few_channels(x, kernel):
+  """`conv2d` of stride 1, whose outputs for neighbouring pixels of a row become channels of one.
+
+  The kernel then has zeros where a neighbour does not look, and more products, but XLA is three times as
+  fast. Its gradients are those of the convolution as it was, which are faster.
+  """
+  size, pixels = kernel.shape[0], _PIXELS_TOGETHER
+  n, h, w, _ = x.shape
+  extra = -w % pixels
+  shifted = [jnp.pad(kernel, ((0, 0), (i, pixels - 1 - i), (0, 0), (0, 0))) for i in range(pixels)]
+  border = size // 2
+  y = _xla_conv2d(
+    x,
+    jnp.concatenate(shifted, axis=3),
+    strides=(1, pixels),
+    padding=((border, border), (border, border + extra)),
+  )
+  return y.reshape(n, h, w + extra, kernel.shape[3])[:, :, :w]
+
+
+def _narrow_forward(x, kernel):
+  return _conv2d_to_few_channels(x, kernel), jax.vjp(_xla_conv2d, x, kernel)[1]
+
+
+def _narrow_backward(pullback, dy):
+  return pullback(dy)
+
+
+_conv2d_to_few_channels.defvjp(_narrow_forward, _narrow_backward)
 
 
 def _conv2d_without_overlap(x, kernel):

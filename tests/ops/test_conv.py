@@ -27,6 +27,26 @@ def test_convolution_without_overlap_equals_that_xla_conv(platform, size, channe
   np.testing.assert_allclose(got, xla_conv(around), rtol=1e-5)
 
 
+@pytest.mark.parametrize('size', [3, 5])
+@pytest.mark.parametrize(('width', 'channels'), [(1, 16), (7, 3), (12, 16)])
+def test_convolution_to_few_channels_equals_that_of_xla(size, width, channels):
+  x = image(38, batch=2, size=(6, width), channels=channels)
+  kernel = image(39, size=(size, size), channels=channels * 3).reshape(size, size, channels, 3)
+
+  def xla_conv(x, kernel):
+    numbers = ('NHWC', 'HWIO', 'NHWC')
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=numbers)
+
+  with target_platform('cpu'):
+    y, pullback = jax.vjp(conv2d, x, kernel)
+    np.testing.assert_allclose(conv2d(x, kernel), xla_conv(x, kernel), rtol=1e-5)
+    # Several pixels were computed together, so this compared two ways.
+    assert f'f32[{size},{size + 3},{channels},12]' in str(jax.make_jaxpr(conv2d)(x, kernel))
+  expected, xla_pullback = jax.vjp(xla_conv, x, kernel)
+  np.testing.assert_allclose(y, expected, rtol=1e-5)
+  jax.tree.map(np.testing.assert_array_equal, pullback(y), xla_pullback(y))
+
+
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 def test_bias_is_added_to_every_channel_in_the_dtype_of_the_image(dtype):
   y, bias = jnp.zeros((2, 3, 5, 4), dtype), jnp.array([0.5, -1.0, 2.0, 3.0])
