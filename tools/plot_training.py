@@ -483,7 +483,8 @@ def png(figure: 'Figure') -> bytes:
   (canvas := FigureCanvasAgg(figure)).draw()
   picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
   file = io.BytesIO()
-  picture.quantize(_COLOURS).save(file, 'PNG', optimize=True)
+  # Pillow's default method merges the colours of thin lines, such as orange and red.
+  picture.quantize(_COLOURS, Image.Quantize.MAXCOVERAGE).save(file, 'PNG', optimize=True)
   return file.getvalue()
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from sadnet_jax.nn.sadnet import SADNet
 from sadnet_jax.training.run_folder import read_metrics
-from tests.support.command import finish, start
+from tests.support.command import ROOT, finish, start
 from tests.support.logged_runs import losses, save_checkpoint, small_config, write_log
 from tests.support.small_networks import SMALL, random_variables
 from tools.plot_training import Curve, Stage, curve_of_runs, draw, png, read_curve, smoothed
@@ -289,6 +289,14 @@ def test_a_loss_that_never_changes_is_drawn():
   stage = Stage('run', 5, None, {'step': [5], 'loss': [0.1], 'learning_rate': [1e-3]}, {})
   low, high = draw(Curve('small', {}, 5, [stage])).axes[0].get_ylim()
   assert low < 0.1 < high
+
+
+def test_lines_of_several_sets_keep_their_colours_in_the_picture():
+  picture = png(draw(read_curve(ROOT / 'docs' / 'curves' / 'photo_fast.json')))
+  pixels = np.asarray(Image.open(io.BytesIO(picture)).convert('RGB')).reshape(-1, 3).astype(int)
+  # Orange, green and red, as Matplotlib defines them.
+  for colour in ([255, 127, 14], [44, 160, 44], [214, 39, 40]):
+    assert np.abs(pixels - colour).max(axis=1).min() < 30
 
 
 def test_the_picture_is_small_and_reproducible(tmp_path):
