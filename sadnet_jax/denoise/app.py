@@ -297,7 +297,7 @@ def _page(gradio, choices, folder, first_quality, strengths, first_suffix, readi
       return nothing('Drop a picture first.')
     source = Path(upload)
     # Inside Gradio's folder, so that Gradio makes no copy, and removes the files.
-    results = Path(tempfile.mkdtemp(dir=folder))
+    results = Path(tempfile.mkdtemp(prefix='result-', dir=folder))
     output = writable_name(results / f'{source.stem}-denoised{source.suffix}', suffix or None)
     report = _Progress(Target(source, output), progress)
     with contextlib.ExitStack() as on_failure:

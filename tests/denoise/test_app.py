@@ -121,7 +121,7 @@ def test_the_page_denoises_a_picture_as_the_command_does(tmp_path):
     assert denoise('ink.jpg') == f'ink.jpg: {reason}'
     assert not driver.find_elements(By.CSS_SELECTOR, '#whole img, #download')
     # Nothing that failed is kept.
-    assert list((tmp_path / 'tmp').glob('sadnet-denoise-*/tmp*')) == []
+    assert list((tmp_path / 'tmp').glob('sadnet-denoise-*/result-*')) == []
     clear()
     # As the command, with the options that the page was started with.
     assert denoise('float.tif').startswith('float-denoised.jpg: 31x17 pixels, ')
