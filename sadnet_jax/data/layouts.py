@@ -3,7 +3,7 @@
 ======  =====================================================================
 clean   Any folder of clean images, with its subfolders; each image is a scene. Of a copy of
         CBSD68 with ``noisy15``, ``noisy25`` ... beside ``original_png`` or ``original``, the
-        first of these two alone. Refused if most of them make pairs of noisy and clean images.
+        first of these two alone.
 pairs   Any folder of noisy and clean images, paired by the rules of `pairs`;
         each pair is a scene.
 sidd    SIDD Medium or Small sRGB: ``Data/<scene>/[NNNN_]{NOISY,GT}_SRGB_NNN.PNG``
@@ -122,6 +122,19 @@ def noisy_folders(folder: Path) -> list[Path]:
   return sorted(path for path in folder.iterdir() if _NOISY_FOLDER.fullmatch(path.name) and path.is_dir())
 
 
+def refuse_pairs(folder: Path) -> None:
+  """Raises ValueError if most images of a folder of clean images make pairs of noisy and clean ones."""
+  images = arrays.find_images(folder)
+  pairs, _ = find_pairs(images, folder)
+  # A few names may look like pairs by chance.
+  if not noisy_folders(folder) and 4 * len(pairs) > len(images):
+    noisy_path, clean_path = (path.relative_to(folder) for path in pairs[0])
+    raise ValueError(
+      f'{folder}: has pairs of noisy and clean images, such as {noisy_path} and {clean_path}, but clean ones '
+      'are wanted; give the folder of those alone, or this one as pairs (data.train.pairs, validation.pairs)'
+    )
+
+
 def _find_clean(folder: Path) -> tuple[list[_Files], list[str]]:
   images = arrays.find_images(folder)
   noisy = noisy_folders(folder)
@@ -133,13 +146,6 @@ def _find_clean(folder: Path) -> tuple[list[_Files], list[str]]:
         f'{folder}: has folders of noisy images ({", ".join(path.name for path in noisy)}), which are not '
         'clean; give the folder of the clean images alone'
       )
-  # A few names may look like pairs by chance.
-  elif 4 * len(pairs := find_pairs(images, folder)[0]) > len(images):
-    noisy_path, clean_path = (path.relative_to(folder) for path in pairs[0])
-    raise ValueError(
-      f'{folder}: has pairs of noisy and clean images, such as {noisy_path} and {clean_path}, but clean ones '
-      'are wanted; give the folder of those alone, or this one as pairs (data.train.pairs, pairs:FOLDER)'
-    )
   return [_Files((path,), None, None) for path in images], []
 
 

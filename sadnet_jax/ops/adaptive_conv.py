@@ -168,7 +168,7 @@ def _conv2d_forward(x, kernel):
 @usual_promotion()
 def _conv2d_backward(residuals, dy):
   x, kernel = residuals
-  (dx,) = jax.linear_transpose(lambda x: conv2d(x, kernel), x)(dy)
+  (dx,) = jax.vjp(lambda x: conv2d(x, kernel), x)[1](dy)
   return dx, _kernel_gradient(x, dy).astype(kernel.dtype)
 
 

@@ -96,6 +96,8 @@ def _open_files(config, device):
 
 def _find(config, name, folder):
   folder = find_data_dir(folder, f'config.data.train.{name}')
+  if name == 'clean':
+    layouts.refuse_pairs(folder)
   return layouts.find_examples(name, folder, skip_bad=config.data.skip_bad)
 
 
@@ -167,6 +169,8 @@ def _open_tile_set(config, name, folder):
     # Several processes would cut the same tiles.
     opened = tiles.load(name, folder, tiles_dir, **size)
   else:
+    if name == 'clean':
+      layouts.refuse_pairs(source)
     opened = tiles.prepare(name, source, tiles_dir, **size, skip_bad=fields.skip_bad)
   if opened.smallest_px < fields.patch_px:
     raise ValueError(

@@ -13,7 +13,7 @@ import numpy as np
 
 from sadnet_jax.data.examples import Example
 from sadnet_jax.data.folders import look_for_data_dir
-from sadnet_jax.data.layouts import find_examples
+from sadnet_jax.data.layouts import find_examples, refuse_pairs
 from sadnet_jax.data.test_sets import SIDD_FILES
 from sadnet_jax.denoise import tile_memory
 from sadnet_jax.denoise.denoiser import Denoiser
@@ -104,6 +104,8 @@ def _images(layout, folder):
     return image_sets.sidd_blocks(folder), FLOAT
   if layout == 'pairs' and all((folder / name).is_file() for name in SIDD_FILES['benchmark']):
     return None, None
+  if layout == 'clean':
+    refuse_pairs(folder)
   found = [FileImage(example) for example in find_examples(layout, folder).examples]
   return found, ROUNDED if layout == 'pairs' else None
 
