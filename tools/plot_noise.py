@@ -177,12 +177,13 @@ def main() -> None:
         raise ValueError(f'{path} exists; choose another --output or pass --overwrite')
     sources: dict[str, list[dict[str, list[float]]]] = {}
     clean: list[np.ndarray] = []
-    names = [*(Path(text.rstrip('/')).name for text in pairs.value), *presets.value]
+    of_pairs = [Path(text.rstrip('/')).name for text in pairs.value]
+    names = [*of_pairs, *presets.value]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
       raise ValueError(f'--pairs, --presets: {", ".join(repeated)} would name two sources; rename a folder')
-    for text in pairs.value:
+    for name, text in zip(of_pairs, pairs.value, strict=True):
       images = list(_read_pairs(text))
-      sources[Path(text.rstrip('/')).name] = statistics_of_pairs(images)
+      sources[name] = statistics_of_pairs(images)
       clean.extend(image for _, image in images)
     for preset in presets.value:
       sources[preset] = statistics_of_pairs(synthesised(preset, clean))

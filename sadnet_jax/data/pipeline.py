@@ -26,6 +26,7 @@ import tensorflow as tf
 from sadnet_jax.data.examples import Example
 from sadnet_jax.images import png
 from sadnet_jax.images.arrays import MATLAB_LUMA, read_image
+from sadnet_jax.images.metadata import JPEG_START
 
 if TYPE_CHECKING:
   from sadnet_jax.data.tiles import TileSet
@@ -42,7 +43,6 @@ def hide_gpus_from_tensorflow() -> None:
 
 hide_gpus_from_tensorflow()
 
-_JPEG_START, _BMP_START = b'\xff\xd8\xff', b'BM'
 # Where the header of a BMP file has the bits of a pixel.
 _BMP_BITS = 28
 Images = dict[str, Any]
@@ -195,8 +195,8 @@ def _is_decodable(path):
       start = file.read(32)
   except OSError:
     return False
-  is_bmp = start.startswith(_BMP_START) and start[_BMP_BITS : _BMP_BITS + 1] == bytes([24])
-  return is_bmp or start.startswith(_JPEG_START) or (png.sample_bits(start) or 16) <= 8
+  is_bmp = start.startswith(b'BM') and start[_BMP_BITS : _BMP_BITS + 1] == bytes([24])
+  return is_bmp or start.startswith(JPEG_START) or (png.sample_bits(start) or 16) <= 8
 
 
 def _rgb_to_gray(rgb):

@@ -182,7 +182,7 @@ def _format_of(path):
     return 'camera raw'
   for form, start, rest in (
     ('PNG', blocks.PNG_SIGNATURE, b''),
-    ('JPEG', b'\xff\xd8\xff', b''),
+    ('JPEG', blocks.JPEG_START, b''),
     ('WebP', b'RIFF', b'WEBP'),
     ('BMP', b'BM', b''),
     ('OpenEXR', b'\x76\x2f\x31\x01', b''),
