@@ -61,7 +61,7 @@ _PROTOCOLS = flags.DEFINE_list(
   'protocols',
   None,
   f'Protocols for clean images, any of {", ".join(PROTOCOLS)}; defaults to the one that matches the '
-  'training noise, or unclipped without a config.',
+  'training noise, or unclipped without a config. With authors, real pairs are measured by it too.',
 )
 _OUTPUT = flags.DEFINE_string(
   'output', None, "Output folder; defaults to a new one in the run's folder or below evaluation/."

@@ -21,8 +21,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.loss = 'l2'
   # Average the weights over about 1 / (1 - ema_decay) steps and evaluate the average; 0 for no average.
   config.ema_decay = 0.0
-  # What to do after a step whose loss or gradient is not finite (it never changes the weights): 'stop' ends
-  # the run, 'skip' counts the step and continues.
+  # What to do after a step whose loss, gradient or new weights are not finite (the weights then stay as they
+  # were): 'stop' ends the run, 'skip' counts the step and continues.
   config.on_nonfinite = 'stop'
   # Weights to start from: the folder of a run, one of its checkpoints, a .safetensors or .pth file or its
   # URL, hf://OWNER/NAME, or the name of published weights. Those for colour also start a network for grey

@@ -114,8 +114,8 @@ def prepare(
     The tiles.
 
   Raises:
-    ValueError: A file is missing, damaged or lacks its partner; or existing tiles were cut from other files,
-      or with ``skip_bad`` although it is not set now.
+    ValueError: A file is missing, damaged or lacks its partner; the clean images are pairs; or existing tiles
+      were cut from other files, or with ``skip_bad`` although it is not set now.
   """
   path = _set_folder(name, folder, tiles_dir, tile_px, stride_px)
   if name == 'div2k':
@@ -124,6 +124,8 @@ def prepare(
     source = tile_builder.div2k_source(folder)
     fingerprint = source.fingerprint
   else:
+    if name == 'clean':
+      layouts.refuse_pairs(Path(folder))
     found = layouts.find_examples(name, folder, skip_bad=skip_bad)
     source, fingerprint = None, examples.fingerprint(found.examples)
   if not path.is_dir():
@@ -176,22 +178,34 @@ def _one_process(folder: Path) -> Iterator[None]:
     yield
 
 
-def load(name: str, folder: str | Path, tiles_dir: str | Path, *, tile_px: int, stride_px: int) -> TileSet:
+def load(
+  name: str,
+  folder: str | Path,
+  tiles_dir: str | Path,
+  *,
+  tile_px: int,
+  stride_px: int,
+  check: bool = False,
+  skip_bad: bool = False,
+) -> TileSet:
   """Opens existing tiles.
 
   Args:
     name: See `prepare`.
-    folder: See `prepare`. It need not exist any more: only its name matters, and only for 'clean' and
-      'pairs'.
+    folder: See `prepare`. Without ``check`` it need not exist any more: only its name matters, and only for
+      'clean' and 'pairs'.
     tiles_dir: See `prepare`.
     tile_px: See `prepare`.
     stride_px: See `prepare`.
+    check: Whether to check that the tiles were cut from the files of the folder, except for 'div2k'.
+    skip_bad: See `prepare`; only for the check.
 
   Returns:
     The tiles.
 
   Raises:
-    ValueError: The tiles are missing; the message gives the command that cuts them.
+    ValueError: The tiles are missing; the message gives the command that cuts them. Or the check fails, as
+      in `prepare`.
   """
   path = _set_folder(name, folder, tiles_dir, tile_px, stride_px)
   if not path.is_dir():
@@ -199,7 +213,10 @@ def load(name: str, folder: str | Path, tiles_dir: str | Path, *, tile_px: int, 
       f'{path}: no tiles in this folder; cut them with: python -m sadnet_jax.data {name} '
       f'--folder={folder} --tiles_dir={tiles_dir} --tile_px={tile_px} --stride_px={stride_px}'
     )
-  return TileSet(path)
+  if not check or name == 'div2k':
+    return TileSet(path)
+  found = layouts.find_examples(name, folder, skip_bad=skip_bad)
+  return _check(TileSet(path), folder, examples.fingerprint(found.examples), skip_bad)
 
 
 def _set_folder(name, folder, tiles_dir, tile_px, stride_px):

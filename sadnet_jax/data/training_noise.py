@@ -73,6 +73,8 @@ def make_add_noise(noise: TrainingNoise) -> Callable[[jax.Array, jax.Array], jax
   return functools.partial(_add_noise, noise)
 
 
+# On an accelerator, products would be rounded to 10 bits (TF32) by default, which is half a level in JPEG.
+@jax.default_matmul_precision('highest')
 def _add_noise(noise, keys, clean):
   gaussian = functools.partial(add_gaussian_noise, sigma_255_range=noise.sigma_255_range, clip=noise.clip)
   if noise.grain_share:

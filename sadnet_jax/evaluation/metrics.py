@@ -4,6 +4,7 @@ Two conventions of SSIM are in use, `ssim_wang` and `ssim_matlab`. Their values 
 """
 
 import functools
+import math
 
 import jax
 from jax import lax
@@ -31,10 +32,13 @@ def psnr(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
       values far above 1.
   """
   _check_pair(image, reference)
-  image, reference = np.asarray(image, np.float64), np.asarray(reference, np.float64)
-  mean_square = np.mean((image - reference) ** 2, axis=(-3, -2, -1))
+  image, reference = np.asarray(image), np.asarray(reference)
+  squares = np.zeros(image.shape[:-3])
+  for rows in _strips(image.shape[-3], image.shape):
+    difference = image[..., rows, :, :].astype(np.float64) - reference[..., rows, :, :]
+    squares = squares + np.sum(difference**2, axis=(-3, -2, -1))
   with np.errstate(divide='ignore'):
-    return -10 * np.log10(mean_square)
+    return -10 * np.log10(squares / math.prod(image.shape[-3:]))
 
 
 def ssim_wang(image: np.ndarray | jax.Array, reference: np.ndarray | jax.Array) -> jax.Array:
@@ -101,6 +105,8 @@ _WEIGHTS = (_GAUSSIAN / _GAUSSIAN.sum()).astype(np.float32)
 _C1, _C2 = 0.01**2, 0.03**2
 # Programs are compiled for sides that are multiples of this.
 _COMPILED_PX = 32
+# Pixels of a strip of a large image, whose SSIM would take many times its memory.
+_STRIP_PX = 2**22
 
 
 # A reference may exceed 1 a little, as where it was resized; one of 8 bits goes up to 255.
@@ -128,23 +134,36 @@ def _check_pair(image, reference):
     )
 
 
+def _strips(height, shape):
+  """Slices of rows that have `_STRIP_PX` pixels each, of images of this shape [..., H, W, C]."""
+  rows = max(1, _STRIP_PX // max(1, math.prod(shape[:-3]) * shape[-2]))
+  return [slice(top, min(top + rows, height)) for top in range(0, height, rows)]
+
+
 def _mean_ssim(image, reference, volume):
-  height, width = image.shape[-3:-1]
-  image, reference = (_repeat_edges(x, _REACH_PX if volume else 0) for x in (image, reference))
-  # The Gaussian window is separable: it is applied to one axis after another. Each axis is a program
-  # of its own, because XLA merges the passes of a single one, which is several times slower on a CPU.
-  mean, variance = _channel_moments(image, reference, volume)
-  for axis in (-2, -1):
-    mean, variance = _window_moments(mean, variance, axis)
-  lost_at_borders = 0 if volume else 2 * _REACH_PX
-  return _ssim_of_moments(mean, variance, height - lost_at_borders, width - lost_at_borders)
+  """The mean over strips of windows, since all windows of a large image would need much memory."""
+  border = _REACH_PX if volume else 0
+  height, width = (side - 2 * (_REACH_PX - border) for side in image.shape[-3:-1])
+  total = 0
+  for rows in _strips(height, image.shape):
+    # The windows of these rows look at 10 rows more; beyond the image its edges are repeated.
+    seen = np.clip(np.arange(rows.start, rows.stop + 2 * _REACH_PX) - border, 0, image.shape[-3] - 1)
+    parts = [_repeat_edges(x[..., seen, :, :], border) for x in (image, reference)]
+    # The Gaussian window is separable: it is applied to one axis after another. Each axis is a program
+    # of its own, because XLA merges the passes of a single one, which is several times slower on a CPU.
+    mean, variance = _channel_moments(*parts, volume)
+    for axis in (-2, -1):
+      mean, variance = _window_moments(mean, variance, axis)
+    count = rows.stop - rows.start
+    total = total + _ssim_of_moments(mean, variance, count, width) * (count / height)
+  return total
 
 
 def _repeat_edges(image, border_px):
-  """Repeats the edges over a border on all sides, and at the end up to the next size compiled for."""
-  sides = [side + 2 * border_px for side in image.shape[-3:-1]]
-  after = [border_px + -side % _COMPILED_PX for side in sides]
-  pad = [(0, 0)] * (image.ndim - 3) + [(border_px, px) for px in after] + [(0, 0)]
+  """Repeats the edges left and right over a border, and at the end up to the next size compiled for."""
+  height, width = image.shape[-3:-1]
+  columns = border_px, border_px + -(width + 2 * border_px) % _COMPILED_PX
+  pad = [(0, 0)] * (image.ndim - 3) + [(0, -height % _COMPILED_PX), columns, (0, 0)]
   pad_with = np.pad if isinstance(image, np.ndarray) else jnp.pad
   return jnp.asarray(pad_with(image, pad, mode='edge'), jnp.float32)
 

@@ -34,7 +34,7 @@ class Options:
     data: Folder of the sets known by name; None for SADNET_DATA.
     channels: 3 or 1; None for the channels of each set.
     sigmas_255: Standard deviations of the noise to add, on the scale of 8-bit images.
-    protocols: Names of the protocols for clean images.
+    protocols: Names of the protocols for clean images; 'authors' also measures real pairs a second time.
     overwrite: Whether the folder may contain files already.
     keep_going: Whether to record failures and continue.
     pictures: Whether to write the images.
@@ -60,12 +60,16 @@ class Options:
 def folder_name(
   methods: Sequence[str], datasets: Sequence[str], sigmas_255: Sequence[float], protocols: Sequence[str]
 ) -> str:
-  """Returns a name such as 'cbsd68+kodak24-sigma30+50-unclipped', led by methods other than SADNet."""
+  """Returns a name such as 'cbsd68+kodak24-sigma30+50-unclipped', led by methods other than SADNet.
+
+  Without sigmas there are no clean images, and of the protocols only the authors' makes a difference.
+  """
   names = [re.sub(r'[^\w.-]+', '_', Path(d.rpartition(':')[2]).name) or 'images' for d in datasets]
   sigmas = '+'.join(f'{s:g}' for s in sigmas_255)
-  start = '' if list(methods) == ['sadnet'] else f'{"+".join(methods)}-'
-  # Without sigmas there are no clean images, and the protocols are not used.
-  return start + '+'.join(names) + (f'-sigma{sigmas}-{"+".join(protocols)}' if sigmas else '')
+  start = [] if list(methods) == ['sadnet'] else ['+'.join(methods)]
+  used = protocols if sigmas else [name for name in protocols if name == AUTHORS.name]
+  noise = [f'sigma{sigmas}'] if sigmas else []
+  return '-'.join([*start, '+'.join(names), *noise, *(['+'.join(used)] if used else [])])
 
 
 def evaluate(methods: Sequence[Method], options: Options) -> None:

@@ -48,7 +48,7 @@ class DecodingError(Exception):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Photograph:
-  """An image as its file stores it: not rotated, not premultiplied by alpha.
+  """An image as its file stores it, but for the range of its values: not rotated, not premultiplied by alpha.
 
   Attributes:
     pixels: [H, W, 1 or 3]. uint8 or uint16 of the full range, or float32 where 1 is white and larger
@@ -60,8 +60,8 @@ class Photograph:
     linear: Whether a floating-point file stores linear light, so that one written from it does too.
     notes: What was ignored or assumed while reading, as sentences for the user.
     white_level: White in the file, if its 16-bit values have a smaller range, as those of many cameras and
-      microscopes. `pixels` and `alpha` are scaled to the full range; PNG and TIFF files written from them get
-      the file's range again. None for the full range.
+      microscopes. `pixels` are scaled to the full range, which `alpha` always has; PNG and TIFF files written
+      from them get the file's range again. None for the full range.
   """
 
   pixels: np.ndarray

@@ -70,11 +70,11 @@ def read_photograph(
 ) -> Photograph:
   """Reads a photograph and its metadata.
 
-  Integers of 8 and 16 bits are returned as stored, without rotation (HEIC, JPEG XL and raw files are
-  upright). One to four bits become eight, palettes RGB, a colour declared transparent becomes alpha. Floats
-  become float32. Camera raw files are developed to 16 bits of sRGB with the camera's white balance. If a JPEG
-  or HEIC file has several images, the first is read. CMYK, Lab, several pages or frames, and incomplete files
-  are refused.
+  Integers of 8 and 16 bits are returned as stored, but those of 16 bits whose white is lower are scaled to
+  the full range. Nothing is rotated (HEIC, JPEG XL and raw files are upright). One to four bits become eight,
+  palettes RGB, a colour declared transparent becomes alpha. Floats become float32. Camera raw files are
+  developed to 16 bits of sRGB with the camera's white balance. If a JPEG or HEIC file has several images, the
+  first is read. CMYK, Lab, several pages or frames, and incomplete files are refused.
 
   Args:
     path: A PNG, JPEG, TIFF, WebP, BMP, OpenEXR or JPEG XL file, HEIC with the extra ``heic``, or camera raw

@@ -27,7 +27,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from sadnet_jax.ops.platform import accumulation_dtype
+from sadnet_jax.ops.platform import accumulation_dtype, fusion_barrier
 from sadnet_jax.ops.promotion import usual_promotion
 from sadnet_jax.ops.sampling import (
   ConvSpec,
@@ -293,36 +293,24 @@ def deform_conv_block(
     at = locate(pixels, offset, spec)
     return at.row, at.fy, at.fx, mask
 
-  row, fy, fx, mask = fusion_barrier(spec, pixels, locate_samples)
-  sampled = fusion_barrier(spec, pixels, lambda: blend(table, row, fy, fx, mask, spec))
+  row, fy, fx, mask = _block_barrier(spec, pixels, locate_samples)
+  sampled = _block_barrier(spec, pixels, lambda: blend(table, row, fy, fx, mask, spec))
   return _dot(sampled.astype(table.dtype).reshape(pixels.size, -1), weights).astype(table.dtype)
 
 
-def fusion_barrier(spec: ConvSpec, pixels: jax.Array, function: Callable[[], T]) -> T:
-  """Calls a function so that XLA on a CPU does not fuse its loops with those around it.
+def _block_barrier(spec: ConvSpec, pixels: jax.Array, function: Callable[[], T]) -> T:
+  """`fusion_barrier` for a step of a block, if the call's arrays are large enough for barriers.
 
-  Without it, XLA fuses the steps of a block (locate, gather and blend, ...) into one loop over
-  channels, which recomputes the location of a sample for every channel; at 32 channels the forward
-  pass takes about three times as long and the backward pass twice. XLA fuses across everything except
-  the boundary of a computation (it drops `lax.optimization_barrier` before it fuses), so the
-  function becomes the branch of a conditional that is always taken: XLA does not know that pixel
-  indices are never negative.
-
-  On an accelerator the function is simply called: there a conditional would wait for the device.
+  Without it, XLA fuses the steps of a block (locate, gather and blend, ...) into one loop over channels,
+  which recomputes the location of a sample for every channel; at 32 channels the forward pass takes about
+  three times as long and the backward pass twice. XLA does not know that pixel indices are never negative.
 
   Args:
-    spec: The call's static parameters; ``fusion_barriers`` is False on an accelerator and for
-      small inputs.
+    spec: The call's static parameters.
     pixels: Flat indices of the output pixels, [p].
     function: Returns a pytree of arrays.
   """
-  if not spec.fusion_barriers:
-    return function()
-  shapes = jax.eval_shape(function)
-  always = pixels[0] >= 0
-  return lax.cond(
-    always, function, lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-  )
+  return fusion_barrier(pixels[0] >= 0, function) if spec.fusion_barriers else function()
 
 
 def weights_by_sample(kernel: jax.Array, spec: ConvSpec) -> jax.Array:
@@ -385,7 +373,7 @@ def _backward(spec, residuals, dy):
   def block(carry, args):
     dtable, dweights = carry
     pixels, offset_and_mask_block, dy_block = args
-    barrier = functools.partial(fusion_barrier, spec, pixels)
+    barrier = functools.partial(_block_barrier, spec, pixels)
 
     def locate_samples():
       offset, mask = offset_and_mask_block.unpack()

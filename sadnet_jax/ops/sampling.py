@@ -37,7 +37,7 @@ class ConvSpec(NamedTuple):
     image_size: (H, W) of the input.
     output_size: (Ho, Wo).
     block_pixels: Output pixels processed at a time.
-    fusion_barriers: Whether `deform_conv.fusion_barrier` separates the steps of a block.
+    fusion_barriers: Whether `fusion_barrier` separates the steps of a block.
   """
 
   kernel_size: tuple[int, int]

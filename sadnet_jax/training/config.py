@@ -182,6 +182,12 @@ def _check_training_sets(config):
       f'config.noise would add noise to pairs ({", ".join(paired)}), which are noisy already; set '
       'noise.sigma_255 = 0 and noise.sigma_255_range = ()'
     )
+  shares = [name for name in ('camera_share', 'grain_share', 'clean_share') if config.noise[name]]
+  if paired and not clean and shares:
+    raise ValueError(
+      f'config.noise.{shares[0]} is {config.noise[shares[0]]}, but config.data.train names only pairs '
+      f'({", ".join(paired)}), to which no noise is added; set it to 0, or add clean images'
+    )
   if clean and not noise:
     raise ValueError(
       'config.noise.sigma_255 is 0, but training on clean images needs noise; set it or noise.sigma_255_range'

@@ -63,6 +63,11 @@ def _open_files(config, device):
   problems = list(itertools.chain.from_iterable(f.problems for f in found.values()))
   if not kept:
     raise ValueError('config.data.held_out holds out every scene of the training sets; hold out fewer')
+  if config.data.pairs_share and not kept_pairs:
+    raise ValueError(
+      f'config.data.held_out holds out every scene of the pairs, but config.data.pairs_share is '
+      f'{config.data.pairs_share}; hold out fewer, or set it to 0 and name only clean images'
+    )
   if config.data.reader == 'memory':
     bad: dict[Example, str] = {}
     on_bad = (lambda example, error: bad.update({example: str(error)})) if config.data.skip_bad else None
@@ -167,10 +172,8 @@ def _open_tile_set(config, name, folder):
       raise
   elif jax.process_count() > 1:
     # Several processes would cut the same tiles.
-    opened = tiles.load(name, folder, tiles_dir, **size)
+    opened = tiles.load(name, source, tiles_dir, **size, check=True, skip_bad=fields.skip_bad)
   else:
-    if name == 'clean':
-      layouts.refuse_pairs(source)
     opened = tiles.prepare(name, source, tiles_dir, **size, skip_bad=fields.skip_bad)
   if opened.smallest_px < fields.patch_px:
     raise ValueError(

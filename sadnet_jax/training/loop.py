@@ -7,7 +7,7 @@ same number of cores and devices: with another, sums are rounded in another orde
 
 After each step these happen, in this order, each only if it is due:
 
-1. **Check** that loss and gradient of the steps so far were finite; if not, the run ends here (with
+1. **Check** that loss, gradient and weights of the steps so far were finite; if not, the run ends here (with
    ``on_nonfinite = 'skip'``, after too many such steps in a row). Reading a metric waits for the device, so
    the check lags a few steps behind to keep the device busy. Before anything is logged or saved it catches
    up: **nothing is ever written that follows a step which should have ended the run.**
@@ -29,10 +29,9 @@ repeats the steps after it with the same results:
 - during 5: as in 4.
 
 An image that fails in validation is logged and left out, and the run goes on. If validation itself raises an
-exception, the step is saved before the run ends. If a signal arrives during
-validation, validation is abandoned, the step is saved without it, and the run stops after the next step.
-A validation that was due at the newest checkpoint but is missing is made up when the run continues, also if
-the run is finished otherwise.
+exception, the step is saved before the run ends. If a signal arrives during validation, validation is
+abandoned, and the run stops at this step, which is saved without it. A validation that was due at the newest
+checkpoint but is missing is made up when the run continues, also if the run is finished otherwise.
 """
 
 import collections
@@ -150,8 +149,8 @@ def train(
       )
     take_step = step_from_config(config, devices, data.device_images, data.device_pairs, teacher)
     run = _Run(config, data, devices, validator, measured_on, manager, log, stop, take_step, teacher_hash)
-    if is_missing and folder is not None:
-      run.make_up_validation(first, state)
+    if is_missing and folder is not None and not run.make_up_validation(first, state):
+      return state
     return run.loop(state)
 
 
@@ -315,12 +314,15 @@ class _Run:
     self._unchecked: collections.deque[tuple[int, Any]] = collections.deque()
     self._skipped_in_a_row = 0
 
-  def make_up_validation(self, step: int, state: TrainState) -> None:
-    """Validates the restored state, whose checkpoint lacks its validation."""
+  def make_up_validation(self, step: int, state: TrainState) -> bool:
+    """Validates the restored state, whose checkpoint lacks its validation; False if that was interrupted."""
     validated = self._validate(step, state)
-    if validated is not None:
-      checkpoints.add_validation(self._manager, step, validated)
-      self._print_best(step, validated)
+    if validated is None:
+      self._print_stopped(step)
+      return False
+    checkpoints.add_validation(self._manager, step, validated)
+    self._print_best(step, validated)
+    return True
 
   def loop(self, state: TrainState) -> TrainState:
     first = int(state.step) + 1
@@ -338,14 +340,16 @@ class _Run:
           self._log.start_clock(step)
       elif self._log:
         self._log.add_waiting(waited)
-      stops = self._stop.stops_after(step)
-      self._finish_step(step, state, metrics, stops)
-      if stops:
+      if self._finish_step(step, state, metrics, self._stop.stops_after(step)):
         break
     return state
 
   def _finish_step(self, step, state, metrics, stops):
-    """Does what is due after a step, in the order that the module's docstring explains."""
+    """Does what is due after a step, in the order that the module's docstring explains.
+
+    Returns:
+      Whether the run stops here: if it is to, or if a signal ended the validation.
+    """
     config = self._config
     is_last = stops or step == config.steps
     logs = is_last or step % config.log_every == 0
@@ -365,9 +369,14 @@ class _Run:
         self._save(step, state, validated)
     if validates and self._log:
       self._log.start_clock(step)
+    stops = stops or bool(validates and self._validator and validated is None)
     if stops and self._manager:
       checkpoints.wait(self._manager)
-      print(f'stopped at step {step}, which is saved; run the same command to continue', flush=True)
+      self._print_stopped(step)
+    return stops
+
+  def _print_stopped(self, step):
+    print(f'stopped at step {step}, which is saved; run the same command to continue', flush=True)
 
   def _check_finite(self, lag):
     """Reads the metrics of all steps but the newest ``lag``; raises ValueError if the run must end."""
@@ -423,19 +432,24 @@ def _as_floats(metrics) -> dict[str, float]:
 
 
 def describe_divergence(step: int, metrics: dict[str, float]) -> str:
-  """Describes a step whose loss or gradient is not finite, naming first the metric closest to the cause.
+  """Describes a step that is not finite, naming first the metric closest to the cause.
 
   Args:
     step: The step.
     metrics: From `train_step`. Offsets come first, from the coarsest scale to the finest, because the network
-      computes them in this order; then the loss and the gradient.
+      computes them in this order; then the loss and the gradient. If all are finite, the new weights are not.
 
   Returns:
     A message for the user.
   """
   order = ['offset/scale4', 'offset/scale3', 'offset/scale2', 'offset/scale1']
   order += ['loss', *sorted(name for name in metrics if name.startswith('gradient_norm/'))]
-  first = next((n for n in order if not math.isfinite(metrics.get(n, 0))), 'gradient_norm')
+  first = next((n for n in [*order, 'gradient_norm'] if not math.isfinite(metrics.get(n, 0))), None)
+  if first is None:
+    return (
+      f'step {step}: the optimiser makes weights that are not finite of finite gradients; earlier '
+      'checkpoints are intact. Start a new run with a larger optimizer.eps or a lower optimizer.learning_rate'
+    )
   others = ', '.join(n for n in order if n != first and not math.isfinite(metrics.get(n, 0)))
   others = f' (and {others})' if others else ''
   return (

@@ -25,7 +25,7 @@ class TrainState(train_state.TrainState):
 
   Attributes:
     ema: Exponential moving average of the parameters, None if the run keeps none.
-    skipped: Number of steps skipped so far because their loss or gradient was not finite, int32.
+    skipped: Number of steps skipped so far because loss, gradient or a new parameter was not finite, int32.
   """
 
   ema: Any
@@ -159,7 +159,7 @@ def make_optimizer(
       by Muon and everything else by Adam.
     b1: Adam's decay rate of the first moment.
     b2: Adam's decay rate of the second moment.
-    eps: Adam's epsilon.
+    eps: Adam's epsilon; under 'muon' also added to the norm that a kernel's update is divided by.
     bias_rate: Learning rate of Adam under 'muon', as a fraction of the schedule's.
     offset_rate: Factor on the updates of the modules that predict offsets and masks (`OffsetBlock` and the
       'conv_offset_mask' of `RSABlock`). Muon's updates do not shrink with the gradient, so with a factor of 1
@@ -189,6 +189,7 @@ def make_optimizer(
         schedule,
         # None by optax: it returns each kernel's update divided by its norm, times the rate.
         ns_steps=0,
+        eps=eps,
         adam_b1=b1,
         adam_b2=b2,
         adam_learning_rate=lambda step: bias_rate * schedule(step),
@@ -269,9 +270,11 @@ def _orthogonalised(muon: optax.GradientTransformation) -> optax.GradientTransfo
 
 def _newton_schulz(x):
   """Brings all singular values of each matrix [k, m, n], m <= n, near its Frobenius norm."""
+  # All zero where the rate is. First by the largest entry, since squares of tiny ones would vanish.
+  largest = jnp.max(jnp.abs(x), axis=(1, 2), keepdims=True)
+  x = x / jnp.where(largest > 0, largest, 1)
   norm = jnp.linalg.norm(x, axis=(1, 2), keepdims=True)
-  # All zero where the rate is.
-  x = x / jnp.maximum(norm, jnp.finfo(x.dtype).tiny)
+  x = x / jnp.where(largest > 0, norm, 1)
   gram = x @ x.swapaxes(1, 2)
   a, b, c = _NEWTON_SCHULZ
   identity = jnp.eye(x.shape[1], dtype=x.dtype)
@@ -281,4 +284,4 @@ def _newton_schulz(x):
     product = polynomial @ product if i else polynomial
     if i < _NEWTON_SCHULZ_STEPS - 1:
       gram = polynomial @ gram @ polynomial
-  return norm * (product @ x)
+  return largest * norm * (product @ x)

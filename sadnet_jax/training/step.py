@@ -19,6 +19,7 @@ import optax
 
 from sadnet_jax.data import on_device
 from sadnet_jax.nn.sadnet import mean_abs_offsets, scale_of
+from sadnet_jax.ops.platform import fusion_barrier
 from sadnet_jax.training import distributed
 from sadnet_jax.training.state import TrainState
 
@@ -79,8 +80,8 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
   """Takes one optimiser step.
 
-  If the loss or the gradient is not finite, parameters, optimiser state and average stay as they are, and
-  ``skipped`` counts the step.
+  If the loss, the gradient or a new parameter is not finite, parameters, optimiser state and average stay as
+  they are, and ``skipped`` counts the step.
 
   Args:
     state: The state; its step selects the noise.
@@ -107,7 +108,8 @@ def train_step(
 
   def loss_of(params, part):
     clean = part['clean'].astype(jnp.float32) / 255
-    noisy = noisy_images(part, add_noise)
+    # Else XLA computes the noise again for each channel of the first layer and of its gradient.
+    noisy = fusion_barrier(jnp.asarray(state.step) >= 0, lambda: noisy_images(part, add_noise))
     denoised, variables = state.apply_fn({'params': params}, noisy, mutable=['intermediates'])
     value = loss(denoised, clean)
     if teacher is not None:
@@ -120,8 +122,7 @@ def train_step(
   if axis_name is not None:
     value, offsets, gradients = jax.lax.pmean((value, offsets, gradients), axis_name)
   norm = optax.tree.norm(gradients)
-  finite = jnp.isfinite(value) & jnp.isfinite(norm)
-  new = _update(state, gradients, finite, ema_decay)
+  new, finite = _update(state, gradients, jnp.isfinite(value) & jnp.isfinite(norm), ema_decay)
   metrics = {'loss': value, 'gradient_norm': norm, 'finite': finite, 'skipped_steps': new.skipped}
   metrics |= {f'gradient_norm/scale{scale}': n for scale, n in _norms_by_scale(gradients).items()}
   metrics |= {f'offset/{scale}': mean for scale, mean in offsets.items()}
@@ -164,8 +165,10 @@ def _mean_over_parts(function, batch, parts):
 
 
 def _update(state, gradients, finite, ema_decay):
-  """Applies the gradients if they are finite; else only counts the step."""
+  """The next state, and whether the gradients were applied: if they and what they lead to are finite."""
   new = state.apply_gradients(grads=gradients)
+  # An optimiser may divide finite numbers by zero.
+  finite &= jnp.isfinite(optax.tree.norm(new.params))
   ema = None
   if state.ema is not None:
     decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
@@ -175,9 +178,8 @@ def _update(state, gradients, finite, ema_decay):
     (new.params, new.opt_state, ema),
     (state.params, state.opt_state, state.ema),
   )
-  return new.replace(
-    params=params, opt_state=opt_state, ema=ema, skipped=state.skipped + (~finite).astype(jnp.int32)
-  )
+  skipped = state.skipped + (~finite).astype(jnp.int32)
+  return new.replace(params=params, opt_state=opt_state, ema=ema, skipped=skipped), finite
 
 
 def _norms_by_scale(gradients):

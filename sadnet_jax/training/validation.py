@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import concurrent.futures
 import dataclasses
 import hashlib
+import itertools
 from typing import Any
 
 from absl import logging
@@ -87,15 +88,20 @@ def find_validation_sets(
       if found is None:
         missing.append(folder)
       else:
-        name = found.resolve().name
-        # Folders with the same name are distinguished by their paths.
-        name = folder if any(s.name == name for s in sets) else name
         found_images, protocol = _images(layout, found)
         if found_images is None:
           missing.append(folder)
         else:
+          name = _unused_name(folder, found, {s.name for s in sets})
           sets.append(ValidationSet(name, _spread(found_images, images), protocol))
   return sets, missing
+
+
+def _unused_name(folder, found, used):
+  """The folder's name, or if another set has it, the path as it was given, or a numbered name."""
+  name = found.resolve().name
+  numbered = (f'{name} ({number})' for number in itertools.count(2))
+  return next(n for n in itertools.chain((name, folder), numbered) if n not in used)
 
 
 def _images(layout, folder):

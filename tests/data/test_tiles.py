@@ -225,6 +225,13 @@ def test_what_is_prepared_is_not_written_again_and_outlives_its_source(tmp_path)
     tiles.load('sidd', 'gone', tmp_path / 'tiles', tile_px=16, stride_px=16)
 
 
+def test_pairs_are_not_cut_as_clean_images(tmp_path):
+  for name in ('1_noisy', '1_gt'):
+    dataset_files.write(tmp_path / 'set' / f'{name}.png', dataset_files.picture(16, 16, 0))
+  with pytest.raises(ValueError, match='has pairs of noisy and clean images'):
+    tiles.prepare('clean', tmp_path / 'set', tmp_path / 'tiles', **SMALL)
+
+
 def test_tiles_of_other_files_are_refused(tmp_path):
   for folder in ('a/set', 'b/set', 'b/other'):
     for i in range(len(folder)):
@@ -284,9 +291,12 @@ def test_bad_files_stop_the_preparation_or_are_skipped_and_listed(tmp_path, dama
     np.testing.assert_array_equal(assembled[name], clean)
   # Whoever does not ask for it does not get less than the whole set.
   assert len(tiles.prepare(*arguments, **SMALL, skip_bad=True)) == len(found)
+  assert len(tiles.load(*arguments, **SMALL, check=True, skip_bad=True)) == len(found)
   message = 'no gt image belongs to it' if damage == 'unpaired' else 'cut with skip_bad and lack 1 files'
   with pytest.raises(ValueError, match=message):
     tiles.prepare(*arguments, **SMALL)
+  with pytest.raises(ValueError, match=message):
+    tiles.load(*arguments, **SMALL, check=True)
 
 
 @pytest.mark.parametrize('damage', [dataset_files.truncate, lambda path: path.write_bytes(b'')])

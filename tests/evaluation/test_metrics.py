@@ -239,6 +239,15 @@ def test_ssim_is_the_same_inside_a_compiled_function(ssim):
   assert jax.jit(lambda image: ssim(image, reference))(image) == expected
 
 
+@pytest.mark.parametrize('metric', [psnr, ssim_wang, ssim_matlab])
+def test_a_large_image_is_measured_in_strips(metric, monkeypatch):
+  image, reference = _pair((2, 29, 13, 3))
+  expected = metric(image, reference)
+  # Four strips of windows, the last with fewer rows.
+  monkeypatch.setattr('sadnet_jax.evaluation.metrics._STRIP_PX', 2 * 13 * 8)
+  np.testing.assert_allclose(metric(image, reference), expected, atol=SSIM_TOLERANCE)
+
+
 @SSIMS
 def test_ssim_compiles_once_for_sizes_up_to_a_multiple_of_32(ssim):
   compiled = []

@@ -470,3 +470,5 @@ def test_names_of_output_folders():
     'cbsd68+b_c-sigma30+12.5-unclipped'
   )
   assert run.folder_name(['noisy', 'bm3d'], ['nam'], [], ['unclipped']) == 'noisy+bm3d-nam'
+  # By the authors' protocol real pairs are measured too.
+  assert run.folder_name(['sadnet'], ['nam'], [], ['unclipped', 'authors']) == 'nam-authors'

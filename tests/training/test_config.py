@@ -345,6 +345,11 @@ def _config(**changes):
       {**PAIRS, 'data.train.sidd': 'there', 'noise.sigma_255': 50.0},
       r'config\.noise would add noise to pairs \(pairs, sidd\), which are noisy already; set noise',
     ),
+    (
+      {**PAIRS, 'noise.camera': 'photo', 'noise.camera_share': 0.5},
+      r'config\.noise\.camera_share is 0\.5, but config\.data\.train names only pairs \(pairs\), to which',
+    ),
+    ({**PAIRS, 'noise.clean_share': 0.1}, r'config\.noise\.clean_share is 0\.1, but .* names only pairs'),
     ({**PAIRS, 'noise.sigma_255_range': (0.0, 75.0)}, r'config\.noise would add noise to pairs \(pairs\)'),
     (
       {'noise.sigma_255': 0.0},

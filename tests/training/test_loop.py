@@ -224,6 +224,10 @@ def test_a_divergence_is_described_by_the_metric_closest_to_its_cause():
   assert text.startswith(expected)
   text = describe_divergence(7, {**metrics, 'loss': 1.0, 'offset/scale1': 1.0, 'offset/scale2': 1.0})
   assert text.startswith('step 7: the run has diverged, gradient_norm is nan; earlier')
+  text = describe_divergence(7, {'loss': 1.0, 'gradient_norm': 1.0})
+  assert text.startswith(
+    'step 7: the optimiser makes weights that are not finite of finite gradients; earlier'
+  )
 
 
 def test_offsets_larger_than_the_patch_are_a_warning(caplog):
@@ -559,6 +563,24 @@ def test_a_last_validation_that_was_interrupted_is_made_up(photographs, tmp_path
   train(config, run, devices)
   assert _scores(run) == [2]
   assert 'nothing to do, the run is at step 2 of 2' in capsys.readouterr().out
+
+
+def test_a_signal_during_validation_stops_the_run_at_that_step(photographs, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(loop, 'step_from_config', _idle_step)
+  config = _config(
+    photographs, **{'validation.every': 2, 'validation.clean': (str(photographs),), 'steps': 4}
+  )
+  run, devices = tmp_path / 'run', jax.devices()[:1]
+  result = {'a': validation.ValidationResult(20.0, 30.0, {})}
+  # Interrupted at step 2, and again when it is made up.
+  results = iter([None, None, result, result])
+  monkeypatch.setattr(loop.validation, 'make_validator', lambda *_, **__: lambda *_: next(results))
+  for _ in range(2):
+    assert int(train(config, run, devices).step) == 2
+    assert 'stopped at step 2, which is saved' in capsys.readouterr().out
+  assert _scores(run) == []
+  assert int(train(config, run, devices).step) == 4
+  assert _scores(run) == [2, 4]
 
 
 def test_a_validation_whose_psnr_did_not_reach_the_checkpoint_is_repeated(

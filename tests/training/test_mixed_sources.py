@@ -113,6 +113,14 @@ def test_a_clean_image_with_the_name_of_a_held_out_scene_is_trained_on(config, t
   assert [len(images.table) for images in (data.device_images, data.device_pairs)] == [2, 1]
 
 
+def test_holding_out_all_pairs_is_refused(config):
+  config.data.held_out = ('c_noisy', 'd_noisy')
+  with pytest.raises(
+    ValueError, match=r'holds out every scene of the pairs, but config\.data\.pairs_share is 0\.5'
+  ):
+    open_training_data(config, jax.devices()[0])
+
+
 @pytest.mark.parametrize(
   ('camera', 'text'),
   [

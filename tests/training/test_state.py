@@ -132,6 +132,30 @@ def test_muon_orthogonalises_kernels_and_leaves_biases_to_adam():
   chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
 
 
+@pytest.mark.parametrize('size', [1e-12, 1e-21, 1e-33])
+def test_muon_orthogonalises_updates_of_any_size(size):
+  # As small as the rate makes them late in a schedule; the sum of their squares may be zero in float32.
+  gradient = {'kernel': jax.random.normal(jax.random.key(2), (3, 3, 4, 8))}
+
+  def update(rate):
+    optimizer = _optimizer(lambda step: rate, name='muon')
+    return optimizer.update(gradient, optimizer.init(gradient), gradient)[0]['kernel']
+
+  np.testing.assert_allclose(update(size) / size, update(1.0), atol=1e-3)
+
+
+def test_eps_reaches_both_parts_of_muon():
+  gradient = {'kernel': jnp.full((3, 3, 4, 8), 1e-3), 'bias': jnp.full(8, 1e-3)}
+
+  def update(eps):
+    optimizer = _optimizer(lambda step: 1e-2, name='muon', eps=eps)
+    return optimizer.update(gradient, optimizer.init(gradient), gradient)[0]
+
+  usual, large = update(1e-8), update(1.0)
+  # Beside such an eps gradients of 1e-3 are small.
+  assert all(np.abs(large[name]).max() < 0.1 * np.abs(usual[name]).max() for name in gradient)
+
+
 def test_muon_takes_a_transposed_kernel_as_the_matrix_it_multiplies_by():
   kernel = jax.random.normal(jax.random.key(1), (2, 2, 12, 5))
   params = {'up1': {'kernel': jnp.ones_like(kernel)}, 'res1': {'conv': {'kernel': jnp.ones_like(kernel)}}}

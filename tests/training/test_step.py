@@ -357,3 +357,29 @@ def test_bfloat16_learns_keeps_float32_weights_and_starts_at_the_loss_of_float32
   assert {leaf.dtype for leaf in jax.tree.leaves(moments)} == {jnp.dtype(jnp.float32)}
   assert bool(metrics['finite'])
   assert np.mean(losses[-3:]) < 0.8 * losses[0]
+
+
+def test_a_step_whose_new_weights_are_not_finite_is_skipped():
+  # Adam divides by eps where all gradients have been zero, as those of a parameter that is not used are.
+  config = _config(**{'optimizer.eps': 0.0})
+  state = _first_state(config, OneScale())
+  state = state.replace(params={**state.params, 'res4': {'kernel': jnp.ones((1, 1, 3, 3))}})
+  state = state.replace(opt_state=state.tx.init(state.params), ema=state.params)
+  new, metrics = _step()(state, {'clean': _images(0)})
+  assert np.isfinite(metrics['loss'])
+  assert np.isfinite(metrics['gradient_norm'])
+  assert not metrics['finite']
+  assert int(metrics['skipped_steps']) == 1
+  _assert_equal(new.params, state.params)
+
+
+# --- Speed.
+
+
+def test_the_noise_is_a_computation_of_its_own():
+  """Else XLA on a CPU computes it again for every channel of a wide network's first layer."""
+  add_noise = functools.partial(add_gaussian_noise, sigma_255_range=(50.0, 50.0), clip=0)
+  step = functools.partial(train_step, noise_key=KEY, loss=charbonnier_loss, add_noise=add_noise)
+  equations = jax.make_jaxpr(step)(_start(), {'clean': _images(0)}).jaxpr.eqns
+  # A normal random number is the inverse error function of a uniform one.
+  assert [e.primitive.name for e in equations if 'erf_inv' in str(e)] == ['cond']

@@ -28,6 +28,16 @@ def test_a_folder_with_the_benchmark_alone_is_no_validation_set(tmp_path):
   assert find_validation_sets((), (str(tmp_path / 'SIDD'),), (), images=0) == ([], [str(tmp_path / 'SIDD')])
 
 
+def test_sets_of_one_name_are_kept_apart(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for folder in ('old/set', 'set'):
+    dataset_files.write(tmp_path / folder / '1.png', dataset_files.picture(16, 16, 0))
+  sets, _ = find_validation_sets(('old/set', 'set', 'set'), (), (), images=0)
+  assert [s.name for s in sets] == ['set', 'set (2)', 'set (3)']
+  sets, _ = find_validation_sets(('set', 'old/set'), (), (), images=0)
+  assert [s.name for s in sets] == ['set', 'old/set']
+
+
 def test_a_damaged_image_is_found_by_reading_all(tmp_path):
   for i in range(3):
     dataset_files.write(tmp_path / 'images' / f'{i}.png', dataset_files.picture(16, 16, i))
