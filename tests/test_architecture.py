@@ -18,7 +18,7 @@ MAY_IMPORT = {
   'weights': {'nn', 'files'},
   'denoise': {'ops.platform', 'nn', 'weights', 'images', 'files', 'machine'},
   'evaluation': {'data', 'images', 'nn', 'denoise', 'files', 'machine'},
-  'training': {'nn', 'data', 'images', 'weights', 'evaluation', 'denoise', 'files'},
+  'training': {'ops.platform', 'nn', 'data', 'images', 'weights', 'evaluation', 'denoise', 'files'},
 }
 CODE = ('sadnet_jax', 'tools', 'benchmarks', 'configs', 'examples')
 
