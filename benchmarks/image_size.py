@@ -4,15 +4,15 @@
 
 8-bit colour images go through `sadnet_jax.Denoiser` with weights that ship with the package, in the tiles
 that it chooses itself. The tiles together have more pixels than the image, because they overlap. For
-comparison, the network runs once on the whole image, if memory allows. The limit is that of the network on
-the whole image. Compilation is not counted. All sizes are timed in turn, so that other load on the machine
-affects all of them. A small image is denoised several times in a turn, after one call that is not counted: it
-allocates again the memory that a large image released.
+comparison, the network runs on the whole image in the first turn, if memory allows. The limit is that of the
+network on the whole image. Compilation is not counted: each size has a program of its own, as it gets after
+some images, instead of one that it shares with larger sizes. All sizes are timed in turn, so that other load
+on the machine affects all of them. A small image is denoised several times in a turn, after one call that is
+not counted: it allocates again the memory that a large image released.
 """
 
 import argparse
 from collections.abc import Callable, Sequence
-import contextlib
 from pathlib import Path
 import sys
 
@@ -23,8 +23,7 @@ import numpy as np
 
 from benchmarks import common, tables
 from sadnet_jax import Denoiser
-from sadnet_jax.denoise.tile_memory import free_bytes
-from sadnet_jax.denoise.tiling import TilePlan
+from sadnet_jax.denoise.tile_memory import compiler_options, free_bytes
 from sadnet_jax.files import one_line
 
 MODEL = 'color'
@@ -41,10 +40,6 @@ SPREAD = 0.15
 LIMIT_SHARE = 0.7
 
 
-class _FirstTileDone(Exception):  # noqa: N818
-  """Stops the denoiser after its first tile."""
-
-
 def noisy_image(width: int, height: int) -> np.ndarray:
   """uint8 [height, width, 3]: waves and edges, with Gaussian noise."""
   rng = np.random.default_rng(0)
@@ -52,22 +47,6 @@ def noisy_image(width: int, height: int) -> np.ndarray:
   waves = np.stack([np.sin(x + y), np.sin(x - y), np.sign(np.sin(x) * np.sin(y))], axis=-1)
   noisy = 127.5 + 80 * waves + SIGMA_255 * rng.standard_normal(waves.shape, np.float32)
   return np.clip(np.round(noisy), 0, 255).astype(np.uint8)
-
-
-def tiles_of(denoiser: Denoiser, image: np.ndarray) -> TilePlan:
-  """Denoises the first tile, which compiles the program for all of them, and returns the tiling."""
-  total = 0
-
-  def stop(_, runs):
-    nonlocal total
-    total = runs
-    raise _FirstTileDone
-
-  with contextlib.suppress(_FirstTileDone):
-    denoiser(image, progress=stop)
-  plan = denoiser.plan(*image.shape[:2])
-  assert plan.tiles == total, f'{total} runs of the network for {plan.tiles} tiles'
-  return plan
 
 
 class _NotRunError(Exception):
@@ -82,7 +61,10 @@ def whole_network(denoiser: Denoiser, image: np.ndarray) -> Callable[[], object]
   """
   device = jax.local_devices()[0]
   noisy = jax.ShapeDtypeStruct((1, *image.shape), np.float32)
-  function = jax.jit(lambda params, noisy: denoiser.model.apply({'params': params}, noisy))
+  function = jax.jit(
+    lambda params, noisy: denoiser.model.apply({'params': params}, noisy),
+    compiler_options=compiler_options(device.platform),
+  )
 
   def call():
     return compiled(denoiser.params, jax.device_put(image[None] / np.float32(255), device))
@@ -103,7 +85,8 @@ def whole_network(denoiser: Denoiser, image: np.ndarray) -> Callable[[], object]
 def prepare(denoiser: Denoiser, width: int, height: int) -> tuple[dict, dict[str, Callable[[], object]]]:
   """A row of the table without its times, and the calls to time."""
   image = noisy_image(width, height)
-  plan = tiles_of(denoiser, image)
+  denoiser.prepare(*image.shape[:2])
+  plan = denoiser.plan(*image.shape[:2])
   cost = common.network_cost((1, *image.shape))
   row = {
     'what': f'{width}x{height}',

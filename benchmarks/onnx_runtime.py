@@ -17,8 +17,10 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from sadnet_jax.extras import required
 
-with required('bench'):
+with required('bench,train'):
+  import ml_collections  # noqa: F401
   import onnxruntime
+  import optax  # noqa: F401
 
 import jax
 import numpy as np

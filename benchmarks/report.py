@@ -332,6 +332,7 @@ def readme_results_table(contents: Mapping[str, Mapping[str, Any]]) -> list[str]
     (name, r['dataset'], r['sigma_255'], r['protocol']): r
     for name, content in contents.items()
     for r in content['results']
+    if r['method']['name'] == 'sadnet'
   }
   rows = []
   for (name, dataset, sigma_255, protocol), images in README_ROWS.items():

@@ -41,7 +41,7 @@ ROWS = {
   'first_call': (f'{_FIRST}: first call', 'first_image', 'first_call', True),
   'second_call': (f'{_FIRST}: second call', 'first_image', 'second_call', True),
   'until_first_image': (
-    f'{_FIRST}: everything up to the first result',
+    f'{_FIRST}: the parts up to the first result together',
     'first_image',
     'until_first_image',
     True,

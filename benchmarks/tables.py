@@ -95,7 +95,8 @@ def _pytorch_cells(row, theirs, ours):
   """``theirs``: milliseconds or None, eager PyTorch first."""
   ms = ours.get('ms')
   ratios = [
-    each / ms if each and ms else None for each in (theirs[0], min(filter(None, theirs), default=None))
+    each / ms if each and ms else None
+    for each in (next(iter(theirs), None), min(filter(None, theirs), default=None))
   ]
   return (
     row['what'],

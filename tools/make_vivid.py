@@ -45,6 +45,10 @@ def make_vivid(folder: str | Path, output: str | Path, *, shapes: int = 96, seed
   paths = find_images(folder)
   if output.exists():
     raise ValueError(f'{output} exists; choose another name')
+  for path in paths:
+    with Image.open(path) as image:
+      if image.mode != 'RGB':
+        raise ValueError(f'{path}: must be 8-bit RGB, not of mode {image.mode}')
   output.mkdir(parents=True)
   rng = np.random.default_rng(seed)
   for number, path in enumerate(paths):
@@ -69,8 +73,6 @@ def _new(path):
 
 def _vivid(path, rng):
   with Image.open(path) as image:
-    if image.mode != 'RGB':
-      raise ValueError(f'{path}: must be 8-bit RGB, not of mode {image.mode}')
     saturated = ImageEnhance.Color(image).enhance(rng.uniform(*_SATURATION))
   contrasting = ImageEnhance.Contrast(saturated).enhance(rng.uniform(*_CONTRAST))
   return Image.fromarray(np.asarray(contrasting)[:, :, rng.permutation(3)])

@@ -127,7 +127,8 @@ def card(
     content: The content of a results.json that `check_results` accepts.
     curve: Path of the picture of the training curve, relative to the card's folder, if there is one.
   """
-  known = {**facts, **{name: stored.metadata[name] for name in OPTIONAL if name in stored.metadata}}
+  # The facts may give the seeds of all stages, and the file that of the last one.
+  known = {**{name: stored.metadata[name] for name in OPTIONAL if name in stored.metadata}, **facts}
   table = {
     'network': f'SADNet, config `{stored.metadata.get("config", UNKNOWN)}`; {stored.count:,} weights in '
     f'{stored.dtype}, {entry.bytes / 1e6:.1f} MB',

@@ -56,9 +56,15 @@ def measured_stages(curves: Sequence[Curve], label: str, before: Mapping[str, in
     The stages that were measured on this set, in the order of the curves.
 
   Raises:
-    ValueError: No stage was measured on this set, or the start of a stage is unknown.
+    ValueError: No stage was measured on this set, the start of a stage is unknown, or two stages have the
+      same name.
   """
   ends: dict[str, int] = {}
+  runs = [stage.run for curve in curves for stage in curve.stages]
+  if repeated := sorted({run for run in runs if runs.count(run) > 1}):
+    raise ValueError(
+      f'--curves: several runs are named {", ".join(repeated)}; rename them in the .json files'
+    )
   stages, labels = [], set()
   for curve in curves:
     for stage in curve.stages:

@@ -136,7 +136,9 @@ def publish(request: Request) -> Entry:
     _write_file(path, request, source, {**metadata, 'about': facts['summary']})
   if curve is not None:
     plot_training.write(request.folder, request.name, curve)
-  entry = _entry(request, entries, path, source, facts, content)
+  # Weights that stay as they are keep the noise that they were published with.
+  noise = entries[request.name].noise if published and request.name in entries else _noise(request.config)
+  entry = _entry(request, entries, path, source, facts, content, noise)
   picture = plot_training.link(request.folder, request.name)
   write_text(
     path.with_suffix('.md'), model_card.card(entry, model_card.read_stored(path), facts, content, picture)
@@ -181,6 +183,8 @@ def _open(request):
     )
   if path.is_dir():
     params, step, saved = checkpoints.load_matching_run(path, config)
+    was, given = ({'data': {'pairs_share': c['data'].get('pairs_share', 0.0)}} for c in (saved, config))
+    check_same(was, given, set())
     metadata = {'step': str(step), 'seed': str(saved['seed'])}
     source = _Source(model_from_fields(config['model']), params, 'float32', None, metadata)
   else:
@@ -262,7 +266,7 @@ def _write_file(path, request, source, about):
       shutil.copyfile(source.file, temporary)
 
 
-def _entry(request, entries, path, source, facts, content):
+def _entry(request, entries, path, source, facts, content, noise):
   if request.default_for is not None:
     default_for = tuple(request.default_for)
   else:
@@ -274,7 +278,7 @@ def _entry(request, entries, path, source, facts, content):
     bytes=path.stat().st_size,
     summary=facts['summary'],
     channels=source.model.channels,
-    noise=_noise(request.config),
+    noise=noise,
     measured=model_card.measured(content),
     default_for=default_for,
   )

@@ -55,7 +55,9 @@ sys.path.append(str(Path(__file__).resolve().parent.parent.parent))
 
 from sadnet_jax.extras import required
 
-with required('bench'):
+with required('bench,train'):
+  import ml_collections  # noqa: F401
+  import optax  # noqa: F401
   import torch
 
 import jax

@@ -23,7 +23,7 @@ from sadnet_jax.denoise.quality import BALANCED, QUALITIES, default_weights
 from sadnet_jax.denoise.report import Report, duration
 from sadnet_jax.denoise.targets import Target
 from sadnet_jax.images import Metadata, Photograph, read_photograph, upright, writable_name, write_photograph
-from sadnet_jax.images.photograph import FULL_WHITE, to_8_bits
+from sadnet_jax.images.photograph import to_8_bits
 from sadnet_jax.images.reading import shown_path
 from sadnet_jax.weights.index import available
 
@@ -406,10 +406,10 @@ def _previews(paths, folder, reading):
   crop: list[Path] = []
   for number, path in enumerate(paths):
     photograph = read_photograph(path, **reading)
-    # How the second file, written from the first, is to be read.
-    reading = {'linear': photograph.linear or None, 'white_level': photograph.white_level or FULL_WHITE}
+    # For the second file, written from the first.
+    reading = job.reading_of_output(photograph)
     photograph = upright(photograph)
-    metadata = Metadata(icc_profile=photograph.metadata.icc_profile)
+    metadata = Metadata(icc_profile=job.shown_profile(photograph))
     pixels = photograph.pixels
     for found, name, part in (
       (whole, 'whole', _reduced(pixels)),

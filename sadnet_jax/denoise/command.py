@@ -187,6 +187,8 @@ def _denoiser_options(arguments):
     'device': choose_device(arguments.device),
   }
   if arguments.overlap is not None:
+    if arguments.tile == 'whole':
+      raise ValueError('--overlap is for tiles, but --tile whole makes none; remove one of them')
     options['overlap_px'] = arguments.overlap
   return options
 

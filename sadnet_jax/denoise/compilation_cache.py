@@ -14,6 +14,7 @@ from pathlib import Path
 import pickle
 import platform
 import tempfile
+import time
 from typing import TYPE_CHECKING
 import warnings
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 # A program of SADNet takes about 0.1 MB in JAX's cache, and 1.4 MB as `compiled` keeps it, on a CPU.
 MAX_BYTES = 2**28
 _SUFFIX = '-cache'
+_LEFT_BEHIND_S = 3600
 # Programs that compile longer are kept: the network always does, the small ones around it do not.
 _MIN_COMPILE_SECONDS = 0.1
 # What a program of the network depends on, beside its arguments: the sources in these folders.
@@ -246,6 +248,11 @@ def _shrink(folder):
     # Another process may have removed it.
     with contextlib.suppress(FileNotFoundError):
       entries.append((path, path.stat()))
+  # Left by processes that were killed while they wrote.
+  for path in folder.glob('.' + 12 * '[0-9a-f]'):
+    with contextlib.suppress(FileNotFoundError):
+      if time.time() - path.stat().st_mtime > _LEFT_BEHIND_S:
+        path.unlink()
   entries.sort(key=lambda entry: max(entry[1].st_atime, entry[1].st_mtime), reverse=True)
   kept_bytes = 0
   for path, status in entries:

@@ -257,6 +257,20 @@ class Denoiser:
     """
     return self._plan(height_px, width_px)[0]
 
+  def prepare(self, height_px: int, width_px: int) -> None:
+    """Compiles a program of their own for images of this size, as if many were to come.
+
+    Calls then compile nothing, until other sizes have taken the place of this one (`MAX_PROGRAMS`).
+
+    Args:
+      height_px: Height of the images.
+      width_px: Width of the images.
+    """
+    plan = self.plan(height_px, width_px)
+    sizes = {plan.tile_size, plan.tile_size[::-1]} if self._ensemble else {plan.tile_size}
+    for size in sizes:
+      self.network.prepare(1, *size)
+
   def _sharing(self):
     # Not copy.copy, which copies as pickle does: with a network of its own.
     other = object.__new__(type(self))
@@ -469,6 +483,11 @@ class CompiledNetwork:
       padded = larger
     arguments = jax.device_put((padded, tuple(map(np.int32, inside))), self.device)
     return np.asarray(program(self.params, *arguments))[:, :height, :width]
+
+  def prepare(self, n: int, height: int, width: int) -> None:
+    """Compiles a program for this size alone, whose sides are multiples of 8."""
+    # In a batch of any length, unused pixels take longer than compiling.
+    self._program((n, height, width), compilation_px(self.device.platform) + 1, None)
 
   def function(self, shared: bool) -> jax.stages.Wrapped:
     """The network as a new jitted function, whose programs are freed with it.

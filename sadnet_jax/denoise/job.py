@@ -19,7 +19,7 @@ from sadnet_jax.denoise.targets import Target, file_identity
 from sadnet_jax.files import one_line
 from sadnet_jax.images import Metadata, Photograph, check_output, read_photograph, upright, write_photograph
 from sadnet_jax.images.arrays import side_by_side
-from sadnet_jax.images.photograph import to_8_bits
+from sadnet_jax.images.photograph import FULL_WHITE, to_8_bits
 from sadnet_jax.images.reading import shown_path
 from sadnet_jax.images.writing import JPEG_QUALITY
 from sadnet_jax.weights import loading
@@ -49,9 +49,11 @@ class Networks:
       options: Options of `Denoiser`.
 
     Raises:
-      ValueError: The weights do not exist, `model` and `quality` are both given, or an option is out of
-        range.
+      ValueError: The weights do not exist, `model` and `quality` are both given, `dilations` is given without
+        `model`, or an option is out of range.
     """
+    if dilations is not None and model is None:
+      raise ValueError('--dilations is for weights of your own; name them with --model, or remove it')
     self._dilations, self._options = {model: dilations}, options
     self._loaded: dict[str, Denoiser] = {}
     self._strength: tuple[float, float | None] | None = None
@@ -169,15 +171,20 @@ def denoise_all(
 
 def _compare_existing(target, report, outputs, reading):
   """Writes the comparison of a picture that is denoised already, as after an interruption."""
-  noisy, denoised = (read_photograph(path, **reading) for path in (target.source, target.output))
-  shapes = [upright(photograph).pixels.shape for photograph in (noisy, denoised)]
-  if shapes[0] != shapes[1]:
-    (height, width, _), (other_height, other_width, _) = shapes
+  noisy = read_photograph(target.source, **reading)
+  denoised = read_photograph(target.output, **reading_of_output(noisy))
+  (height, width), (other_height, other_width) = (upright(p).pixels.shape[:2] for p in (noisy, denoised))
+  if (height, width) != (other_height, other_width):
     raise ValueError(
-      f'{shown_path(target.output)} has {other_width}x{other_height} pixels or other channels, but the '
-      f'picture {width}x{height}, so there is no comparison of them; pass --overwrite to denoise it again'
+      f'{shown_path(target.output)} has {other_width}x{other_height} pixels, but the picture '
+      f'{width}x{height}, so there is no comparison of them; pass --overwrite to denoise it again'
     )
   _write_comparison(target, noisy, denoised, report, outputs)
+
+
+def reading_of_output(photograph: Photograph) -> dict[str, Any]:
+  """The options of `read_photograph` for a file that was written from this photograph."""
+  return {'linear': photograph.linear or None, 'white_level': photograph.white_level or FULL_WHITE}
 
 
 def _write_comparison(target, noisy, denoised, report, outputs):
@@ -236,8 +243,15 @@ def comparison(noisy: Photograph, denoised: Photograph) -> tuple[Photograph, tup
   notes: tuple[str, ...] = ()
   if max(noisy.pixels.shape[:2]) > COMPARISON_PX:
     notes = (f'shows the middle {halves[0].shape[1]}x{halves[0].shape[0]} pixels only',)
-  metadata = Metadata(icc_profile=noisy.metadata.icc_profile)
-  return Photograph(side_by_side(*halves), metadata=metadata), notes
+  # Some formats have three channels for grey pictures.
+  channels = max(half.shape[2] for half in halves)
+  halves = [np.repeat(half, channels // half.shape[2], axis=2) for half in halves]
+  return Photograph(side_by_side(*halves), metadata=Metadata(icc_profile=shown_profile(noisy))), notes
+
+
+def shown_profile(photograph: Photograph) -> bytes | None:
+  """The colour profile of what is shown of a photograph, whose pixels are never linear light."""
+  return None if photograph.linear else photograph.metadata.icc_profile
 
 
 class Outputs:

@@ -1,6 +1,7 @@
 """Denoisers behind one interface: SADNet, BM3D, and the noisy image itself as a baseline."""
 
 from collections.abc import Hashable, Sequence
+import contextlib
 import functools
 import importlib.metadata
 import math
@@ -241,9 +242,13 @@ class SADNetMethod:
     return self._program_size(size) if one_per_device else _padded_size(size, self._pad_to_px)
 
   def prepare(self, shape: tuple[int, ...]) -> None:
-    """Compiles the network for the padded size of images of this shape, unless they need tiles."""
+    """Compiles the network for the padded size of images of this shape, or for their tiles."""
     if not self._needs_tiles(shape[:2]):
       self._with_tiles_if_exhausted(shape[:2], lambda: self._compile(shape))
+    if self._needs_tiles(shape[:2]):
+      # What fails here fails again where the denoiser tries smaller tiles.
+      with contextlib.suppress(jax.errors.JaxRuntimeError):
+        self._denoiser.prepare(*shape[:2])
 
   def denoise(self, noisy: Sequence[np.ndarray], sigma_255: float | None) -> list[np.ndarray]:
     """Denoises; the network estimates the noise itself."""

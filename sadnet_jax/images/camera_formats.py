@@ -8,12 +8,17 @@ import numpy as np
 
 from sadnet_jax.files import mapped
 from sadnet_jax.images import metadata as blocks
-from sadnet_jax.images import tiff
 from sadnet_jax.images.metadata import Directory, Metadata
-from sadnet_jax.images.photograph import HDR_TRANSFERS, Photograph, check_size, split_alpha
+from sadnet_jax.images.photograph import HDR_TRANSFERS, DecodingError, Photograph, check_size, split_alpha
 
 # Description, maker, model, software, date, artist, copyright; a raw file's other tags are of the sensor.
 _KEPT_RAW_TAGS = (270, 271, 272, 305, 306, 315, 33432)
+# What raw files have in place of TIFF's 42: also Olympus's 'RO' and 'RS', and Panasonic's 85.
+_RAW_VERSIONS = (42, 0x4F52, 0x5352, 85)
+_FUJIFILM = b'FUJIFILMCCD-RAW'
+_FIRST_SEGMENT_BYTES = 2**16 + 2
+# ITU-T H.273: the primaries of sRGB, and those that are not stated.
+_SRGB_PRIMARIES = (1, 2)
 
 
 def _pillow_heif():
@@ -41,7 +46,8 @@ def read_heic(path: Path) -> Photograph:
     image = _pillow_heif().open_heif(file, convert_hdr_to_8bit=False)
     width, height = image.size
     check_size(width, height, 8)
-    if image.info.get('nclx_profile', {}).get('transfer_characteristics') in HDR_TRANSFERS:
+    nclx = image.info.get('nclx_profile', {})
+    if nclx.get('transfer_characteristics') in HDR_TRANSFERS:
       raise ValueError('is a HEIC file of high dynamic range (PQ or HLG); convert it to sRGB')
     array = np.array(image)
   array = array[:, :, None] if array.ndim == 2 else array
@@ -49,6 +55,9 @@ def read_heic(path: Path) -> Photograph:
   exif, exif_notes = blocks.checked_exif(image.info.get('exif'))
   profile, profile_notes = blocks.checked_profile(image.info.get('icc_profile'), pixels.shape[2])
   notes = (*exif_notes, *profile_notes)
+  primaries = nclx.get('color_primaries', _SRGB_PRIMARIES[0])
+  if profile is None and primaries not in _SRGB_PRIMARIES:
+    notes += (f'its primaries (number {primaries} of ITU-T H.273) were ignored, so its colours look paler',)
   if len(image) > 1:
     notes += ('its further images were ignored',)
   # The decoder has rotated the pixels already.
@@ -109,17 +118,30 @@ def read_raw(path: Path) -> Photograph:
     raise ValueError(
       f'LibRaw cannot develop this camera raw file ({reason}); export it as 16-bit TIFF'
     ) from error
+  exif = raw_exif(path)
+  notes = () if exif else ('its EXIF data were not found',)
   # The sensor's values are rounded by development, which rotates too.
-  return Photograph(np.ascontiguousarray(pixels), metadata=Metadata(exif=_raw_exif(path)), lossless=True)
+  return Photograph(np.ascontiguousarray(pixels), metadata=Metadata(exif=exif), lossless=True, notes=notes)
 
 
-def _raw_exif(path):
+def raw_exif(path: Path) -> bytes | None:
+  """The EXIF block of a camera raw file that is TIFF or like it, or of Fujifilm; None if it has none."""
   with mapped(path) as data:
+    start = 0
+    if data[: len(_FUJIFILM)] == _FUJIFILM:
+      # Its preview is a JPEG file, with the EXIF data in its first segment.
+      preview = int.from_bytes(data[84:88], 'big')
+      found = data.find(blocks.EXIF_PREFIX, preview, preview + _FIRST_SEGMENT_BYTES)
+      start = found + len(blocks.EXIF_PREFIX) if found >= 0 else len(data)
+    block = data[start : start + _FIRST_SEGMENT_BYTES] if start else data
+    header = blocks.read_header(block, _RAW_VERSIONS)
+    if header is None:
+      return None
     try:
-      tags, _ = tiff.first_tags(data)
-    except ValueError:
+      tags = blocks.read_directory(block, header, header.offset)
+    except (ValueError, DecodingError):
       return None
   entries = {tag: entry for tag, entry in tags.entries.items() if tag in _KEPT_RAW_TAGS}
-  return (
-    blocks.build_exif(Directory(tags.order, entries, tags.children)) if entries or tags.children else None
-  )
+  if not (entries or tags.children):
+    return None
+  return blocks.build_exif(Directory(tags.order, entries, tags.children))

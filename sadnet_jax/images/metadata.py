@@ -4,7 +4,7 @@ Metadata travel as the bytes that a file has, because libraries that decode and 
 what they do not know: makers' notes hold offsets from the start of the EXIF block, so nothing in it is moved.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 import dataclasses
 import re
 import struct
@@ -282,13 +282,18 @@ class Header:
   offset: int
 
 
-def read_header(data) -> Header | None:
-  """Reads the first bytes of a buffer; None if they are not TIFF."""
+def read_header(data, versions: Collection[int] = (42,)) -> Header | None:
+  """Reads the first bytes of a buffer; None if they are not TIFF.
+
+  Args:
+    data: The buffer.
+    versions: The numbers that may stand where TIFF has 42.
+  """
   order = {b'II': '<', b'MM': '>'}.get(bytes(data[:2]))
   if order is None or len(data) < 8:
     return None
   version, offset = struct.unpack_from(order + 'HI', data, 2)
-  if version == 42:
+  if version in versions:
     return Header(order, False, offset)
   if version == 43 and len(data) >= 16 and struct.unpack_from(order + 'HH', data, 4) == (8, 0):
     return Header(order, True, struct.unpack_from(order + 'Q', data, 8)[0])

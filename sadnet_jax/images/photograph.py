@@ -58,6 +58,8 @@ class Photograph:
     metadata: What the file holds beside pixels.
     lossless: Whether the file stores pixels exactly, unlike JPEG.
     linear: Whether a floating-point file stores linear light, so that one written from it does too.
+    premultiplied: Whether the file stores colours multiplied by their opacity. Those of opacity 0 are then
+      light without matter, such as a glow, and stay so in OpenEXR.
     notes: What was ignored or assumed while reading, as sentences for the user.
     white_level: White in the file, if its 16-bit values have a smaller range, as those of many cameras and
       microscopes. `pixels` are scaled to the full range, which `alpha` always has; PNG and TIFF files written
@@ -71,6 +73,7 @@ class Photograph:
   linear: bool = False
   notes: tuple[str, ...] = ()
   white_level: int | None = None
+  premultiplied: bool = False
 
   def __post_init__(self):
     """Raises ValueError for arrays of another dtype or shape."""

@@ -7,6 +7,7 @@ the header, repeated scans by their number, and what `png` and `tiff` check.
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 from pathlib import Path
+import re
 import struct
 import tempfile
 import warnings
@@ -339,9 +340,12 @@ def _read_jpeg(path):
     size = len(data)
     # Real files have about ten, and each decodes the whole image; and one EXIF block or a few, which Pillow
     # joins one by one.
+    end = _end_of_jpeg(data)
     for name, start in (('scans', b'\xff\xda'), ('EXIF blocks', blocks.EXIF_PREFIX)):
-      if (count := _count(data, start)) > _MAX_JPEG_PARTS:
+      if (count := _count(data, start, end)) > _MAX_JPEG_PARTS:
         raise DecodingError(f'it has {count} {name}, more than {_MAX_JPEG_PARTS}')
+    # Phones add a video, which begins with this box.
+    has_video = data.find(b'ftyp', end) >= 0
   # Not `with ... as image`, whose type Pillow 12 declares as that of any image.
   image = JpegImagePlugin.JpegImageFile(path)
   with image:
@@ -353,16 +357,33 @@ def _read_jpeg(path):
   if spec.getattribute('jpeg:ColorSpace') in ('CMYK', 'YCbCrK'):
     raise ValueError('is a JPEG file of CMYK colours; convert it to RGB with its colour profile')
   metadata, notes = _jpeg_metadata(segments, array.shape[2], dpi)
+  if has_video:
+    notes += ('the video that follows it was ignored',)
   return Photograph(array, None, metadata, lossless=False, notes=notes)
 
 
 _MAX_JPEG_PARTS = 200
+# Neither a byte of pixels nor a mark between them.
+_JPEG_MARKER = re.compile(rb'\xff[^\x00\x01\xff\xd0-\xd8]')
+_END_OF_JPEG = b'\xff\xd9'
 
 
-def _count(data, pattern):
-  count, at = 0, data.find(pattern)
+def _end_of_jpeg(data):
+  """Where the first image of a JPEG file ends; the end of the file if that is not marked."""
+  at = 2
+  while found := _JPEG_MARKER.search(data, at):
+    at = found.end()
+    if found.group() == _END_OF_JPEG:
+      return at
+    # Every other marker has the length of its content.
+    at += int.from_bytes(data[at : at + 2], 'big')
+  return len(data)
+
+
+def _count(data, pattern, end):
+  count, at = 0, data.find(pattern, 0, end)
   while at >= 0:
-    count, at = count + 1, data.find(pattern, at + 2)
+    count, at = count + 1, data.find(pattern, at + 2, end)
   return count
 
 
@@ -482,10 +503,13 @@ def _read_webp(path):
 
 def _riff_chunks(data):
   """Type and content, empty for pixels, of each chunk that is complete."""
-  at = 12
-  while at + 8 <= len(data):
+  # What follows the container is not of the image.
+  at, end = 12, 8 + int.from_bytes(data[4:8], 'little')
+  if end > len(data):
+    raise DecodingError('it is cut off')
+  while at + 8 <= end:
     kind, length = struct.unpack_from('<4sI', data, at)
-    if at + 8 + length > len(data):
+    if at + 8 + length > end:
       raise DecodingError('it is cut off')
     yield kind, data[at + 8 : at + 8 + length] if kind in (b'EXIF', b'ICCP', b'XMP ') else b''
     at += 8 + length + length % 2
@@ -523,9 +547,22 @@ def _read_exr(path, linear):
     spec.full_height,
   ):
     notes.append('its display window was ignored; the data window is read')
+  chromaticities = spec.getattribute('chromaticities')
+  if chromaticities and not np.allclose(chromaticities, _REC709_CHROMATICITIES, atol=1e-3):
+    notes.append('its chromaticities were ignored; its colours are taken for those of Rec. 709')
+  if lost := [name for name, attribute in _EXR_TEXTS.items() if spec.getattribute(attribute)]:
+    notes.append(f'its {", ".join(lost)} {"was" if len(lost) == 1 else "were"} ignored')
   linear = linear is not False
   pixels, float_notes = _from_floats(pixels, alpha, linear)
-  return Photograph(pixels, alpha, linear=linear, notes=(*notes, *float_notes))
+  return Photograph(
+    pixels, alpha, linear=linear, notes=(*notes, *float_notes), premultiplied=alpha is not None
+  )
+
+
+# x and y of red, green, blue and white.
+_REC709_CHROMATICITIES = (0.64, 0.33, 0.3, 0.6, 0.15, 0.06, 0.3127, 0.329)
+# Attributes of OpenEXR: OpenImageIO's names for them.
+_EXR_TEXTS = {'owner': 'Copyright', 'comments': 'ImageDescription'}
 
 
 # Width to height, by the number in the header.

@@ -1,6 +1,7 @@
 """Writes photographs: complete or not at all."""
 
 from collections.abc import Callable, Mapping
+import contextlib
 import dataclasses
 import functools
 import os
@@ -349,12 +350,20 @@ def _write_png(path, photograph):
   # PNG allows only one of iCCP and sRGB.
   extra += [chunk for chunk in metadata.png_chunks if not (profile and chunk[0] == b'sRGB')]
   if metadata.comment:
-    extra.append((b'tEXt', b'Comment\0' + metadata.comment.replace(b'\0', b' ')))
+    extra.append(_png_comment(metadata.comment.replace(b'\0', b' ')))
   with path.open('wb') as file:
     file.write(blocks.PNG_SIGNATURE)
     for chunk in (header, *extra, *pixels, (b'IEND', b'')):
       file.write(blocks.pack_png_chunk(*chunk))
   return notes + lost_fields(metadata, ('photoshop',), 'PNG')
+
+
+def _png_comment(text):
+  # tEXt is Latin-1, as comments of JPEG files often are; others are UTF-8.
+  with contextlib.suppress(UnicodeDecodeError):
+    if not text.isascii() and text.decode():
+      return b'iTXt', b'Comment' + bytes(5) + text
+  return b'tEXt', b'Comment\0' + text
 
 
 _EXTRA_SAMPLES, _UNASSOCIATED_ALPHA = 338, 2
@@ -416,7 +425,8 @@ def _write_exr(path, photograph):
   pixels = linear_from_srgb(photograph.pixels)
   if photograph.alpha is not None:
     # OpenEXR defines colours as multiplied by opacity.
-    pixels *= photograph.alpha[:, :, None]
+    alpha = photograph.alpha
+    pixels *= (np.where(alpha == 0, 1, alpha) if photograph.premultiplied else alpha)[:, :, None]
   array = _channels(dataclasses.replace(photograph, pixels=pixels))
   _write_pixels(path, array, {'compression': 'zip', 'oiio:UnassociatedAlpha': 0})
   lost = ('icc_profile', 'exif', 'xmp', 'photoshop', 'comment', 'dpi', 'png_chunks')

@@ -15,16 +15,15 @@ def denoiser():
   return Denoiser(model, random_variables(model)['params'], tile_px=160, overlap_px=16)
 
 
-def test_only_one_tile_is_denoised_to_compile(denoiser):
-  runs = []
-
-  def counted(image, progress):
-    return denoiser(image, progress=lambda done, total: (runs.append(done), progress(done, total)))
-
-  counted.plan = denoiser.plan
-  plan = image_size.tiles_of(counted, np.zeros((8, 400, 3), np.uint8))
-  assert plan.tiles > 1
-  assert runs == [1]
+def test_nothing_is_compiled_while_sizes_are_timed(denoiser):
+  # One image is a single tile, the other three.
+  for width, tiles in ((24, 1), (400, 3)):
+    row, calls = image_size.prepare(denoiser, width, 16)
+    programs = dict(denoiser.network.programs)
+    assert (1, 16, row['tile_size'][1], False) in programs
+    assert row['tiles'] == tiles
+    calls['tiled']()
+    assert denoiser.network.programs == programs
 
 
 def test_the_whole_image_runs_if_memory_allows(denoiser, monkeypatch):

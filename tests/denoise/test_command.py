@@ -247,7 +247,48 @@ def test_existing_outputs_can_be_skipped(folder, weights, denoiser, capsys):
   picture(folder / 'out/a.png', size=(3, 3))
   status, lines = run(*arguments, '--compare', capsys=capsys)
   assert status == 1
-  assert 'out/a.png has 3x3 pixels or other channels, but the picture' in lines[0]
+  assert 'out/a.png has 3x3 pixels, but the picture' in lines[0]
+
+
+@pytest.mark.parametrize(
+  ('name', 'form', 'options'),
+  [
+    ('a.exr', 'tif', ()),
+    ('a.exr', 'exr', ('--no-linear',)),
+    ('a.tif', 'png', ('--white-level', '15520')),
+    ('grey.png', 'webp', ()),
+  ],
+)
+def test_a_comparison_made_later_is_that_made_at_once(folder, weights, capsys, name, form, options):
+  (folder / 'in').mkdir()
+  values = np.random.default_rng(0).random((16, 24, 1 if 'grey' in name else 3), np.float32)
+  pixels = {'.exr': values, '.tif': np.uint16(values * 15520), '.png': np.uint8(values * 255)}[name[-4:]]
+  write_photograph(folder / 'in' / name, Photograph(pixels, linear=name == 'a.exr'))
+  arguments = ['in', '-o', 'out', '--format', form, '--compare', '--model', weights, *options]
+  assert run(*arguments, capsys=capsys)[0] == 0
+  (comparison,) = (folder / 'out').glob('*.compare.png')
+  at_once = pixels_of(comparison)
+  comparison.unlink()
+  assert run(*arguments, '--skip-existing', capsys=capsys)[0] == 0
+  assert np.abs(pixels_of(comparison).astype(int) - at_once).max() <= 1
+
+
+def test_options_without_effect_are_refused(folder, weights, capsys):
+  picture(folder / 'a.png')
+  for options, message in (
+    (('--dilations', '1,2,3,4'), '--dilations is for weights of your own'),
+    (('--model', weights, '--tile', 'whole', '--overlap', '8'), '--overlap is for tiles, but --tile whole'),
+  ):
+    status, lines = run('a.png', '-o', 'b.png', *options, capsys=capsys)
+    assert status == 2
+    assert message in lines[-1]
+
+
+def test_a_comparison_of_linear_light_has_no_profile_of_it():
+  profile = Metadata(icc_profile=b'profile')
+  for linear, wanted in ((True, None), (False, b'profile')):
+    photograph = Photograph(np.full((4, 4, 3), 0.5, np.float32), metadata=profile, linear=linear)
+    assert job.comparison(photograph, photograph)[0].metadata.icc_profile == wanted
 
 
 def test_outputs_of_another_process_on_the_same_folder_are_skipped(folder, weights, monkeypatch, capsys):

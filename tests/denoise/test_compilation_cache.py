@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import time
 import warnings
 
 import jax
@@ -168,9 +169,14 @@ def test_the_least_recently_used_programs_are_removed(tmp_path, monkeypatch):
     (folder / f'{name}-cache').write_bytes(bytes(1000))
     os.utime(folder / f'{name}-cache', (10_000 - age, 10_000 - age))
   (folder / 'other').write_bytes(bytes(5000))
+  # Of a process that was killed, and of one that is writing.
+  for name, age in (('.0123456789ab', 7200), ('.ba9876543210', 0)):
+    (folder / name).write_bytes(b'')
+    os.utime(folder / name, 2 * (time.time() - age,))
   jax.config.update('jax_compilation_cache_dir', None)
   compilation_cache.enable(tmp_path)
-  assert sorted(path.name for path in folder.iterdir()) == ['new-cache', 'old-cache', 'other']
+  kept = ['.ba9876543210', 'new-cache', 'old-cache', 'other']
+  assert sorted(path.name for path in folder.iterdir()) == kept
 
 
 def test_the_second_run_reads_the_programs_and_damaged_ones_are_replaced(tmp_path):

@@ -142,6 +142,13 @@ def test_a_size_that_repeats_gets_its_own_program(uncompiled):
   assert (1, 72, 72, False) in uncompiled.programs
 
 
+def test_a_prepared_size_has_its_own_program_at_once(uncompiled):
+  uncompiled.prepare(1, 136, 136)
+  assert set(uncompiled.programs) == {(1, 136, 136, False)}
+  uncompiled(picture(1, 136, 136, 3))
+  assert set(uncompiled.programs) == {(1, 136, 136, False)}
+
+
 def test_blocks_of_samples_are_those_of_its_device(real, monkeypatch):
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
   arguments = real.params, np.zeros((1, 512, 512, 3), np.float32), (512, 512)

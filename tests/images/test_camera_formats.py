@@ -3,6 +3,7 @@
 import ctypes
 import os
 import random
+import struct
 import subprocess
 import sys
 
@@ -14,8 +15,9 @@ import pillow_heif
 import pytest
 import tifffile
 
-from sadnet_jax.images import Metadata, Photograph, read_photograph, upright, write_photograph
+from sadnet_jax.images import Metadata, Photograph, camera_formats, read_photograph, upright, write_photograph
 from sadnet_jax.images import photograph as photograph_module
+from sadnet_jax.images.metadata import Directory, Entry, build_exif, parse_exif
 from sadnet_jax.images.photograph import linear_from_srgb, srgb_from_linear, to_8_bits
 from sadnet_jax.images.reading import read_shape
 from tests.images.test_metadata import RGB_PROFILE, XMP, exif_block
@@ -109,6 +111,39 @@ def test_openexr_with_more_than_colours(tmp_path):
     ValueError, match=r'c\.exr: is an OpenEXR file without channels R, G and B or Y, but U, V'
   ):
     read_photograph(tmp_path / 'c.exr')
+
+
+def test_light_without_opacity_stays_in_openexr(tmp_path):
+  channels = np.full((2, 3, 4), 0.5, np.float32)
+  channels[0, :, 3] = 0
+  _write_by_openimageio(tmp_path / 'a.exr', channels, ('R', 'G', 'B', 'A'))
+  write_photograph(tmp_path / 'b.exr', read_photograph(tmp_path / 'a.exr'))
+  again = OpenImageIO.ImageInput.open(str(tmp_path / 'b.exr')).read_image('float')
+  np.testing.assert_allclose(again, channels, rtol=1e-5)
+  # In other formats, what is transparent has no light.
+  transparent = Photograph(np.full((2, 3, 3), 200, np.uint8), np.zeros((2, 3), np.uint8))
+  write_photograph(tmp_path / 'c.exr', transparent)
+  assert not OpenImageIO.ImageInput.open(str(tmp_path / 'c.exr')).read_image('float').any()
+
+
+def test_what_is_not_read_of_openexr_is_named(tmp_path):
+  spec = OpenImageIO.ImageSpec(4, 4, 3, 'half')
+  spec.attribute('Copyright', 'ours')
+  rec709 = (0.64, 0.33, 0.3, 0.6, 0.15, 0.06, 0.3127, 0.329)
+  acescg = (0.713, 0.293, 0.165, 0.83, 0.128, 0.044, 0.32168, 0.33767)
+  for chromaticities, wanted in (
+    (rec709, ()),
+    (acescg, ('its chromaticities were ignored; its colours are',)),
+  ):
+    spec.attribute('chromaticities', 'float[8]', chromaticities)
+    output = OpenImageIO.ImageOutput.create(str(tmp_path / 'a.exr'))
+    assert output.open(str(tmp_path / 'a.exr'), spec)
+    assert output.write_image(np.full((4, 4, 3), 0.5, np.float32))
+    output.close()
+    *notes, last = read_photograph(tmp_path / 'a.exr').notes
+    assert last == 'its owner was ignored'
+    assert len(notes) == len(wanted)
+    assert all(note.startswith(start) for note, start in zip(notes, wanted, strict=True))
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf])
@@ -270,6 +305,37 @@ def test_camera_raw_is_developed_with_the_cameras_white_balance(tmp_path):
   assert b'Test Maker' in read.metadata.exif
   assert write_photograph(tmp_path / 'b.tif', read) == ()
   assert read_photograph(tmp_path / 'b.tif').pixels.dtype == np.uint16
+
+
+@pytest.mark.parametrize('start', [b'II*\0', b'IIRO', b'IIRS', b'MMOR', b'IIU\0', b'MM\0*', b'FUJI'])
+def test_exif_data_of_camera_raw_files_are_found(tmp_path, start):
+  """What Olympus, Panasonic and Fujifilm write is not quite TIFF."""
+  order = '>' if start.startswith(b'MM') else '<'
+  maker = Entry(2, 5, b'Ours\0')
+  block = build_exif(Directory(order, {271: maker, 256: Entry(3, 1, struct.pack(order + 'H', 9))}, {}))
+  if start == b'FUJI':
+    segment = b'\xff\xd8\xff\xe1\0\0Exif\0\0' + block
+    data = b'FUJIFILMCCD-RAW '.ljust(84) + struct.pack('>II', 100, len(segment)) + bytes(8) + segment
+  else:
+    data = start + block[4:]
+  found = camera_formats.raw_exif(write_file(tmp_path / 'a.raw', data + bytes(99)))
+  _, tags = parse_exif(found)
+  # The tags of the sensor are left out.
+  assert {tag: entry.data for tag, entry in tags.entries.items()} == {271: b'Ours\0'}
+
+
+@pytest.mark.parametrize(
+  'data', [b'', b'FUJIFILMCCD-RAW ', b'\0\0\0\x18ftypcrx ', b'II*\0\xff\xff\xff\xff', b'IIRO\x08\0\0\0\x09\0']
+)
+def test_camera_raw_without_readable_exif_data(tmp_path, data):
+  assert camera_formats.raw_exif(write_file(tmp_path / 'a.raw', data + bytes(8))) is None
+
+
+def test_camera_raw_without_exif_data_is_developed_with_a_note(tmp_path, monkeypatch):
+  write_dng(tmp_path / 'a.dng')
+  monkeypatch.setattr(camera_formats, 'raw_exif', lambda _: None)
+  read = read_photograph(tmp_path / 'a.dng')
+  assert (read.metadata.exif, read.notes) == (None, ('its EXIF data were not found',))
 
 
 def test_camera_raw_that_is_damaged_is_refused_in_one_line(tmp_path, capfd):

@@ -76,6 +76,15 @@ def test_webp_is_lossless_for_lossless_sources_and_keeps_transparent_colours(tmp
   assert 0 < np.abs(lossy.pixels.astype(int) - smooth_photograph().pixels).max() < 16
 
 
+def test_what_follows_a_webp_file_is_not_read(tmp_path):
+  write_photograph(tmp_path / 'a.webp', random_photograph())
+  data = (tmp_path / 'a.webp').read_bytes()
+  read = read_photograph(write_file(tmp_path / 'b.webp', data + b'EXIF\xff\xff\xff\xff and more'))
+  assert_same_pixels(read, random_photograph())
+  with pytest.raises(ValueError, match=r'c\.webp: the file is damaged or incomplete'):
+    read_photograph(write_file(tmp_path / 'c.webp', data[:-8]))
+
+
 def test_jpeg_keeps_colours_at_full_resolution(tmp_path):
   write_photograph(tmp_path / 'a.jpg', random_photograph())
   frame = (tmp_path / 'a.jpg').read_bytes().partition(b'\xff\xc0')[2]

@@ -257,6 +257,16 @@ def test_notes_on_damaged_chunks_are_few_whatever_a_file_holds(tmp_path):
   assert read.notes == tuple(f'its damaged chunk {kind!r} was ignored' for kind in kinds)
 
 
+@pytest.mark.parametrize('comment', ['Grüße 日本'.encode(), 'Grüße'.encode('latin-1'), b'plain'])
+def test_comments_reach_png_in_their_own_characters(tmp_path, comment):
+  buffer = io.BytesIO()
+  Image.fromarray(random_photograph().pixels).save(buffer, 'JPEG', comment=comment)
+  write_photograph(tmp_path / 'b.png', read_photograph(write_file(tmp_path / 'a.jpg', buffer.getvalue())))
+  wanted = comment.decode('latin-1' if comment == 'Grüße'.encode('latin-1') else 'utf-8')
+  assert opened(tmp_path / 'b.png').text == {'Comment': wanted}
+  assert read_photograph(tmp_path / 'b.png').notes == ()
+
+
 def test_comment_and_captions_of_jpeg_are_kept(tmp_path):
   buffer = io.BytesIO()
   resources = b'Photoshop 3.0\0' + OLD_SMALL_PICTURE + CAPTION

@@ -176,6 +176,16 @@ def test_jpeg_with_hundreds_of_scans_is_refused(sound, tmp_path):
     read_photograph(write_file(tmp_path / 'a.jpg', data[:-2] + 300 * scan + data[-2:]))
 
 
+def test_a_video_after_a_jpeg_is_ignored_with_a_note(sound, tmp_path):
+  data = sound['progressive.jpg']
+  # Of the bytes of a long video, some are like the start of a scan.
+  video = b'\0\0\0\x18ftypmp42' + 300 * b'\xff\xda'
+  read = read_photograph(write_file(tmp_path / 'a.jpg', data + video))
+  assert read.notes == ('the video that follows it was ignored',)
+  np.testing.assert_array_equal(read.pixels, read_photograph(write_file(tmp_path / 'b.jpg', data)).pixels)
+  assert not read_photograph(tmp_path / 'b.jpg').notes
+
+
 def test_jpeg_with_hundreds_of_exif_blocks_is_refused(sound, tmp_path):
   data = sound['grey.jpg']
   block = b'\xff\xe1\0\x09Exif\0\0a'

@@ -42,6 +42,8 @@ def test_pixels_add_up_over_stages_and_curves():
     [25_000, 26_000],
     [21_000, 22_000],
   ]
+  with pytest.raises(ValueError, match='several runs are named a; rename them'):
+    measured_stages([one, Curve('three', {}, 1, [_stage('a', 1, 1)])], LABEL, {})
   with pytest.raises(ValueError, match=r'e: started from x, which is in no curve .* --before=e:PIXELS'):
     measured_stages([one, two], LABEL, {})
   with pytest.raises(

@@ -167,6 +167,8 @@ def test_a_new_card_does_not_change_the_file(request_):
   again = dataclasses.replace(
     request_, checkpoint=str(request_.folder / 'small.safetensors'), images=None, default_for=None
   )
+  # The noise of weights that stay is that of their entry.
+  again.config['noise']['sigma_255'] = 11.0
   with pytest.raises(
     ValueError, match=r'--name: small is published; choose another name or pass --overwrite'
   ):
@@ -214,6 +216,9 @@ def test_the_seed_is_that_of_the_run(request_, tmp_path):
   assert entry.noise.sigma_255 == tuple(small_config('blind')['noise']['sigma_255_range'])
   card = (request_.folder / 'small.md').read_text().splitlines()
   assert {'| step | 5 |', '| seed | 3 |', '| precision | as trained |'} <= set(card)
+  other_share = {**asked.config, 'data': {**asked.config['data'], 'pairs_share': 0.5}}
+  with pytest.raises(ValueError, match=r'another config: data\.pairs_share: checkpoint 0\.0, config 0\.5'):
+    publish(dataclasses.replace(asked, config=other_share, overwrite=True))
   _write_facts(request_.facts, {**FACTS, 'seed': '4'})
   with pytest.raises(ValueError, match=r'facts\.toml: remove seed; the weights already give it'):
     publish(dataclasses.replace(asked, overwrite=True))
