@@ -162,7 +162,9 @@ BENCHMARKS = (
   Benchmark(
     'training_loop',
     'Training loop',
-    'The network at full width, with each data reader.',
+    'The network at full width, with each data reader: on clean images by the recipe of '
+    '`configs/color_fast.py` (Muon, and noise is added), on PolyU by that of `configs/nam.py` (Adam, no '
+    'noise), so rows compare readers, not data.',
     tables.training_loop_table,
   ),
   Benchmark(
