@@ -34,7 +34,7 @@ def environment(packages: Sequence[str]) -> dict[str, object]:
   return {
     'cpu': _processor(),
     'cores': os.cpu_count(),
-    'load_before': os.getloadavg()[0],
+    'load_before': os.getloadavg()[0] if hasattr(os, 'getloadavg') else None,
     'device': jax.local_devices()[0].device_kind,
     'devices': jax.local_device_count(),
     'python': platform.python_version(),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sadnet_jax.images.arrays import read_image
+from sadnet_jax.images.arrays import read_images_of_one_range
 from sadnet_jax.images.reading import read_shape
 
 
@@ -51,9 +51,9 @@ def read_example(example: Example, channels: int) -> tuple[np.ndarray | None, np
     Noisy (None for clean images) and clean, uint8 [H, W, channels].
 
   Raises:
-    ValueError: A file is damaged or missing, or the sizes differ.
+    ValueError: A file is damaged or missing, or the sizes or ranges differ.
   """
-  images = [read_image(path, channels) for path in example.files]
+  images = read_images_of_one_range(example.files, channels)
   _same_size(example, [image.shape[:2] for image in images])
   noisy, clean = (None, images) if example.noisy is None else (images[0], images[1:])
   if len(clean) == 1:

@@ -146,12 +146,16 @@ def _find_clean(folder: Path) -> tuple[list[_Files], list[str]]:
         f'{folder}: has folders of noisy images ({", ".join(path.name for path in noisy)}), which are not '
         'clean; give the folder of the clean images alone'
       )
-  return [_Files((path,), None, None) for path in images], []
+  return [_Files((path,), None, None) for path in images], _missing(folder)
 
 
 def _find_pairs(folder: Path) -> tuple[list[_Files], list[str]]:
   pairs, problems = find_pairs(arrays.find_images(folder), folder)
-  return [_Files((clean,), noisy, None) for noisy, clean in pairs], problems
+  return [_Files((clean,), noisy, None) for noisy, clean in pairs], problems + _missing(folder)
+
+
+def _missing(folder):
+  return [f'{path}: this link leads to no file' for path in arrays.missing_files(folder)]
 
 
 def _find_sidd(folder: Path) -> tuple[list[_Files], list[str]]:
@@ -161,10 +165,10 @@ def _find_sidd(folder: Path) -> tuple[list[_Files], list[str]]:
     for instance in sorted(path for path in data.iterdir() if path.is_dir()):
       groups = _groups(instance, _SIDD_FILE)
       match = _SIDD_FOLDER.fullmatch(instance.name)
-      if match and (first := seen.setdefault(instance.name.lower(), instance)) != instance:
-        problems.append(f'{instance}: the same scene is in {first}; give only one of the two sets')
-      elif match and not groups:
+      if match and not groups:
         problems.append(f'{instance}: no pairs of images like NOISY_SRGB_010.PNG, GT_SRGB_010.PNG')
+      elif match and (first := seen.setdefault(instance.name.lower(), instance)) != instance:
+        problems.append(f'{instance}: the same scene is in {first}; give only one of the two sets')
       elif match:
         for roles in groups.values():
           if not _add_incomplete(roles, ('noisy', 'gt'), problems):
@@ -181,7 +185,8 @@ def _find_renoir(folder: Path) -> tuple[list[_Files], list[str]]:
   seen: dict[str, Path] = {}
   for batch in _folders(folder, _RENOIR_FOLDER.fullmatch):
     # The nearest one; also above the given folder, which may be that of one camera.
-    above = (_RENOIR_CAMERAS.get(path.name.lower()) for path in batch.resolve().parents)
+    parents = (*batch.absolute().parents, *batch.resolve().parents)
+    above = (_RENOIR_CAMERAS.get(path.name.lower()) for path in parents)
     camera = next(filter(None, above), None)
     scene = f'{camera}/{batch.name.capitalize()}'
     roles: dict[str, list[Path]] = collections.defaultdict(list)
@@ -226,8 +231,13 @@ def _find_polyu(folder: Path) -> tuple[list[_Files], list[str]]:
 
 def _folders(folder: Path, wanted: Callable[[str], object]) -> list[Path]:
   """Returns those of the folder and all folders below it whose names are wanted."""
-  below = sorted(path / name for path, names, _ in walk(folder) for name in names if wanted(name))
-  return [folder, *below] if wanted(folder.resolve().name) else below
+  below = []
+  for path, names, _ in walk(folder):
+    # macOS adds a folder of hidden files to archives.
+    names[:] = [name for name in names if not arrays.is_hidden(name) and name != '__MACOSX']
+    below += [path / name for name in names if wanted(name)]
+  is_wanted = any(wanted(name) for name in (folder.absolute().name, folder.resolve().name))
+  return [folder, *sorted(below)] if is_wanted else sorted(below)
 
 
 def _groups(folder: Path, pattern: re.Pattern[str]) -> dict[str, dict[str, list[Path]]]:

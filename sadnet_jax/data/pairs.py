@@ -75,7 +75,13 @@ def find_pairs(paths: Iterable[Path], folder: Path) -> tuple[list[tuple[Path, Pa
   roles = collections.defaultdict(set)
   for file in files:
     roles[file.path.parent].add(file.role)
-  alone = [file for file in left if count[file.rest] == 2 and len(roles[file.path.parent]) == 1]
+  # In a folder that has pairs already, the others are in their places.
+  has_pairs = {path.parent for pair in pairs for path in pair}
+  alone = [
+    file
+    for file in left
+    if count[file.rest] == 2 and len(roles[file.path.parent]) == 1 and file.path.parent not in has_pairs
+  ]
   more, _ = _match(alone, lambda file: file.rest)
   paired = {path for pair in more for path in pair}
   same_name = collections.defaultdict(list)

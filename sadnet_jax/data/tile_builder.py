@@ -83,12 +83,14 @@ def files_source(name: str, found: layouts.Found, *, skip_bad: bool) -> Source:
     skip_bad: Skip files that cannot be read, instead of raising an exception.
 
   Raises:
-    ValueError: The header of a file cannot be read, or its size differs from its partner's.
+    ValueError: The header of a file cannot be read, its size differs from its partner's, or some images are
+      grey and others in colour.
   """
-  usable, problems, channels = [], list(found.problems), 1
+  usable, problems = [], list(found.problems)
+  by_channels: dict[int, Path] = {}
   for example in found.examples:
     try:
-      channels = max(channels, example_shape(example)[2])
+      by_channels.setdefault(example_shape(example)[2], example.clean[0])
       usable.append(example)
     except ValueError as error:
       if not skip_bad:
@@ -96,6 +98,12 @@ def files_source(name: str, found: layouts.Found, *, skip_bad: bool) -> Source:
       problems.append(str(error))
   if not usable:
     raise ValueError(f'{name}: none of the images can be used; the first problem: {problems[0]}')
+  if len(by_channels) > 1 and not skip_bad:
+    raise ValueError(
+      f'{by_channels[1]} is grey and {by_channels[3]} in colour, but all tiles have as many channels; '
+      "separate them, or read them without tiles (data.reader = 'files' or 'memory')"
+    )
+  channels = max(by_channels)
 
   def images():
     for example in usable:

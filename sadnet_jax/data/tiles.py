@@ -17,6 +17,7 @@ import fcntl
 import os
 from pathlib import Path
 import re
+import shlex
 import shutil
 
 from absl import logging
@@ -198,7 +199,7 @@ def load(
     tile_px: See `prepare`.
     stride_px: See `prepare`.
     check: Whether to check that the tiles were cut from the files of the folder, except for 'div2k'.
-    skip_bad: See `prepare`; only for the check.
+    skip_bad: See `prepare`; only for the check and the command in a message.
 
   Returns:
     The tiles.
@@ -209,9 +210,16 @@ def load(
   """
   path = _set_folder(name, folder, tiles_dir, tile_px, stride_px)
   if not path.is_dir():
+    options = {'folder': folder, 'tiles_dir': tiles_dir, 'tile_px': tile_px, 'stride_px': stride_px}
+    command = [
+      'python',
+      '-m',
+      'sadnet_jax.data',
+      name,
+      *(f'--{key}={value}' for key, value in options.items()),
+    ]
     raise ValueError(
-      f'{path}: no tiles in this folder; cut them with: python -m sadnet_jax.data {name} '
-      f'--folder={folder} --tiles_dir={tiles_dir} --tile_px={tile_px} --stride_px={stride_px}'
+      f'{path}: no tiles in this folder; cut them with: {shlex.join(command + skip_bad * ["--skip_bad"])}'
     )
   if not check or name == 'div2k':
     return TileSet(path)

@@ -12,8 +12,10 @@ from pathlib import Path
 import shutil
 import socket
 import tempfile
+import threading
 import time
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from PIL import Image
@@ -22,10 +24,13 @@ from sadnet_jax.denoise import interruption, job
 from sadnet_jax.denoise.quality import BALANCED, QUALITIES, default_weights
 from sadnet_jax.denoise.report import Report, duration
 from sadnet_jax.denoise.targets import Target
+from sadnet_jax.files import one_line
 from sadnet_jax.images import Metadata, Photograph, read_photograph, upright, writable_name, write_photograph
 from sadnet_jax.images.photograph import to_8_bits
 from sadnet_jax.images.reading import shown_path
+from sadnet_jax.weights import loading
 from sadnet_jax.weights.index import available
+from sadnet_jax.weights.paths import is_run
 
 HOST = '127.0.0.1'
 # Tried in this order if no port is given.
@@ -100,7 +105,11 @@ def serving(
       option is out of range.
   """
   port = _free_port(host, port)
-  with tempfile.TemporaryDirectory(prefix='sadnet-denoise-') as folder, _environment(folder):
+  with (
+    tempfile.TemporaryDirectory(prefix='sadnet-denoise-') as folder,
+    _environment(folder, host),
+    _swept(Path(folder)),
+  ):
     gradio = _gradio()
     choices = _Choices(model, quality, dilations, options or {})
     page = _page(
@@ -114,23 +123,27 @@ def serving(
       dict(writing or {}),
     )
     try:
-      # What would send the page elsewhere, or needs Node.js, is off even if the environment asks for it.
-      _, url, _ = page.launch(
-        server_name=host,
-        server_port=port,
-        share=False,
-        ssr_mode=False,
-        pwa=False,
-        enable_monitoring=False,
-        footer_links=[],
-        max_file_size=MAX_UPLOAD_MB * 2**20,
-        css=_STYLE,
-        theme=gradio.themes.Default(
-          font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace']
-        ),
-        prevent_thread_lock=True,
-        quiet=True,
-      )
+      try:
+        # What would send the page elsewhere, or needs Node.js, is off even if the environment asks for it.
+        _, url, _ = page.launch(
+          server_name=f'[{host}]' if ':' in host and not host.startswith('[') else host,
+          server_port=port,
+          share=False,
+          ssr_mode=False,
+          pwa=False,
+          enable_monitoring=False,
+          footer_links=[],
+          max_file_size=MAX_UPLOAD_MB * 2**20,
+          css=_STYLE,
+          theme=gradio.themes.Default(
+            font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace']
+          ),
+          prevent_thread_lock=True,
+          quiet=True,
+        )
+      # Gradio raises errors of many kinds, as of the package for HTTP.
+      except Exception as error:
+        raise ValueError(f'the page cannot start: {one_line(error)}') from error
       yield url
     finally:
       page.close(verbose=False)
@@ -177,9 +190,12 @@ def _free_port(host, port):
 
 
 @contextlib.contextmanager
-def _environment(folder):
-  """Sets what Gradio reads from the environment: its folder, and that it reports to nobody."""
+def _environment(folder, host):
+  """Sets what Gradio reads from the environment: its folder, no reports, and no proxy for the page itself."""
+  names = {name: os.environ.get(name, '') for name in ('no_proxy', 'NO_PROXY')}
+  own = f'{HOST},localhost,{host.strip("[]")}'
   wanted = {
+    **{name: f'{value},{own}' if value else own for name, value in names.items()},
     'GRADIO_TEMP_DIR': folder,
     'GRADIO_ANALYTICS_ENABLED': 'False',
     'GRADIO_RUN_HISTORY': 'False',
@@ -195,6 +211,33 @@ def _environment(folder):
         os.environ.pop(name, None)
       else:
         os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _swept(folder):
+  """Removes old files now and then, since Gradio does not know those of uploads that were broken off."""
+  ended = threading.Event()
+
+  def sweep():
+    while not ended.wait(_SWEEP_SECONDS):
+      remove_old_files(folder, _KEPT_SECONDS)
+
+  thread = threading.Thread(target=sweep, daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    ended.set()
+    thread.join()
+
+
+def remove_old_files(folder: Path, seconds: float) -> None:
+  """Removes the files below a folder that have not changed for some time."""
+  for path in folder.rglob('*'):
+    # Gradio may remove it at the same time.
+    with contextlib.suppress(OSError):
+      if path.is_file() and time.time() - path.stat().st_mtime > seconds:
+        path.unlink()
 
 
 def _gradio():
@@ -215,7 +258,7 @@ class _Choices:
   @property
   def all(self):
     """(label, name) of each."""
-    given = [(shown_path(Path(self._model).name), _GIVEN)] if self.first == _GIVEN else []
+    given = [(_shown_model(self._model), _GIVEN)] if self.first == _GIVEN else []
     return [(_AUTOMATIC, _AUTOMATIC), *given, *((name, name) for name in available())]
 
   def about(self, name, quality):
@@ -230,13 +273,19 @@ class _Choices:
   def first(self):
     if self._model is None:
       return _AUTOMATIC
-    return self._model if self._model in available() else _GIVEN
+    return self._model if self._model in available() and not is_run(self._model) else _GIVEN
 
   def networks(self, name, quality):
     """The networks of a choice; the quality only counts for automatic weights."""
     if name == _AUTOMATIC:
       return self._networks.choosing(None, quality)
-    return self._networks.choosing(self._model if name == _GIVEN else name)
+    return self._networks.choosing(self._model if name == _GIVEN else loading.published(name))
+
+
+def _shown_model(model):
+  """The last part of a path, or of a URL without its query, which may be a signature."""
+  path = unquote(urlsplit(model).path) if '://' in model else model
+  return shown_path(Path(path).name)
 
 
 class _Progress(Report):
@@ -294,7 +343,7 @@ def _page(gradio, choices, folder, first_quality, strengths, first_suffix, readi
 
   def denoise(upload, name, quality, suffix, strength, chroma_strength, progress=gradio.Progress()):  # noqa: B008
     if upload is None:
-      return nothing('Drop a picture first.')
+      return upload, nothing('Drop a picture first.')
     source = Path(upload)
     # Inside Gradio's folder, so that Gradio makes no copy, and removes the files.
     results = Path(tempfile.mkdtemp(prefix='result-', dir=folder))
@@ -307,22 +356,27 @@ def _page(gradio, choices, folder, first_quality, strengths, first_suffix, readi
         chosen = choices.networks(name, quality).with_strength(strength, chroma_strength)
         job.denoise_all([Target(source, output)], chosen, report, overwrite=False, **reading, **writing)
         if report.failed:
-          return nothing('\n'.join(report.lines))
+          return upload, nothing('\n'.join(report.lines))
         progress(1, desc='Preparing the preview')
         whole, crop = _previews((source, output), results, reading)
       # Weights that cannot be read.
       except ValueError as error:
-        return nothing(str(error))
+        return upload, nothing(str(error))
       except (KeyboardInterrupt, SystemExit):
         raise gradio.Error('The page has been stopped.', print_exception=False) from None
       on_failure.pop_all()
     text = '\n'.join(report.lines)
-    return (
+    return upload, (
       whole,
       crop,
       gradio.update(value=output, visible=True),
       gradio.update(value=text, lines=len(report.lines), visible=True),
     )
+
+  def show(upload, result):
+    """What was made of a picture, unless another one was dropped meanwhile."""
+    denoised, parts = result
+    return parts if denoised == upload else nothing()
 
   strength, chroma_strength = strengths
   with gradio.Blocks(
@@ -378,13 +432,17 @@ def _page(gradio, choices, folder, first_quality, strengths, first_suffix, readi
       choice.change(
         describe, [model, quality], [model, quality], show_progress='hidden', api_visibility='private'
       )
+    result = gradio.State()
+    # Presses wait for each other: the second may be for another picture.
     button.click(
       denoise,
       [upload, model, quality, form, luma, chroma],
-      shown,
+      result,
       show_progress_on=[whole, crop],
+      trigger_mode='multiple',
+      concurrency_limit=1,
       api_visibility='private',
-    )
+    ).success(show, [upload, result], shown, show_progress='hidden', api_visibility='private')
   return page
 
 

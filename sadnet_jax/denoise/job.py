@@ -34,7 +34,7 @@ class Networks:
 
   def __init__(
     self,
-    model: str | None,
+    model: str | Path | None,
     *,
     quality: str | None = None,
     dilations: Sequence[int] | None,
@@ -55,11 +55,11 @@ class Networks:
     if dilations is not None and model is None:
       raise ValueError('--dilations is for weights of your own; name them with --model, or remove it')
     self._dilations, self._options = {model: dilations}, options
-    self._loaded: dict[str, Denoiser] = {}
+    self._loaded: dict[str | Path, Denoiser] = {}
     self._strength: tuple[float, float | None] | None = None
     self._choose(model, quality)
 
-  def choosing(self, model: str | None, quality: str | None = None) -> 'Networks':
+  def choosing(self, model: str | Path | None, quality: str | None = None) -> 'Networks':
     """The same with other weights; what both use is loaded once.
 
     Args:
@@ -108,7 +108,10 @@ class Networks:
     self._load(self._name(3))
 
   def _name(self, channels):
-    return default_weights(channels, self._quality) if self._model is None else self._model
+    if self._model is not None:
+      return self._model
+    # Not a training run of that name in the working folder.
+    return loading.published(default_weights(channels, self._quality))
 
   def _load(self, name):
     if name not in self._loaded:

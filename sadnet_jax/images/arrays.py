@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from sadnet_jax.files import replacing, walk
-from sadnet_jax.images.photograph import ABOVE_WHITE, is_mostly_above_white, to_8_bits
+from sadnet_jax.images.photograph import ABOVE_WHITE, FULL_WHITE, is_mostly_above_white, to_8_bits
 from sadnet_jax.images.reading import read_photograph, shown_path
 
 _LOGGER = logging.getLogger(__name__)
@@ -42,6 +42,15 @@ def find_images(folder: str | Path, suffixes: Sequence[str] = SUFFIXES) -> list[
   if not found:
     raise ValueError(f'{folder}: the folder has no image with an extension of {", ".join(suffixes)}')
   return found
+
+
+def missing_files(folder: Path) -> list[Path]:
+  """Returns the links below a folder that have names of images and lead to no file."""
+  return [
+    path
+    for path in visible_files(folder)
+    if path.suffix.lower() in SUFFIXES and path.is_symlink() and not path.exists()
+  ]
 
 
 def visible_files(folder: Path) -> list[Path]:
@@ -80,7 +89,36 @@ def read_image(path: str | Path, channels: int) -> np.ndarray:
     ValueError: The file is not a readable image, is grey where colour is wanted, or has floats on another
       scale.
   """
-  photograph = read_photograph(path)
+  return _as_8_bits(path, read_photograph(path), channels)
+
+
+def read_images_of_one_range(paths: Sequence[Path], channels: int) -> list[np.ndarray]:
+  """`read_image` for images of one scene.
+
+  Args:
+    paths: The files.
+    channels: As in `read_image`.
+
+  Raises:
+    ValueError: As `read_image`; or white of 16-bit values is another in one file than in another, as if only
+      one has tags, or values above what its tags say.
+  """
+  photographs = [read_photograph(path) for path in paths]
+  whites = {
+    photograph.white_level or FULL_WHITE: path
+    for path, photograph in zip(paths, photographs, strict=True)
+    if photograph.pixels.dtype == np.uint16
+  }
+  if len(whites) > 1:
+    found = ' and '.join(f'{white} in {path}' for white, path in sorted(whites.items()))
+    raise ValueError(
+      f'images of one scene must have one range, but white is {found} (by the tags of 16-bit files, unless '
+      'there are brighter values); scale them to the full range, or set their tags'
+    )
+  return [_as_8_bits(path, photo, channels) for path, photo in zip(paths, photographs, strict=True)]
+
+
+def _as_8_bits(path, photograph, channels):
   if is_mostly_above_white(photograph.pixels):
     raise ValueError(f'{path}: {ABOVE_WHITE}; divide them by the value of white')
   _log_once(path, photograph.notes)

@@ -192,6 +192,11 @@ def _check_training_sets(config):
     raise ValueError(
       'config.noise.sigma_255 is 0, but training on clean images needs noise; set it or noise.sigma_255_range'
     )
+  if wrong := [scene for scene in config.data.held_out if not isinstance(scene, str)]:
+    raise ValueError(
+      f'config.data.held_out has {wrong[0]!r}, which is no text; put the names of scenes in quotes: '
+      f'--config.data.held_out="(\'{wrong[0]}\',)"'
+    )
   if config.data.held_out and not paired:
     raise ValueError(
       f'config.data.held_out is {tuple(config.data.held_out)}, but only data sets of pairs have scenes to '

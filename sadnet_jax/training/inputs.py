@@ -166,19 +166,21 @@ def _open_tile_set(config, name, folder):
   if source is None:
     # Tiles outlive the images they were cut from.
     try:
-      opened = tiles.load(name, folder, tiles_dir, **size)
+      opened = tiles.load(name, folder, tiles_dir, **size, skip_bad=fields.skip_bad)
     except ValueError:
       find_data_dir(folder, f'config.data.train.{name}')
       raise
+    print(f'{folder}: not found; training on the tiles in {opened.path} ({opened.fingerprint})', flush=True)
   elif jax.process_count() > 1:
     # Several processes would cut the same tiles.
     opened = tiles.load(name, source, tiles_dir, **size, check=True, skip_bad=fields.skip_bad)
   else:
     opened = tiles.prepare(name, source, tiles_dir, **size, skip_bad=fields.skip_bad)
   if opened.smallest_px < fields.patch_px:
+    smallest = min(opened.images, key=lambda image: min(image['height'], image['width']))
     raise ValueError(
-      f'{opened.path}: a tile has a side of {opened.smallest_px} pixels, but data.patch_px is '
-      f'{fields.patch_px}'
+      f'{opened.path}: a tile of {smallest["name"]} has a side of {opened.smallest_px} pixels, but '
+      f'data.patch_px is {fields.patch_px}'
     )
   return opened
 

@@ -76,6 +76,16 @@ def fetch(source: str, *, progress: 'Progress | None' = None, max_bytes: int) ->
     path = huggingface_hub.hf_hub_download(
       repository, file, revision=revision, library_name='sadnet-jax', tqdm_class=_bar(progress)
     )
+  except errors.GatedRepoError as error:
+    raise ValueError(
+      f'{source}: its owner asks for consent; accept the conditions on the page of {repository}, and log in '
+      'with: hf auth login'
+    ) from error
+  except PermissionError as error:
+    raise ValueError(
+      f'{source}: {error.filename or "the cache of the Hub"} cannot be written; set HF_HOME to a folder that '
+      'can, or give the path of a file'
+    ) from error
   except Exception as error:
     raise ValueError(
       f'{source}: the download of {file} failed ({one_line(error, 300)}); check the network and the free '

@@ -127,11 +127,16 @@ def locate(source: str | Path, *, progress: 'Progress | None' = None) -> Path:
   if isinstance(source, str) and '://' in source:
     return _from_url(source, progress)
   if isinstance(source, str) and source in available() and not is_run(source):
-    return _from_package(source)
+    return published(source)
   return _from_path(source)
 
 
-def _from_package(name):
+def published(name: str) -> Path:
+  """The file of published weights, also where the working folder has a training run of their name.
+
+  Raises:
+    ValueError: Its file is missing or damaged.
+  """
   entry = available()[name]
   path = index.FOLDER / entry.file
   if not path.is_file():

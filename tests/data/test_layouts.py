@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 import pytest
+import tifffile
 
 from sadnet_jax.data import pipeline
 from sadnet_jax.data.examples import example_shape, fingerprint, hold_out, read_example
@@ -68,6 +69,57 @@ def test_the_same_scene_of_two_sidd_sets_is_refused(tmp_path):
     ValueError, match=r'Small/Data/0001_\S+: the same scene is in \S+Medium\S+; give only one'
   ):
     find_examples('sidd', tmp_path)
+
+
+def test_folders_that_macos_adds_to_archives_are_ignored(tmp_path):
+  dataset_files.sidd(tmp_path / 'small')
+  wanted = len(find_examples('sidd', tmp_path).examples)
+  for scene in (tmp_path / 'small' / 'Data').iterdir():
+    for hidden in ('__MACOSX', '.Trash'):
+      copy = tmp_path / hidden / 'small' / 'Data' / scene.name
+      copy.mkdir(parents=True)
+      (copy / '._GT_SRGB_010.PNG').write_bytes(b'')
+  found = find_examples('sidd', tmp_path)
+  assert (len(found.examples), found.problems) == (wanted, [])
+
+
+@pytest.mark.parametrize('layout', ['clean', 'pairs'])
+def test_links_to_missing_files_are_named(tmp_path, layout):
+  for name in ('1_noisy', '1_clean') if layout == 'pairs' else ('1', '2'):
+    dataset_files.write(tmp_path / f'{name}.png', dataset_files.picture(16, 16, 0))
+  (tmp_path / '3_clean.png').symlink_to('gone.png')
+  with pytest.raises(ValueError, match=r'3_clean\.png: this link leads to no file'):
+    find_examples(layout, tmp_path)
+  found = find_examples(layout, tmp_path, skip_bad=True)
+  assert len(found.examples) == (1 if layout == 'pairs' else 2)
+
+
+def test_a_file_without_partner_is_not_paired_across_scenes(tmp_path):
+  for name in ('A/noisy/7', 'A/noisy/1', 'A/clean/1', 'B/clean/7', 'B/noisy/9', 'B/clean/9'):
+    dataset_files.write(tmp_path / f'{name}.png', dataset_files.picture(16, 16, 0))
+  found = find_examples('pairs', tmp_path, skip_bad=True)
+  assert [example.name for example in found.examples] == ['A/noisy/1', 'B/noisy/9']
+  assert len(found.problems) == 2
+
+
+def test_images_of_one_scene_need_one_range(tmp_path):
+  noisy = np.full((16, 16), 2000, np.uint16)
+  tags = [(281, 'H', 1, 4095, True)]
+  tifffile.imwrite(tmp_path / '1_clean.tif', noisy, photometric='minisblack', extratags=tags)
+  # A hot pixel above white: the tag is not believed.
+  noisy[3, 4] = 4300
+  tifffile.imwrite(tmp_path / '1_noisy.tif', noisy, photometric='minisblack', extratags=tags)
+  (example,) = find_examples('pairs', tmp_path).examples
+  with pytest.raises(ValueError, match=r'white is 4095 in \S+1_clean\.tif and 65535 in \S+1_noisy\.tif'):
+    read_example(example, 1)
+
+
+def test_a_link_to_a_camera_of_renoir(tmp_path):
+  dataset_files.renoir(tmp_path / 'real')
+  wanted = len(find_examples('renoir', tmp_path / 'real').examples)
+  (tmp_path / 'real' / 'Mi3_Aligned').rename(tmp_path / 'store')
+  (tmp_path / 'real' / 'Mi3_Aligned').symlink_to(tmp_path / 'store')
+  assert len(find_examples('renoir', tmp_path / 'real').examples) == wanted
 
 
 def test_two_files_for_one_role_are_ambiguous(tmp_path):

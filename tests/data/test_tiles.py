@@ -165,7 +165,7 @@ def test_grey_images_stay_grey_and_are_not_mixed_with_colour(tmp_path):
     colour = tmp_path / 'in' / f'{name}.png'
     dataset_files.write(colour, dataset_files.picture(20, 20, 0))
     with pytest.raises(
-      ValueError, match=r'a.png: the image is grey, but colour is needed.* \(no tiles were written;'
+      ValueError, match=rf'a\.png is grey and \S+{name}\.png in colour, but all tiles have as many channels'
     ):
       tiles.prepare('clean', tmp_path / 'in', tmp_path / 'other', **SMALL)
     colour.unlink()

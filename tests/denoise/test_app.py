@@ -2,11 +2,13 @@
 
 import contextlib
 import json
+import os
 import re
 import runpy
 import signal
 import socket
 import sys
+import time
 import tomllib
 import urllib.request
 
@@ -23,7 +25,7 @@ from sadnet_jax.denoise.command import main
 from sadnet_jax.denoise.quality import BALANCED, QUALITIES
 from sadnet_jax.images import Metadata, Photograph, read_photograph, write_photograph
 from tests.support import chromium
-from tests.support.command import ROOT, start
+from tests.support.command import ROOT, finish, start
 from tests.support.denoise_command import run, write_weights
 from tests.support.photograph_files import random_photograph
 
@@ -180,6 +182,33 @@ def test_the_page_denoises_a_picture_as_the_command_does(tmp_path):
     assert [x for x in sent if not x.startswith((url, 'data:', 'blob:', 'chrome'))] == []
   # Uploads and results are gone.
   assert list((tmp_path / 'tmp').glob('sadnet-denoise-*')) == []
+
+
+@pytest.mark.parametrize('host', ['127.0.0.1', '::1', '[::1]'])
+def test_the_page_is_on_this_machine_whatever_the_proxy(tmp_path, host):
+  if ':' in host:
+    try:
+      socket.create_server(('::1', 0), family=socket.AF_INET6).close()
+    except OSError:
+      pytest.skip('this machine has no IPv6')
+  weights = write_weights(tmp_path / 'tiny.safetensors')
+  program = (
+    'import sys; from sadnet_jax.denoise import app\n'
+    'with app.serving(model=sys.argv[1], host=sys.argv[2]) as url: print(url)'
+  )
+  # A proxy that is not there.
+  proxies = {name: 'http://127.0.0.1:9' for name in ('HTTP_PROXY', 'http_proxy', 'ALL_PROXY')}
+  output, _ = finish(start('-c', program, weights, host, NO_PROXY='', no_proxy='', **proxies))
+  assert output.startswith(f'http://{f"[{host}]" if host == "::1" else host}:')
+
+
+def test_old_files_are_removed(tmp_path):
+  for name, age in (('old/upload', 3601), ('new/upload', 3500)):
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).write_bytes(b'')
+    os.utime(tmp_path / name, 2 * (time.time() - age,))
+  app.remove_old_files(tmp_path, 3600)
+  assert [path.parent.name for path in tmp_path.glob('*/upload')] == ['new']
 
 
 def test_a_taken_port_is_one_line(capsys):

@@ -452,8 +452,7 @@ def test_each_kind_of_picture_has_its_network(folder, weights, stand_in_network,
   def published(*names):
     monkeypatch.setattr(index, 'available', lambda: {name: entry(name) for name in names})
 
-  load = loading.load
-  monkeypatch.setattr(loading, 'load', lambda name, **options: load(files.get(name, name), **options))
+  monkeypatch.setattr(loading, 'published', files.__getitem__)
   grey, colour = picture(folder / 'in/grey.png', channels=1), picture(folder / 'in/rgb.png')
 
   def assert_denoised_by(colour_by, grey_by, *options, ensemble=False):

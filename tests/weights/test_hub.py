@@ -58,11 +58,14 @@ class _Hub(BaseHTTPRequestHandler):
       sizes = {file: self.server.sizes.get(file, len(content)) for file, content in files.items()}
       siblings = [{'rfilename': file, 'size': size} for file, size in sizes.items()]
       body = json.dumps({'id': f'{owner}/{name}', 'sha': COMMIT, 'siblings': siblings}).encode()
+    elif name == 'gated':
+      headers['X-Error-Code'] = 'GatedRepo'
     else:
       body = files['/'.join(rest[2:])]
       self.server.downloads += with_body
       headers['ETag'] = f'"{hashlib.sha256(body).hexdigest()}"'
-    self.send_response(404 if 'X-Error-Code' in headers else 200)
+    codes = {None: 200, 'GatedRepo': 403}
+    self.send_response(codes.get(headers.get('X-Error-Code'), 404))
     for key, value in {**headers, 'Content-Length': str(len(body))}.items():
       self.send_header(key, value)
     self.end_headers()
@@ -91,6 +94,7 @@ def server(small_file):
       'Owner/two': {'a.safetensors': weights, 'sub/b.safetensors': weights, 'c.zip': b'c'},
       'Owner/none': {'README.md': b'# none'},
       'Owner/huge': {'huge.safetensors': b''},
+      'Owner/gated': {'a.safetensors': weights},
     }
     thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.01})
     thread.start()
@@ -172,6 +176,8 @@ def test_what_the_hub_does_not_have_is_named(server, tmp_path):
     'hf://Owner/huge': 'huge.safetensors has 1000000000000 bytes; weights may have at most ',
     'hf://Owner/missing': 'there is no model Owner/missing on the Hugging Face Hub, or it is private; check '
     'the name, or log in with: hf auth login',
+    'hf://Owner/gated': 'its owner asks for consent; accept the conditions on the page of Owner/gated, and '
+    'log in with: hf auth login',
     'hf://Owner/one@v2': 'Owner/one has no revision v2',
     'hf://Owner/one--b': 'not a name on the Hugging Face Hub (',
   }

@@ -5,6 +5,7 @@ import hashlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import io
 import json
+from pathlib import Path
 import shutil
 import socket
 import subprocess
@@ -85,6 +86,13 @@ def test_an_entry_is_one_line():
   assert str(pretrained.Noise('real')) == 'real noise'
   with pytest.raises(AttributeError):
     entry.name = 'other'
+
+
+def test_a_run_does_not_hide_what_is_published(tmp_path, monkeypatch):
+  (tmp_path / 'color' / 'checkpoints').mkdir(parents=True)
+  monkeypatch.chdir(tmp_path)
+  assert pretrained.locate('color') == Path('color')
+  assert loading.published('color').name == 'color.safetensors'
 
 
 def test_a_name_is_loaded_with_its_network():
