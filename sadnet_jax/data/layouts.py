@@ -122,6 +122,35 @@ def noisy_folders(folder: Path) -> list[Path]:
   return sorted(path for path in folder.iterdir() if _NOISY_FOLDER.fullmatch(path.name) and path.is_dir())
 
 
+def find_training_examples(name: str, folder: str | Path, *, skip_bad: bool = False) -> Found:
+  """`find_examples` for training, which must not lose images unnoticed.
+
+  Args:
+    name: As in `find_examples`.
+    folder: Likewise.
+    skip_bad: Likewise; links that lead to no file are skipped and listed too.
+
+  Raises:
+    ValueError: As `find_examples`; clean images are pairs (`refuse_pairs`); or a link leads to no file.
+  """
+  folder = Path(folder)
+  if name == 'clean' and folder.is_dir():
+    refuse_pairs(folder)
+  found = find_examples(name, folder, skip_bad=skip_bad)
+  unused = noisy_folders(folder) if name == 'clean' else []
+  missing = [
+    path for path in arrays.missing_files(folder) if not any(path.is_relative_to(other) for other in unused)
+  ]
+  if missing and not skip_bad:
+    more = f'; {len(missing) - 1} more like it' if len(missing) > 1 else ''
+    raise ValueError(
+      f'{missing[0]}: this link leads to no file; fetch the file, or skip such links with skip_bad{more}'
+    )
+  return Found(
+    found.examples, [*found.problems, *(f'{path}: this link leads to no file' for path in missing)]
+  )
+
+
 def refuse_pairs(folder: Path) -> None:
   """Raises ValueError if most images of a folder of clean images make pairs of noisy and clean ones."""
   images = arrays.find_images(folder)
@@ -146,16 +175,12 @@ def _find_clean(folder: Path) -> tuple[list[_Files], list[str]]:
         f'{folder}: has folders of noisy images ({", ".join(path.name for path in noisy)}), which are not '
         'clean; give the folder of the clean images alone'
       )
-  return [_Files((path,), None, None) for path in images], _missing(folder)
+  return [_Files((path,), None, None) for path in images], []
 
 
 def _find_pairs(folder: Path) -> tuple[list[_Files], list[str]]:
   pairs, problems = find_pairs(arrays.find_images(folder), folder)
-  return [_Files((clean,), noisy, None) for noisy, clean in pairs], problems + _missing(folder)
-
-
-def _missing(folder):
-  return [f'{path}: this link leads to no file' for path in arrays.missing_files(folder)]
+  return [_Files((clean,), noisy, None) for noisy, clean in pairs], problems
 
 
 def _find_sidd(folder: Path) -> tuple[list[_Files], list[str]]:

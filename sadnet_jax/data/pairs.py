@@ -13,8 +13,8 @@ Names are split into words at anything but letters and digits; case and file ext
 - Of the remaining files, a noisy and a clean one are a pair if one of them has such a number and nothing
   else differs, and no third file does: ``noisy25/1.png`` and ``clean/1.png``.
 - Of the remaining files, one in a folder of noisy images only and one in a folder of clean images
-  only are a pair if the rest of their names is equal, and no third file has it:
-  ``Nam_patches/01_noise.png`` and ``Nam_patch_GT/01_gt.png``.
+  only are a pair if the rest of their names is equal, no third file has it, and not both folders
+  have pairs already: ``Nam_patches/01_noise.png`` and ``Nam_patch_GT/01_gt.png``.
 - A file without such a word, without a partner, or with several, is a problem.
 """
 
@@ -75,14 +75,11 @@ def find_pairs(paths: Iterable[Path], folder: Path) -> tuple[list[tuple[Path, Pa
   roles = collections.defaultdict(set)
   for file in files:
     roles[file.path.parent].add(file.role)
-  # In a folder that has pairs already, the others are in their places.
-  has_pairs = {path.parent for pair in pairs for path in pair}
-  alone = [
-    file
-    for file in left
-    if count[file.rest] == 2 and len(roles[file.path.parent]) == 1 and file.path.parent not in has_pairs
-  ]
+  alone = [file for file in left if count[file.rest] == 2 and len(roles[file.path.parent]) == 1]
   more, _ = _match(alone, lambda file: file.rest)
+  # Where both folders have pairs already, the files are of two scenes that each lack a file.
+  has_pairs = {path.parent for pair in pairs for path in pair}
+  more = [pair for pair in more if not {path.parent for path in pair} <= has_pairs]
   paired = {path for pair in more for path in pair}
   same_name = collections.defaultdict(list)
   for file in left:

@@ -87,10 +87,10 @@ def files_source(name: str, found: layouts.Found, *, skip_bad: bool) -> Source:
       grey and others in colour.
   """
   usable, problems = [], list(found.problems)
-  by_channels: dict[int, Path] = {}
+  by_channels: dict[int, str] = {}
   for example in found.examples:
     try:
-      by_channels.setdefault(example_shape(example)[2], example.clean[0])
+      by_channels.setdefault(example_shape(example)[2], example.name)
       usable.append(example)
     except ValueError as error:
       if not skip_bad:
@@ -100,8 +100,9 @@ def files_source(name: str, found: layouts.Found, *, skip_bad: bool) -> Source:
     raise ValueError(f'{name}: none of the images can be used; the first problem: {problems[0]}')
   if len(by_channels) > 1 and not skip_bad:
     raise ValueError(
-      f'{by_channels[1]} is grey and {by_channels[3]} in colour, but all tiles have as many channels; '
-      "separate them, or read them without tiles (data.reader = 'files' or 'memory')"
+      f'{by_channels[1]} is grey and {by_channels[3]} in colour, but the tiles of a set must be all grey or '
+      'all in colour; separate them (a network for grey images can read both with data.reader = '
+      "'files' or 'memory')"
     )
   channels = max(by_channels)
 

@@ -115,8 +115,8 @@ def prepare(
     The tiles.
 
   Raises:
-    ValueError: A file is missing, damaged or lacks its partner; the clean images are pairs; or existing tiles
-      were cut from other files, or with ``skip_bad`` although it is not set now.
+    ValueError: As `layouts.find_training_examples`; an image is damaged; or existing tiles were cut from
+      other files, or with ``skip_bad`` although it is not set now.
   """
   path = _set_folder(name, folder, tiles_dir, tile_px, stride_px)
   if name == 'div2k':
@@ -125,9 +125,7 @@ def prepare(
     source = tile_builder.div2k_source(folder)
     fingerprint = source.fingerprint
   else:
-    if name == 'clean':
-      layouts.refuse_pairs(Path(folder))
-    found = layouts.find_examples(name, folder, skip_bad=skip_bad)
+    found = layouts.find_training_examples(name, folder, skip_bad=skip_bad)
     source, fingerprint = None, examples.fingerprint(found.examples)
   if not path.is_dir():
     with _one_process(path.parent):
@@ -223,7 +221,7 @@ def load(
     )
   if not check or name == 'div2k':
     return TileSet(path)
-  found = layouts.find_examples(name, folder, skip_bad=skip_bad)
+  found = layouts.find_training_examples(name, folder, skip_bad=skip_bad)
   return _check(TileSet(path), folder, examples.fingerprint(found.examples), skip_bad)
 
 

@@ -101,8 +101,8 @@ def serving(
 
   Raises:
     ImportError: Gradio is not installed.
-    ValueError: The port is taken, or the host is none of this machine's; the weights do not exist; or an
-      option is out of range.
+    ValueError: The port is taken, the host is none of this machine's, or the page cannot start for another
+      reason; the weights do not exist; or an option is out of range.
   """
   port = _free_port(host, port)
   with (
@@ -192,10 +192,14 @@ def _free_port(host, port):
 @contextlib.contextmanager
 def _environment(folder, host):
   """Sets what Gradio reads from the environment: its folder, no reports, and no proxy for the page itself."""
-  names = {name: os.environ.get(name, '') for name in ('no_proxy', 'NO_PROXY')}
-  own = f'{HOST},localhost,{host.strip("[]")}'
+  # As other packages read them; of two, the first one counts.
+  without_proxy = os.environ.get('no_proxy') or os.environ.get('NO_PROXY') or ''
+  if without_proxy != '*':
+    own = f'{HOST},localhost,{host.strip("[]")}'
+    without_proxy = f'{without_proxy},{own}' if without_proxy else own
   wanted = {
-    **{name: f'{value},{own}' if value else own for name, value in names.items()},
+    'no_proxy': without_proxy,
+    'NO_PROXY': without_proxy,
     'GRADIO_TEMP_DIR': folder,
     'GRADIO_ANALYTICS_ENABLED': 'False',
     'GRADIO_RUN_HISTORY': 'False',
@@ -233,11 +237,13 @@ def _swept(folder):
 
 def remove_old_files(folder: Path, seconds: float) -> None:
   """Removes the files below a folder that have not changed for some time."""
-  for path in folder.rglob('*'):
-    # Gradio may remove it at the same time.
-    with contextlib.suppress(OSError):
-      if path.is_file() and time.time() - path.stat().st_mtime > seconds:
-        path.unlink()
+  for parent, _, names in os.walk(folder):
+    for name in names:
+      # Gradio may remove it at the same time.
+      with contextlib.suppress(OSError):
+        path = Path(parent, name)
+        if time.time() - path.stat().st_mtime > seconds:
+          path.unlink()
 
 
 def _gradio():
@@ -253,6 +259,9 @@ class _Choices:
 
   def __init__(self, model, quality, dilations, options):
     self._model = model
+    self._is_published = model in available() and not is_run(model)
+    # By its file, as one that is selected later, so that it is loaded once.
+    model = loading.published(model) if self._is_published else model
     self._networks = job.Networks(model, quality=quality, dilations=dilations, options=options)
 
   @property
@@ -273,7 +282,7 @@ class _Choices:
   def first(self):
     if self._model is None:
       return _AUTOMATIC
-    return self._model if self._model in available() and not is_run(self._model) else _GIVEN
+    return self._model if self._is_published else _GIVEN
 
   def networks(self, name, quality):
     """The networks of a choice; the quality only counts for automatic weights."""

@@ -258,13 +258,16 @@ class Denoiser:
     return self._plan(height_px, width_px)[0]
 
   def prepare(self, height_px: int, width_px: int) -> None:
-    """Compiles a program of their own for images of this size, as if many were to come.
+    """Compiles ahead for images of this size, which then do not share a program with larger ones.
 
-    Calls then compile nothing, until other sizes have taken the place of this one (`MAX_PROGRAMS`).
+    Calls compile nothing after it, until other sizes have taken the place of this one (`MAX_PROGRAMS`).
 
     Args:
       height_px: Height of the images.
       width_px: Width of the images.
+
+    Raises:
+      jax.errors.JaxRuntimeError: The device lacks the memory; a call would try smaller tiles.
     """
     plan = self.plan(height_px, width_px)
     sizes = {plan.tile_size, plan.tile_size[::-1]} if self._ensemble else {plan.tile_size}

@@ -242,10 +242,11 @@ class SADNetMethod:
     return self._program_size(size) if one_per_device else _padded_size(size, self._pad_to_px)
 
   def prepare(self, shape: tuple[int, ...]) -> None:
-    """Compiles the network for the padded size of images of this shape, or for their tiles."""
+    """Compiles the network for images of this shape, or for their tiles unless many sizes share programs."""
     if not self._needs_tiles(shape[:2]):
       self._with_tiles_if_exhausted(shape[:2], lambda: self._compile(shape))
-    if self._needs_tiles(shape[:2]):
+    # Where many sizes share programs, the denoiser compiles those when it needs them.
+    if self._needs_tiles(shape[:2]) and not self._shares_programs:
       # What fails here fails again where the denoiser tries smaller tiles.
       with contextlib.suppress(jax.errors.JaxRuntimeError):
         self._denoiser.prepare(*shape[:2])

@@ -106,7 +106,7 @@ _C1, _C2 = 0.01**2, 0.03**2
 # Programs are compiled for sides that are multiples of this.
 _COMPILED_PX = 32
 # Pixels of a strip of a large image, whose SSIM would take many times its memory.
-_STRIP_PX = 2**22
+STRIP_PX = 2**22
 
 
 # A reference may exceed 1 a little, as where it was resized; one of 8 bits goes up to 255.
@@ -135,8 +135,8 @@ def _check_pair(image, reference):
 
 
 def _strips(height, shape):
-  """Slices of rows that have `_STRIP_PX` pixels each, of images of this shape [..., H, W, C]."""
-  rows = max(1, _STRIP_PX // max(1, math.prod(shape[:-3]) * shape[-2]))
+  """Slices of rows that have `STRIP_PX` pixels each, of images of this shape [..., H, W, C]."""
+  rows = max(1, STRIP_PX // max(1, math.prod(shape[:-3]) * shape[-2]))
   return [slice(top, min(top + rows, height)) for top in range(0, height, rows)]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from sadnet_jax.files import replacing, walk
-from sadnet_jax.images.photograph import ABOVE_WHITE, FULL_WHITE, is_mostly_above_white, to_8_bits
+from sadnet_jax.images.photograph import ABOVE_WHITE, is_mostly_above_white, to_8_bits
 from sadnet_jax.images.reading import read_photograph, shown_path
 
 _LOGGER = logging.getLogger(__name__)
@@ -93,28 +93,31 @@ def read_image(path: str | Path, channels: int) -> np.ndarray:
 
 
 def read_images_of_one_range(paths: Sequence[Path], channels: int) -> list[np.ndarray]:
-  """`read_image` for images of one scene.
+  """`read_image` for images of one scene, which must not be read in different ranges.
 
   Args:
     paths: The files.
     channels: As in `read_image`.
 
+  Returns:
+    uint8 [H, W, channels] of each.
+
   Raises:
-    ValueError: As `read_image`; or white of 16-bit values is another in one file than in another, as if only
-      one has tags, or values above what its tags say.
+    ValueError: As `read_image`; or white of 16-bit values is lower in one file, by its tags, than in another
+      that has no values so bright: it lacks tags, or a few of its values exceed them.
   """
   photographs = [read_photograph(path) for path in paths]
-  whites = {
-    photograph.white_level or FULL_WHITE: path
-    for path, photograph in zip(paths, photographs, strict=True)
-    if photograph.pixels.dtype == np.uint16
-  }
-  if len(whites) > 1:
-    found = ' and '.join(f'{white} in {path}' for white, path in sorted(whites.items()))
-    raise ValueError(
-      f'images of one scene must have one range, but white is {found} (by the tags of 16-bit files, unless '
-      'there are brighter values); scale them to the full range, or set their tags'
-    )
+  deep = [(path, p) for path, p in zip(paths, photographs, strict=True) if p.pixels.dtype == np.uint16]
+  tagged = {path: p.white_level for path, p in deep if p.white_level is not None}
+  for path, photograph in deep:
+    brightest = int(photograph.pixels.max())
+    if tagged and photograph.white_level is None and brightest < 2 * min(tagged.values()):
+      other, white = min(tagged.items(), key=lambda item: item[1])
+      raise ValueError(
+        f'{path}: its white is not known, and its highest value is {brightest}, but white is {white} in '
+        f'{other} by its tags; images of one scene must have one range, so set the tags of both, or scale '
+        'both to the full range'
+      )
   return [_as_8_bits(path, photo, channels) for path, photo in zip(paths, photographs, strict=True)]
 
 

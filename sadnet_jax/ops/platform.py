@@ -70,6 +70,9 @@ def fusion_barrier(always: jax.Array, function: Callable[[], T]) -> T:
   Args:
     always: bool scalar that is true, which XLA must not be able to find out.
     function: Returns a pytree of arrays.
+
+  Returns:
+    What the function returns.
   """
   if current_platform() != 'cpu':
     return function()

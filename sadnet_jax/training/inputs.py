@@ -101,9 +101,7 @@ def _open_files(config, device):
 
 def _find(config, name, folder):
   folder = find_data_dir(folder, f'config.data.train.{name}')
-  if name == 'clean':
-    layouts.refuse_pairs(folder)
-  return layouts.find_examples(name, folder, skip_bad=config.data.skip_bad)
+  return layouts.find_training_examples(name, folder, skip_bad=config.data.skip_bad)
 
 
 def _check(config, examples):

@@ -10,7 +10,7 @@ import tifffile
 
 from sadnet_jax.data import pipeline
 from sadnet_jax.data.examples import example_shape, fingerprint, hold_out, read_example
-from sadnet_jax.data.layouts import find_examples, refuse_pairs
+from sadnet_jax.data.layouts import find_examples, find_training_examples, refuse_pairs
 from sadnet_jax.data.pairs import find_pairs
 from tests.support import dataset_files
 from tests.support.work import growth
@@ -88,10 +88,11 @@ def test_links_to_missing_files_are_named(tmp_path, layout):
   for name in ('1_noisy', '1_clean') if layout == 'pairs' else ('1', '2'):
     dataset_files.write(tmp_path / f'{name}.png', dataset_files.picture(16, 16, 0))
   (tmp_path / '3_clean.png').symlink_to('gone.png')
-  with pytest.raises(ValueError, match=r'3_clean\.png: this link leads to no file'):
-    find_examples(layout, tmp_path)
-  found = find_examples(layout, tmp_path, skip_bad=True)
+  with pytest.raises(ValueError, match=r'3_clean\.png: this link leads to no file; fetch the file, or skip'):
+    find_training_examples(layout, tmp_path)
+  found = find_training_examples(layout, tmp_path, skip_bad=True)
   assert len(found.examples) == (1 if layout == 'pairs' else 2)
+  assert found.problems == [f'{tmp_path / "3_clean.png"}: this link leads to no file']
 
 
 def test_a_file_without_partner_is_not_paired_across_scenes(tmp_path):
@@ -102,6 +103,12 @@ def test_a_file_without_partner_is_not_paired_across_scenes(tmp_path):
   assert len(found.problems) == 2
 
 
+def test_one_clean_folder_may_have_several_noisy_ones(tmp_path):
+  for name in ('gt/1', 'gt/2', 'gt/3', 'noisy/1', 'noisy/2', 'noisy_iso3200/3'):
+    dataset_files.write(tmp_path / f'{name}.png', dataset_files.picture(16, 16, 0))
+  assert len(find_examples('pairs', tmp_path).examples) == 3
+
+
 def test_images_of_one_scene_need_one_range(tmp_path):
   noisy = np.full((16, 16), 2000, np.uint16)
   tags = [(281, 'H', 1, 4095, True)]
@@ -110,8 +117,14 @@ def test_images_of_one_scene_need_one_range(tmp_path):
   noisy[3, 4] = 4300
   tifffile.imwrite(tmp_path / '1_noisy.tif', noisy, photometric='minisblack', extratags=tags)
   (example,) = find_examples('pairs', tmp_path).examples
-  with pytest.raises(ValueError, match=r'white is 4095 in \S+1_clean\.tif and 65535 in \S+1_noisy\.tif'):
+  with pytest.raises(
+    ValueError, match=r'1_noisy\.tif: its white is not known, .* 4300, but white is 4095 in'
+  ):
     read_example(example, 1)
+  # One that has been scaled to the full range needs no tag.
+  scaled = np.full((16, 16), 32007, np.uint16)
+  tifffile.imwrite(tmp_path / '1_noisy.tif', scaled, photometric='minisblack')
+  np.testing.assert_array_equal(*read_example(example, 1))
 
 
 def test_a_link_to_a_camera_of_renoir(tmp_path):

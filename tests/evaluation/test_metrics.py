@@ -244,7 +244,7 @@ def test_a_large_image_is_measured_in_strips(metric, monkeypatch):
   image, reference = _pair((2, 29, 13, 3))
   expected = metric(image, reference)
   # Four strips of windows, the last with fewer rows.
-  monkeypatch.setattr('sadnet_jax.evaluation.metrics._STRIP_PX', 2 * 13 * 8)
+  monkeypatch.setattr('sadnet_jax.evaluation.metrics.STRIP_PX', 2 * 13 * 8)
   np.testing.assert_allclose(metric(image, reference), expected, atol=SSIM_TOLERANCE)
 
 
