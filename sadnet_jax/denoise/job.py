@@ -56,6 +56,8 @@ class Networks:
       raise ValueError('--dilations is for weights of your own; name them with --model, or remove it')
     self._dilations, self._options = {model: dilations}, options
     self._loaded: dict[str | Path, Denoiser] = {}
+    # Files whose hash is checked, which takes a while, once and not for each picture.
+    self._published: dict[str, Path] = {}
     self._strength: tuple[float, float | None] | None = None
     self._choose(model, quality)
 
@@ -110,8 +112,11 @@ class Networks:
   def _name(self, channels):
     if self._model is not None:
       return self._model
-    # Not a training run of that name in the working folder.
-    return loading.published(default_weights(channels, self._quality))
+    name = default_weights(channels, self._quality)
+    if name not in self._published:
+      # Not a training run of that name in the working folder.
+      self._published[name] = loading.published(name)
+    return self._published[name]
 
   def _load(self, name):
     if name not in self._loaded:
