@@ -18,15 +18,14 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 from sadnet_jax.extras import required
 
 with required('bench,train'):
-  import ml_collections  # noqa: F401
   import onnxruntime
-  import optax  # noqa: F401
+
+  from benchmarks import common, tables
+  from benchmarks.image_size import noisy_image
 
 import jax
 import numpy as np
 
-from benchmarks import common, tables
-from benchmarks.image_size import noisy_image
 from sadnet_jax import Denoiser
 from sadnet_jax.denoise.onnx_graph import INPUT, onnx_denoiser
 from sadnet_jax.nn.sadnet import SADNet

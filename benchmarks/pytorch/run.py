@@ -56,20 +56,19 @@ sys.path.append(str(Path(__file__).resolve().parent.parent.parent))
 from sadnet_jax.extras import required
 
 with required('bench,train'):
-  import ml_collections  # noqa: F401
-  import optax  # noqa: F401
   import torch
+
+  from benchmarks import common
+  from benchmarks.common import Limits, copy_rate, matrix_rate
+  from benchmarks.pytorch import agreement
+  from benchmarks.pytorch import results as results_file
+  from benchmarks.pytorch.contenders import contenders, jax_precisions, torch_bytes
+  from benchmarks.pytorch.rows import ROWS, Row, chosen_rows
+  from benchmarks.pytorch.sadnet import SADNet
+  from benchmarks.pytorch.turns import Comparison, groups_that_fit, release
 
 import jax
 
-from benchmarks import common
-from benchmarks.common import Limits, copy_rate, matrix_rate
-from benchmarks.pytorch import agreement
-from benchmarks.pytorch import results as results_file
-from benchmarks.pytorch.contenders import contenders, jax_precisions, torch_bytes
-from benchmarks.pytorch.rows import ROWS, Row, chosen_rows
-from benchmarks.pytorch.sadnet import SADNet
-from benchmarks.pytorch.turns import Comparison, groups_that_fit, release
 from sadnet_jax.machine import environment
 
 

@@ -155,7 +155,8 @@ def find_folder(name: str, root: str | Path | None) -> Path:
       f'{name}: no folder {title}{files} in {root}; put {" and ".join(wanted) or "its images"} into '
       f'{root / "test" / title} (download: {source})'
     )
-  return folders[0]
+  # An empty folder, as of a download that failed, does not hide the next.
+  return next((folder for folder in folders if any(folder.iterdir())), folders[0])
 
 
 def below_root(folder: Path, root: str | Path | None) -> str:

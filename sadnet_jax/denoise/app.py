@@ -123,28 +123,7 @@ def serving(
       dict(writing or {}),
     )
     try:
-      try:
-        # What would send the page elsewhere, or needs Node.js, is off even if the environment asks for it.
-        _, url, _ = page.launch(
-          server_name=f'[{host}]' if ':' in host and not host.startswith('[') else host,
-          server_port=port,
-          share=False,
-          ssr_mode=False,
-          pwa=False,
-          enable_monitoring=False,
-          footer_links=[],
-          max_file_size=MAX_UPLOAD_MB * 2**20,
-          css=_STYLE,
-          theme=gradio.themes.Default(
-            font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace']
-          ),
-          prevent_thread_lock=True,
-          quiet=True,
-        )
-      # Gradio raises errors of many kinds, as of the package for HTTP.
-      except Exception as error:
-        raise ValueError(f'the page cannot start: {one_line(error)}') from error
-      yield url
+      yield _launch(gradio, page, host, port)
     finally:
       page.close(verbose=False)
 
@@ -160,6 +139,30 @@ def serve(**options: Any) -> None:
     # It is the way to end the page.
     except KeyboardInterrupt:
       return
+
+
+def _launch(gradio, page, host, port):
+  """Starts to serve a page, and returns its URL."""
+  try:
+    # What would send the page elsewhere, or needs Node.js, is off even if the environment asks for it.
+    _, url, _ = page.launch(
+      server_name=f'[{host}]' if ':' in host and not host.startswith('[') else host,
+      server_port=port,
+      share=False,
+      ssr_mode=False,
+      pwa=False,
+      enable_monitoring=False,
+      footer_links=[],
+      max_file_size=MAX_UPLOAD_MB * 2**20,
+      css=_STYLE,
+      theme=gradio.themes.Default(font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace']),
+      prevent_thread_lock=True,
+      quiet=True,
+    )
+  # Gradio raises errors of many kinds, as of the package for HTTP.
+  except Exception as error:
+    raise ValueError(f'the page cannot start: {one_line(error)}') from error
+  return url
 
 
 def _free_port(host, port):
@@ -297,6 +300,10 @@ def _shown_model(model):
   return shown_path(Path(path).name)
 
 
+class _Stopped(BaseException):
+  """The visitor has stopped his picture, or left; no Exception, which would be an error of the picture."""
+
+
 class _Progress(Report):
   """Shows on the page what the command shows in the terminal.
 
@@ -304,10 +311,11 @@ class _Progress(Report):
     lines: What there is to say about the picture.
   """
 
-  def __init__(self, target, show):
+  def __init__(self, target, display, stopped):
+    """`display` shows progress; once `stopped` is set, an event, this raises `_Stopped` instead."""
     super().__init__([target], {}, quiet=True)
     self.lines: list[str] = []
-    self._show, self._started = show, time.monotonic()
+    self._display, self._stopped, self._started = display, stopped, time.monotonic()
     self._folders = {f'{shown_path(path.parent)}{os.sep}' for path in (target.source, target.output)}
 
   def start(self, target):
@@ -331,6 +339,11 @@ class _Progress(Report):
     self.failed += 1
     self.lines.append(self._without_folders(text))
 
+  def _show(self, share, desc):
+    if self._stopped.is_set():
+      raise _Stopped
+    self._display(share, desc=desc)
+
   def _without_folders(self, text):
     for folder in self._folders:
       text = text.replace(folder, '')
@@ -339,26 +352,43 @@ class _Progress(Report):
 
 def _page(gradio, choices, folder, first_quality, strengths, first_suffix, reading, writing):
   """The page; its files are written below `folder`."""
+  # By visitor, while a picture of his is denoised.
+  stops: dict[str, threading.Event] = {}
 
   def nothing(text=''):
     """No result, and perhaps why."""
     return None, None, gradio.update(value=None, visible=False), gradio.update(value=text, visible=bool(text))
 
   def forget(upload):
-    return *nothing(), gradio.update(interactive=upload is not None)
+    return *nothing(), *[gradio.update(interactive=upload is not None)] * 2
 
   def describe(name, quality):
     return gradio.update(info=choices.about(name, quality)), gradio.update(visible=name == _AUTOMATIC)
 
-  def denoise(upload, name, quality, suffix, strength, chroma_strength, progress=gradio.Progress()):  # noqa: B008
+  def stop(request: gradio.Request):  # type: ignore[name-defined]
+    if event := stops.get(request.session_hash):
+      event.set()
+
+  def denoise(
+    upload,
+    name,
+    quality,
+    suffix,
+    strength,
+    chroma_strength,
+    request: gradio.Request,  # type: ignore[name-defined]
+    progress=gradio.Progress(),  # noqa: B008
+  ):
     if upload is None:
       return upload, nothing('Drop a picture first.')
     source = Path(upload)
     # Inside Gradio's folder, so that Gradio makes no copy, and removes the files.
     results = Path(tempfile.mkdtemp(prefix='result-', dir=folder))
     output = writable_name(results / f'{source.stem}-denoised{source.suffix}', suffix or None)
-    report = _Progress(Target(source, output), progress)
-    with contextlib.ExitStack() as on_failure:
+    stopped = stops[request.session_hash] = threading.Event()
+    report = _Progress(Target(source, output), progress, stopped)
+    with contextlib.ExitStack() as at_end, contextlib.ExitStack() as on_failure:
+      at_end.callback(stops.pop, request.session_hash)
       # Gradio knows the files only once they are returned.
       on_failure.callback(shutil.rmtree, results, ignore_errors=True)
       try:
@@ -371,6 +401,8 @@ def _page(gradio, choices, folder, first_quality, strengths, first_suffix, readi
       # Weights that cannot be read.
       except ValueError as error:
         return upload, nothing(str(error))
+      except _Stopped:
+        return upload, nothing('Stopped.')
       except (KeyboardInterrupt, SystemExit):
         raise gradio.Error('The page has been stopped.', print_exception=False) from None
       on_failure.pop_all()
@@ -395,7 +427,9 @@ def _page(gradio, choices, folder, first_quality, strengths, first_suffix, readi
     with gradio.Row():
       with gradio.Column(scale=1, min_width=300):
         upload = gradio.File(label=f'Picture (up to {MAX_UPLOAD_MB} MB)', height=150, elem_id='upload')
-        button = gradio.Button('Denoise', variant='primary', interactive=False)
+        with gradio.Row():
+          button = gradio.Button('Denoise', variant='primary', interactive=False, min_width=100)
+          stop_button = gradio.Button('Stop', interactive=False, min_width=100)
         model = gradio.Dropdown(
           choices.all,
           value=choices.first,
@@ -436,11 +470,16 @@ def _page(gradio, choices, folder, first_quality, strengths, first_suffix, readi
         with gradio.Tab('Middle in detail'):
           crop = _slider(gradio, 'crop')
     shown = [whole, crop, download, status]
-    upload.change(forget, upload, [*shown, button], show_progress='hidden', api_visibility='private')
+    upload.change(
+      forget, upload, [*shown, button, stop_button], show_progress='hidden', api_visibility='private'
+    )
     for choice in (model, quality):
       choice.change(
         describe, [model, quality], [model, quality], show_progress='hidden', api_visibility='private'
       )
+    # Without the queue, in which it would wait for the picture that it is to stop.
+    stop_button.click(stop, queue=False, api_visibility='private')
+    page.unload(stop)
     result = gradio.State()
     # Presses wait for each other: the second may be for another picture.
     button.click(

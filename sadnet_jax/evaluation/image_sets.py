@@ -24,7 +24,7 @@ from sadnet_jax.data.test_sets import (
   find_folder,
 )
 from sadnet_jax.evaluation.protocols import FLOAT, ROUNDED, Protocol
-from sadnet_jax.images.arrays import SUFFIXES, find_images, visible_files
+from sadnet_jax.images.arrays import SUFFIXES, find_images, missing_files, visible_files
 
 if typing.TYPE_CHECKING:
   from sadnet_jax.evaluation.submissions.sidd import SiddBlocks
@@ -161,11 +161,9 @@ def _open_files(
     channels = known.channels
     if len(images) != known.count:
       notes.append(f'{len(images)} images instead of the {known.count} of {title}')
-  files = visible_files(folder)
-  others = [p for p in files if p.is_file() and p.suffix.lower() not in SUFFIXES]
-  links = [p for p in files if p.is_symlink() and not p.exists()]
+  others = [p for p in visible_files(folder) if p.is_file() and p.suffix.lower() not in SUFFIXES]
   notes += _note_ignored('files of other types', others, folder)
-  notes += _note_ignored('links to missing files', links, folder)
+  notes += _note_ignored('links to missing files', missing_files(folder), folder)
   if layout == 'clean':
     notes += _note_ignored('folders of noisy images', noisy_folders(folder), folder)
   notes = [f'{below_root(folder, root)}: {note}' for note in notes]

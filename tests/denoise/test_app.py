@@ -1,6 +1,7 @@
 """The page of sadnet-denoise in Chromium, and what the command refuses beside it."""
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -182,6 +183,45 @@ def test_the_page_denoises_a_picture_as_the_command_does(tmp_path):
     assert [x for x in sent if not x.startswith((url, 'data:', 'blob:', 'chrome'))] == []
   # Uploads and results are gone.
   assert list((tmp_path / 'tmp').glob('sadnet-denoise-*')) == []
+
+
+def test_a_picture_is_stopped_by_its_button_and_by_leaving(tmp_path):
+  weights = write_weights(tmp_path / 'tiny.safetensors')
+  # A minute of work, in tens of thousands of tiles.
+  write_photograph(tmp_path / 'photo.png', random_photograph(2000, 2000))
+  (tmp_path / 'tmp').mkdir()
+  arguments = ['--app', '--model', weights, '--tile', '32', '--overlap', '16']
+  process = start('-m', 'sadnet_jax', *arguments, TMPDIR=str(tmp_path / 'tmp'))
+  results = functools.partial((tmp_path / 'tmp').glob, 'sadnet-denoise-*/result-*')
+  try:
+    url = re.search(r'http://127\.0\.0\.1:\d+/', process.stdout.readline())[0]
+    with chromium.started(tmp_path / 'profile') as driver:
+      wait = WebDriverWait(driver, 60, 0.1)
+      driver.get(url)
+
+      def begin():
+        wait.until(lambda _: driver.find_elements(By.CSS_SELECTOR, 'input[type=file]'))[0].send_keys(
+          str(tmp_path / 'photo.png')
+        )
+        denoise = driver.find_element(By.XPATH, "//button[normalize-space()='Denoise']")
+        wait.until(lambda _: denoise.is_enabled())
+        denoise.click()
+        wait.until(lambda _: re.search('Denoising, .* left', driver.find_element(By.TAG_NAME, 'body').text))
+        assert list(results())
+
+      begin()
+      driver.find_element(By.XPATH, "//button[normalize-space()='Stop']").click()
+      status = wait.until(lambda _: driver.find_elements(By.CSS_SELECTOR, '#status textarea'))[0]
+      assert status.get_attribute('value') == 'Stopped.'
+      assert list(results()) == []
+      driver.get(url)
+      begin()
+      driver.get('about:blank')
+      # The folder of a finished picture stays.
+      wait.until(lambda _: not list(results()))
+  finally:
+    process.kill()
+    process.communicate()
 
 
 @pytest.mark.parametrize('host', ['127.0.0.1', '::1', '[::1]'])

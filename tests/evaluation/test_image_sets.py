@@ -51,6 +51,15 @@ def test_the_folder_test_comes_first_and_real_second(tmp_path):
     assert find_folder('mcmaster', tmp_path) == tmp_path / parent / 'McMaster'
 
 
+def test_an_empty_folder_does_not_hide_the_next(tmp_path):
+  (tmp_path / 'test' / 'McMaster').mkdir(parents=True)
+  _flat(tmp_path / 'real' / 'McMaster', ['a.png'], 8, 8)
+  assert find_folder('mcmaster', tmp_path) == tmp_path / 'real' / 'McMaster'
+  (tmp_path / 'test' / 'Set12').mkdir()
+  with pytest.raises(ValueError, match='Set12: the folder has no image with an extension'):
+    open_set('set12', tmp_path)
+
+
 def test_the_root_comes_from_the_argument_or_else_the_environment(tmp_path, monkeypatch):
   _flat(tmp_path / 'one' / 'Set12', ['01.png'], 9, 9, 'L')
   _flat(tmp_path / 'two' / 'Urban100', ['img_001.png'], 9, 9)
