@@ -316,6 +316,7 @@ class _Progress(Report):
     super().__init__([target], {}, quiet=True)
     self.lines: list[str] = []
     self._display, self._stopped, self._started = display, stopped, time.monotonic()
+    self._source = target.source
     self._folders = {f'{shown_path(path.parent)}{os.sep}' for path in (target.source, target.output)}
 
   def start(self, target):
@@ -342,6 +343,9 @@ class _Progress(Report):
   def _show(self, share, desc):
     if self._stopped.is_set():
       raise _Stopped
+    # Uploads are removed an hour after their last change, even those that are being denoised.
+    with contextlib.suppress(OSError):
+      os.utime(self._source)
     self._display(share, desc=desc)
 
   def _without_folders(self, text):

@@ -17,6 +17,7 @@ import contextlib
 import gc
 import logging
 import os
+from pathlib import Path
 import sys
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 import warnings
@@ -94,6 +95,7 @@ def _denoise(arguments: argparse.Namespace) -> int:
     from sadnet_jax.denoise.targets import find_targets, group_by_size, sizes_by_header, split_existing
     from sadnet_jax.images import has_format
 
+    notes: list[tuple[Path, str]] = []
     targets = find_targets(
       arguments.inputs,
       arguments.output,
@@ -102,6 +104,7 @@ def _denoise(arguments: argparse.Namespace) -> int:
       compare=arguments.compare,
       overwrite=arguments.overwrite,
       skip_existing=arguments.skip_existing,
+      notes=notes,
     )
     if arguments.jpeg_quality is not None and not any(has_format(x.output, '.jpg') for x in targets):
       raise ValueError(
@@ -127,6 +130,8 @@ def _denoise(arguments: argparse.Namespace) -> int:
         options={**_denoiser_options(arguments), **strengths},
       )
       with Report(targets, sizes, quiet=arguments.quiet, skipped=skipped) as report:
+        for folder, note in notes:
+          report.note(folder, (note,))
         job.denoise_all(
           targets,
           networks,

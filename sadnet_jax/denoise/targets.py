@@ -13,11 +13,12 @@ from sadnet_jax.images.reading import read_shape
 from sadnet_jax.images.reading import shown_path as shown
 
 COMPARISON_SUFFIX = '.compare.png'
-# Extensions of picture formats that are not read: an output with one of them is not meant as a folder.
-_OTHER_SUFFIXES = (
-  '.apng', '.avif', '.gif', '.hdr', '.ico', '.jp2', '.jpe', '.mpo', '.pbm', '.pdf', '.pgm', '.pnm', '.ppm',
-  '.psd', '.raw', '.svg', '.tga',
+# Extensions of picture formats that are not read. An output with one of them is not meant as a folder.
+_UNREAD_SUFFIXES = (
+  '.apng', '.avif', '.gif', '.hdr', '.jp2', '.jpe', '.mpo', '.pbm', '.pgm', '.pnm', '.ppm', '.psd', '.raw',
+  '.tga',
 )  # fmt: skip
+_OTHER_SUFFIXES = (*_UNREAD_SUFFIXES, '.ico', '.pdf', '.svg')
 # Existing outputs that an error names.
 _NAMED_OUTPUTS = 3
 
@@ -51,6 +52,7 @@ def find_targets(
   compare: bool = False,
   overwrite: bool = False,
   skip_existing: bool = False,
+  notes: list[tuple[Path, str]] | None = None,
 ) -> list[Target]:
   """Finds the pictures and names their outputs; writes nothing.
 
@@ -67,6 +69,7 @@ def find_targets(
     compare: Also name comparisons.
     overwrite: Allow outputs to replace existing files; inputs are never replaced.
     skip_existing: Allow pictures to exist, with or without their comparison; `split_existing` finds them.
+    notes: What the user should know about a folder is added to it.
 
   Raises:
     ValueError: A name is a URL or the ``-`` of standard input and output, the output folder is not writable,
@@ -77,7 +80,8 @@ def find_targets(
     raise ValueError('--output is empty; name a file or a folder')
   inputs, output = [_local_name(text) for text in inputs], _local_name(output)
   folder = _is_folder(output)
-  found = _unique(_find(inputs, recursive, os.path.realpath(output) if folder else None))
+  notes = [] if notes is None else notes
+  found = _unique(_find(inputs, recursive, os.path.realpath(output) if folder else None, notes))
   if folder:
     _check_writable(Path(output))
     if suffix is not None:
@@ -184,11 +188,13 @@ def _has_picture_suffix(name):
   return Path(name).suffix.lower() in (*INPUT_SUFFIXES, *_OTHER_SUFFIXES)
 
 
-def _find(inputs: Sequence[str], recursive: bool, output: str | None) -> Iterator[tuple[Path, Path]]:
+def _find(
+  inputs: Sequence[str], recursive: bool, output: str | None, notes: list[tuple[Path, str]]
+) -> Iterator[tuple[Path, Path]]:
   """Pictures and their paths relative to the output folder."""
   for text in inputs:
     if os.path.isdir(text):
-      yield from _in_folder(text, recursive, output)
+      yield from _in_folder(text, recursive, output, notes)
     # A broken link too: reading it fails later, and only for this picture.
     elif os.path.lexists(text):
       yield Path(text), Path(os.path.basename(text))
@@ -198,16 +204,20 @@ def _find(inputs: Sequence[str], recursive: bool, output: str | None) -> Iterato
       raise ValueError(f'{shown(text)}: no such file or folder')
 
 
-def _in_folder(folder, recursive, output):
-  found, deeper = [], False
+def _in_folder(folder, recursive, output, notes):
+  found, unread, deeper = [], [], False
   for path, folders, names in walk(folder, onerror=_refuse):
     folders[:] = [name for name in folders if not name.startswith('.') and not _is_below(path / name, output)]
     if path == Path(folder) and not recursive:
       deeper, folders[:] = bool(folders), []
     found += [path / name for name in names if _is_input(name)]
+    unread += [suffix for name in names if (suffix := _unread_suffix(name))]
   if not found:
     hint = '; pass --recursive to search its subfolders' if deeper else ''
     raise ValueError(f'the folder {shown(folder)} has no pictures ({", ".join(INPUT_SUFFIXES)}){hint}')
+  if unread:
+    kinds = ', '.join(sorted(set(unread)))
+    notes.append((Path(folder), f'{len(unread)} files of formats that are not read ({kinds}) are left out'))
   return [(path, path.relative_to(folder)) for path in found]
 
 
@@ -254,6 +264,11 @@ def _is_input(name):
   lower = name.lower()
   skipped = lower.startswith('.') or lower.endswith(COMPARISON_SUFFIX)
   return os.path.splitext(lower)[1] in INPUT_SUFFIXES and not skipped
+
+
+def _unread_suffix(name):
+  suffix = os.path.splitext(name.lower())[1]
+  return suffix if suffix in _UNREAD_SUFFIXES and not name.startswith('.') else None
 
 
 def _is_below(folder, output):

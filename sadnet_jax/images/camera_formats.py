@@ -9,7 +9,7 @@ import numpy as np
 from sadnet_jax.files import mapped
 from sadnet_jax.images import metadata as blocks
 from sadnet_jax.images.metadata import Directory, Metadata
-from sadnet_jax.images.photograph import HDR_TRANSFERS, DecodingError, Photograph, check_size, split_alpha
+from sadnet_jax.images.photograph import DecodingError, Photograph, check_size, split_alpha
 
 # Description, maker, model, software, date, artist, copyright; a raw file's other tags are of the sensor.
 _KEPT_RAW_TAGS = (270, 271, 272, 305, 306, 315, 33432)
@@ -17,6 +17,9 @@ _KEPT_RAW_TAGS = (270, 271, 272, 305, 306, 315, 33432)
 _RAW_VERSIONS = (42, 0x4F52, 0x5352, 85)
 _FUJIFILM = b'FUJIFILMCCD-RAW'
 _FIRST_SEGMENT_BYTES = 2**16 + 2
+_XMP, _IPTC = 700, 33723
+# EXIF's tag for the colour space, and its value for sRGB.
+_COLOUR_SPACE, _SRGB = 40961, 1
 # ITU-T H.273: the primaries of sRGB, and those that are not stated.
 _SRGB_PRIMARIES = (1, 2)
 
@@ -47,7 +50,7 @@ def read_heic(path: Path) -> Photograph:
     width, height = image.size
     check_size(width, height, 8)
     nclx = image.info.get('nclx_profile', {})
-    if nclx.get('transfer_characteristics') in HDR_TRANSFERS:
+    if nclx.get('transfer_characteristics') in blocks.HDR_TRANSFERS:
       raise ValueError('is a HEIC file of high dynamic range (PQ or HLG); convert it to sRGB')
     array = np.array(image)
   array = array[:, :, None] if array.ndim == 2 else array
@@ -118,14 +121,36 @@ def read_raw(path: Path) -> Photograph:
     raise ValueError(
       f'LibRaw cannot develop this camera raw file ({reason}); export it as 16-bit TIFF'
     ) from error
-  exif = raw_exif(path)
-  notes = () if exif else ('its EXIF data were not found',)
+  exif, notes = raw_exif(path)
+  if exif is None:
+    notes = ('its EXIF data were not found', *notes)
   # The sensor's values are rounded by development, which rotates too.
   return Photograph(np.ascontiguousarray(pixels), metadata=Metadata(exif=exif), lossless=True, notes=notes)
 
 
-def raw_exif(path: Path) -> bytes | None:
-  """The EXIF block of a camera raw file that is TIFF or like it, or of Fujifilm; None if it has none."""
+def raw_exif(path: Path) -> tuple[bytes | None, tuple[str, ...]]:
+  """The EXIF block of a camera raw file that is TIFF or like it, or of Fujifilm, as of a picture in sRGB.
+
+  Returns:
+    The block, None if there is none, and notes for the user.
+  """
+  tags = _first_directory(path)
+  if tags is None:
+    return None, ()
+  # They may hold settings for developing, which other programs would apply to the developed picture.
+  notes = ('its XMP or IPTC data were ignored',) if {_XMP, _IPTC} & set(tags.entries) else ()
+  entries = {tag: entry for tag, entry in tags.entries.items() if tag in _KEPT_RAW_TAGS}
+  if not (entries or tags.children):
+    return None, notes
+  if details := tags.children.get(blocks.EXIF):
+    # The camera's JPEG files may be in Adobe RGB; what is developed here is not.
+    details.children.pop(blocks.INTEROPERABILITY, None)
+    if _COLOUR_SPACE in details.entries:
+      details.set_integers(_COLOUR_SPACE, [_SRGB])
+  return blocks.build_exif(Directory(tags.order, entries, tags.children)), notes
+
+
+def _first_directory(path):
   with mapped(path) as data:
     start = 0
     if data[: len(_FUJIFILM)] == _FUJIFILM:
@@ -138,10 +163,6 @@ def raw_exif(path: Path) -> bytes | None:
     if header is None:
       return None
     try:
-      tags = blocks.read_directory(block, header, header.offset)
+      return blocks.read_directory(block, header, header.offset)
     except (ValueError, DecodingError):
       return None
-  entries = {tag: entry for tag, entry in tags.entries.items() if tag in _KEPT_RAW_TAGS}
-  if not (entries or tags.children):
-    return None
-  return blocks.build_exif(Directory(tags.order, entries, tags.children))

@@ -12,6 +12,8 @@ import zlib
 
 import numpy as np
 
+# Transfer functions of high dynamic range, as ITU-T H.273 numbers them: PQ and HLG.
+HDR_TRANSFERS = (16, 18)
 # Types of TIFF 6.0 and BigTIFF values, and the bytes of one value.
 BYTE, SHORT, LONG, RATIONAL, UNDEFINED = 1, 3, 4, 5, 7
 _SIGNED_RATIONAL = 10
@@ -25,6 +27,7 @@ MAX_TAGS = 4096
 EXIF, GPS, INTEROPERABILITY = 34665, 34853, 40965
 _POINTERS = (EXIF, GPS, INTEROPERABILITY)
 ORIENTATION = 274
+_MAKERS_NOTE = 37500
 X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 282, 283, 296
 # Offset and length of the thumbnail, in the second directory.
 _THUMBNAIL = (513, 514)
@@ -35,6 +38,9 @@ XMP_PREFIX = b'http://ns.adobe.com/xap/1.0/\0'
 PHOTOSHOP_PREFIX = b'Photoshop 3.0\0'
 PNG_XMP_KEYWORD = b'XML:com.adobe.xmp'
 METRES_PER_INCH = 0.0254
+
+# The note on signatures by the standard of the C2PA.
+NO_CREDENTIALS = 'its content credentials, which are those of the noisy picture, were ignored'
 
 _ICC_HEADER_BYTES = 128
 _ICC_SPACES = {1: b'GRAY', 3: b'RGB '}
@@ -68,7 +74,11 @@ class Metadata:
 
 
 def checked_profile(profile: bytes | None, channels: int) -> tuple[bytes | None, tuple[str, ...]]:
-  """Returns an ICC profile if it is one for images of 1 or 3 channels, and notes if it is not."""
+  """Returns an ICC profile if it is one for images of 1 or 3 channels, and notes if it is not.
+
+  Raises:
+    ValueError: The profile is for values of high dynamic range.
+  """
   if not profile:
     return None, ()
   if (
@@ -77,12 +87,26 @@ def checked_profile(profile: bytes | None, channels: int) -> tuple[bytes | None,
     or int.from_bytes(profile[:4], 'big') > len(profile)
   ):
     return None, ('its colour profile is damaged and was ignored',)
+  if _transfer_by_profile(profile) in HDR_TRANSFERS:
+    raise ValueError('has a colour profile of high dynamic range (PQ or HLG); convert it to sRGB')
   if profile[16:20] != _ICC_SPACES[channels]:
     space = profile[16:20].decode('latin-1').strip()
     name = space if space.isprintable() else 'unknown colours'
     pixels = {1: 'grey', 3: 'RGB'}[channels]
     return None, (f'its colour profile is for {name}, but the pixels are {pixels}: it was ignored',)
   return profile, ()
+
+
+def _transfer_by_profile(profile):
+  """The transfer characteristics of ITU-T H.273 that a profile names; None if it names none."""
+  table = profile[_ICC_HEADER_BYTES:]
+  # Their number, then name, offset and length of each.
+  for at in range(4, min(4 + 12 * int.from_bytes(table[:4], 'big'), len(table) - 11), 12):
+    tag, offset = struct.unpack_from('>4sI', table, at)
+    if tag == b'cicp' and offset + 12 <= len(profile):
+      # After its name again, and four bytes that are zero: primaries, transfer.
+      return profile[offset + 9]
+  return None
 
 
 def checked_photoshop(resources: bytes | None) -> tuple[bytes | None, tuple[str, ...]]:
@@ -135,6 +159,16 @@ def orientation(exif: bytes | None) -> int:
   return values[0] if len(values) == 1 and 1 <= values[0] <= 8 else 1
 
 
+def exif_without_makers_note(exif: bytes) -> bytes:
+  """The block built again without the maker's note; unchanged if it has none that can be found."""
+  parsed = parse_exif(exif)
+  child = parsed[1].children.get(EXIF) if parsed else None
+  if parsed is None or child is None or _MAKERS_NOTE not in child.entries:
+    return exif
+  del child.entries[_MAKERS_NOTE]
+  return build_exif(parsed[1])
+
+
 def exif_made_upright(exif: bytes | None) -> bytes | None:
   """The block with orientation 1 in place of another."""
   parsed = parse_exif(exif) if exif else None
@@ -158,6 +192,20 @@ _XMP_ORIENTATION = re.compile(rb'(tiff:Orientation\s{0,9}(?:=\s{0,9}["\']|>)\s{0
 def xmp_made_upright(xmp: bytes | None) -> bytes | None:
   """The packet with tiff:Orientation 1 in place of another."""
   return _XMP_ORIENTATION.sub(rb'\g<1>1', xmp) if xmp else xmp
+
+
+# What promises a gain map, a video or other images behind a JPEG image: attributes and elements.
+_FURTHER = rb'hdrgm:Version|GCamera:(?:MotionPhoto|MicroVideo)\w{0,40}'
+_XMP_FURTHER_IMAGES = re.compile(
+  rb'\s{0,9}(?:%b)\s{0,9}=\s{0,9}(?:"[^"]{0,99}"|\'[^\']{0,99}\')' % _FURTHER
+  + rb'|<(%b|Container:Directory)(?:\s[^>]{0,99})?>.*?</\1>' % _FURTHER,
+  re.DOTALL,
+)
+
+
+def xmp_without_further_images(xmp: bytes | None) -> bytes | None:
+  """The packet of a JPEG file without what only holds while other images or a video follow the first one."""
+  return _XMP_FURTHER_IMAGES.sub(b'', xmp) if xmp else xmp
 
 
 def has_resolution(exif: bytes | None) -> bool:

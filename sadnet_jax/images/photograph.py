@@ -12,8 +12,6 @@ from sadnet_jax.machine import free_host_bytes
 FULL_WHITE = 65535
 # 500 megapixels: three times the largest sensors, and 3 GB as 16-bit colour.
 MAX_PIXELS = 500_000_000
-# Transfer functions of high dynamic range, as H.273 numbers them: PQ and HLG.
-HDR_TRANSFERS = (16, 18)
 # Luma of gamma-encoded R, G and B, ITU-R BT.601.
 BT601_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 # Says of an image that `is_mostly_above_white`.

@@ -23,7 +23,6 @@ from sadnet_jax.images.metadata import Metadata
 from sadnet_jax.images.photograph import (
   ABOVE_WHITE,
   FULL_WHITE,
-  HDR_TRANSFERS,
   MAX_PIXELS,
   DecodingError,
   Photograph,
@@ -353,13 +352,26 @@ def _read_jpeg(path):
   if mode == 'CMYK':
     raise ValueError('is a JPEG file of CMYK colours; convert it to RGB with its colour profile')
   # One bit per block of 8x8 pixels is the least.
-  array, spec = _decode(path, 512 * size)
+  with _first_image(path, end, size) as first:
+    array, spec = _decode(first, 512 * size)
   if spec.getattribute('jpeg:ColorSpace') in ('CMYK', 'YCbCrK'):
     raise ValueError('is a JPEG file of CMYK colours; convert it to RGB with its colour profile')
   metadata, notes = _jpeg_metadata(segments, array.shape[2], dpi)
   if has_video:
     notes += ('the video that follows it was ignored',)
   return Photograph(array, None, metadata, lossless=False, notes=notes)
+
+
+@contextlib.contextmanager
+def _first_image(path, end, size):
+  """A file of the first image alone: OpenImageIO would apply a gain map in the next one, as for displays."""
+  if end == size:
+    yield path
+    return
+  with tempfile.TemporaryDirectory() as folder, mapped(path) as data:
+    first = Path(folder, 'first.jpg')
+    first.write_bytes(data[:end])
+    yield first
 
 
 _MAX_JPEG_PARTS = 200
@@ -402,6 +414,8 @@ def _jpeg_metadata(segments, channels, dpi):
   notes = [*exif_notes, *profile_notes, *photoshop_notes]
   if named('APP1', b'http://ns.adobe.com/xmp/extension/\0'):
     notes.append('the second part of its XMP data was ignored')
+  if any(b'c2pa' in content for content in named('APP11', b'JP')):
+    notes.append(blocks.NO_CREDENTIALS)
   if xmp and b'hdrgm:' in xmp:
     notes.append('its gain map for displays of high dynamic range was ignored')
   elif named('APP2', b'MPF\0'):
@@ -411,6 +425,7 @@ def _jpeg_metadata(segments, channels, dpi):
     # Pillow takes it from the EXIF data then, where it stays anyway.
     dpi = None
   dpi = tuple(map(float, dpi)) if dpi and all(x > 0 for x in dpi) else None
+  xmp = blocks.xmp_without_further_images(xmp)
   return Metadata(profile, exif, xmp, resources, comment, dpi), tuple(notes)
 
 
@@ -428,10 +443,11 @@ def _read_png(path, white_level):
   notes = [png.ignored(kind) for kind in list(damaged)[:_MOST_NAMED]]
   chunks = [(kind, content) for kind, content, sound in all_chunks if sound]
   named = dict(reversed(chunks))
+  notes += [blocks.NO_CREDENTIALS] if b'caBX' in named else []
   frames = int.from_bytes(named.get(b'acTL', b'')[:4], 'big')
   if frames > 1:
     raise ValueError(f'is an animated PNG of {frames} frames; save one of them')
-  if len(named.get(b'cICP', b'')) == 4 and named[b'cICP'][1] in HDR_TRANSFERS:
+  if len(named.get(b'cICP', b'')) == 4 and named[b'cICP'][1] in blocks.HDR_TRANSFERS:
     raise ValueError('is a PNG of high dynamic range (PQ or HLG); convert it to sRGB')
   metadata_parts = png.read_metadata(chunks, named, notes)
   png.check_pixels(chunks)
@@ -463,9 +479,9 @@ def _read_tiff(path, linear, white_level):
   pixels, alpha = split_alpha(array, tiff.COLOURS[photometric])
   pixels, white_level, white_notes = _in_full_range(pixels, white_level, tiff.tagged_white(tags))
   notes += white_notes
-  if photometric == tiff.WHITE_IS_ZERO and pixels.dtype == np.uint16:
+  if photometric == tiff.WHITE_IS_ZERO and pixels.dtype != np.uint8:
     # OpenImageIO does so for 8 bits itself.
-    pixels = 65535 - pixels
+    pixels = (FULL_WHITE if pixels.dtype == np.uint16 else 1) - pixels
   kind = tags.number(338)
   if alpha is not None and kind == 0:
     notes.append('its extra channel is assumed to be transparency')
@@ -602,6 +618,8 @@ def _read_jxl(path, linear):
   # Before OpenImageIO opens the file. The decoder computes in 32 bits.
   check_size(width, height, 4)
   array, spec = _decode(path)
+  if (spec.getattribute('CICP') or (1, 1))[1] in blocks.HDR_TRANSFERS:
+    raise ValueError('is a JPEG XL file of high dynamic range (PQ or HLG); convert it to sRGB')
   pixels, alpha = split_alpha(array, 1 if array.shape[2] < 3 else 3)
   linear = bool(linear) and pixels.dtype == np.float32
   float_notes = []

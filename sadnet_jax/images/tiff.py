@@ -4,7 +4,12 @@ from sadnet_jax.images import metadata as blocks
 from sadnet_jax.images.metadata import Directory, Header
 from sadnet_jax.images.photograph import FULL_WHITE, DecodingError, check_size
 
-_DNG_VERSION, PHOTOSHOP_LAYERS = 50706, 37724
+_DNG_VERSION, PHOTOSHOP_LAYERS, WHITE_LEVEL = 50706, 37724, 50717
+# Tags of DNG, by version 1.7 of its specification; a file with them is taken for a raw file.
+_DNG_TAGS = (
+  *(*range(50706, 50742), *range(50778, 50782), *range(50827, 50835), 50879, *range(50931, 50943)),
+  *(*range(50964, 50985), *range(51008, 51113), 51125, *range(51177, 51183), *range(52525, 52555)),
+)
 XMP_TAG, PHOTOSHOP_TAG, ICC_TAG = 700, 34377, 34675
 MAX_SAMPLE_VALUE = 281
 # Tags that say how a TIFF file stores its pixels; others are the user's.
@@ -12,7 +17,7 @@ _STORAGE_TAGS = (
   *(*range(254, 267), 273, 277, 278, 279, 280, 281, *range(284, 294), 297, 301, *range(317, 326), 330, 332),
   *(336, 338, 339, 340, 341, 342, 347, *range(512, 522), 529, 530, 531, 532, 559),
 )
-STRUCTURE_TAGS = frozenset((*_STORAGE_TAGS, XMP_TAG, PHOTOSHOP_TAG, ICC_TAG, PHOTOSHOP_LAYERS))
+STRUCTURE_TAGS = frozenset((*_STORAGE_TAGS, *_DNG_TAGS, XMP_TAG, PHOTOSHOP_TAG, ICC_TAG, PHOTOSHOP_LAYERS))
 _RESOLUTION_TAGS = {blocks.X_RESOLUTION, blocks.Y_RESOLUTION, blocks.RESOLUTION_UNIT}
 WHITE_IS_ZERO, _YCBCR = 0, 6
 # Channels by photometric interpretation.
@@ -58,8 +63,10 @@ def first_tags(data) -> tuple[Directory, Header]:
 
 def tagged_white(tags: Directory) -> int | None:
   """DNG's WhiteLevel; or SMaxSampleValue or MaxSampleValue, if it stands for a number of bits."""
-  levels = [(tag, tags.number(tag)) for tag in (50717, 341, MAX_SAMPLE_VALUE)]
-  return next((v for tag, v in levels if 0 < v < FULL_WHITE and (tag == 50717 or not v & (v + 1))), None)
+  levels = [(tag, tags.number(tag)) for tag in (WHITE_LEVEL, 341, MAX_SAMPLE_VALUE)]
+  return next(
+    (v for tag, v in levels if 0 < v < FULL_WHITE and (tag == WHITE_LEVEL or not v & (v + 1))), None
+  )
 
 
 def content(tags: Directory, tag: int) -> bytes | None:

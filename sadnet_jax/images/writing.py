@@ -27,7 +27,14 @@ from sadnet_jax.images.photograph import (
   upright,
 )
 from sadnet_jax.images.reading import encodable_name, shown_path
-from sadnet_jax.images.tiff import ICC_TAG, MAX_SAMPLE_VALUE, PHOTOSHOP_TAG, STRUCTURE_TAGS, XMP_TAG
+from sadnet_jax.images.tiff import (
+  ICC_TAG,
+  MAX_SAMPLE_VALUE,
+  PHOTOSHOP_TAG,
+  STRUCTURE_TAGS,
+  WHITE_LEVEL,
+  XMP_TAG,
+)
 
 Notes = tuple[str, ...]
 JPEG_QUALITY = 95
@@ -47,7 +54,7 @@ class _Format:
     max_side: In pixels.
     max_bytes: Of pixels and transparency together.
     rotates: Whether all viewers follow its orientation; images are stored upright where they do not.
-    max_exif_bytes: Orientation is lost with longer EXIF data.
+    max_exif_bytes: Longer EXIF data lose the maker's note, or are lost, orientation included.
   """
 
   name: str
@@ -187,6 +194,15 @@ def _fitted(photograph, form):
       photograph = dataclasses.replace(photograph, metadata=metadata)
       notes += (
         f'its colour profile is for linear light, which is not written to {form.name}: it is dropped',
+      )
+  exif = photograph.metadata.exif or b''
+  if len(exif) > form.max_exif_bytes:
+    shorter = blocks.exif_without_makers_note(exif)
+    if len(shorter) <= form.max_exif_bytes:
+      metadata = dataclasses.replace(photograph.metadata, exif=shorter)
+      photograph = dataclasses.replace(photograph, metadata=metadata)
+      notes += (
+        f"the maker's note of its EXIF data is dropped, because {form.name} stores at most 64 KB of them",
       )
   if photograph.orientation != 1:
     too_long = len(photograph.metadata.exif or b'') > form.max_exif_bytes
@@ -392,7 +408,9 @@ def _add_tiff_metadata(path, photograph):
   if photograph.alpha is not None:
     tags.set_integers(_EXTRA_SAMPLES, [_UNASSOCIATED_ALPHA])
   if white := _stored_white(photograph):
-    tags.set_integers(MAX_SAMPLE_VALUE, [white])
+    # Readers believe the first for whole numbers of bits only.
+    for tag in (MAX_SAMPLE_VALUE, WHITE_LEVEL):
+      tags.set_integers(tag, [white])
   for tag, kind, content in (
     (XMP_TAG, blocks.BYTE, metadata.xmp),
     (PHOTOSHOP_TAG, blocks.UNDEFINED, metadata.photoshop),
@@ -421,6 +439,9 @@ def _add_tiff_metadata(path, photograph):
 
 
 def _write_exr(path, photograph):
+  notes: Notes = ()
+  if photograph.pixels.dtype == np.float32 and not photograph.linear:
+    notes = ('its values are converted to linear light, which OpenEXR stores',)
   photograph = _converted(photograph, to_float)
   pixels = linear_from_srgb(photograph.pixels)
   if photograph.alpha is not None:
@@ -430,7 +451,7 @@ def _write_exr(path, photograph):
   array = _channels(dataclasses.replace(photograph, pixels=pixels))
   _write_pixels(path, array, {'compression': 'zip', 'oiio:UnassociatedAlpha': 0})
   lost = ('icc_profile', 'exif', 'xmp', 'photoshop', 'comment', 'dpi', 'png_chunks')
-  return lost_fields(photograph.metadata, lost, 'OpenEXR')
+  return notes + lost_fields(photograph.metadata, lost, 'OpenEXR')
 
 
 # OpenImageIO reads no shorter ones.
@@ -498,13 +519,14 @@ _FORMATS: Mapping[str, _Format] = {
 }
 # Extensions of the files that are written, in lower case; they are read too.
 PHOTOGRAPH_SUFFIXES = tuple(_FORMATS)
+_RAW_SUFFIXES = (
+  '.3fr', '.arw', '.cr2', '.cr3', '.crw', '.dcr', '.dng', '.erf', '.fff', '.iiq', '.kdc', '.mef', '.mos',
+  '.mrw', '.nef', '.nrw', '.orf', '.pef', '.raf', '.rw2', '.rwl', '.sr2', '.srw',
+)  # fmt: skip
 # Extensions of files that are only read, and that of the format to write instead.
 _SUBSTITUTES = {
-  **dict.fromkeys(('.heic', '.heif'), '.png'),
-  **dict.fromkeys(
-    ('.3fr', '.arw', '.cr2', '.cr3', '.dng', '.iiq', '.nef', '.nrw', '.orf', '.pef', '.raf', '.rw2', '.srw'),
-    '.tif',
-  ),
+  **dict.fromkeys(('.heic', '.heif', '.hif'), '.png'),
+  **dict.fromkeys(_RAW_SUFFIXES, '.tif'),
 }
 INPUT_SUFFIXES = (*PHOTOGRAPH_SUFFIXES, *_SUBSTITUTES)
 

@@ -205,9 +205,13 @@ def test_a_picture_is_stopped_by_its_button_and_by_leaving(tmp_path):
         )
         denoise = driver.find_element(By.XPATH, "//button[normalize-space()='Denoise']")
         wait.until(lambda _: denoise.is_enabled())
+        uploaded = next((tmp_path / 'tmp').glob('sadnet-denoise-*/*/photo.png'))
+        os.utime(uploaded, 2 * (time.time() - 3000,))
         denoise.click()
         wait.until(lambda _: re.search('Denoising, .* left', driver.find_element(By.TAG_NAME, 'body').text))
         assert list(results())
+        # So that it is not removed as old while it is needed.
+        assert time.time() - uploaded.stat().st_mtime < 600
 
       begin()
       driver.find_element(By.XPATH, "//button[normalize-space()='Stop']").click()

@@ -61,6 +61,21 @@ def test_pictures_of_a_folder_keep_their_relative_paths(folder):
   }
 
 
+def test_pictures_of_a_folder_that_are_left_out_are_noted(folder):
+  for name in ('a.jpg', 'b.HIF', 'c.avif', 'sub/d.avif', 'e.rwl', 'f.GIF', 'notes.txt', '.g.gif'):
+    (folder / 'in' / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / 'in' / name).touch()
+  notes = []
+  targets = find_targets(['in'], 'out/', notes=notes)
+  assert [target.output.name for target in targets] == ['a.jpg', 'b.png', 'e.tif']
+  assert [(str(path), text) for path, text in notes] == [
+    ('in', '2 files of formats that are not read (.avif, .gif) are left out')
+  ]
+  notes.clear()
+  find_targets(['in'], 'out/', recursive=True, notes=notes)
+  assert notes[0][1].startswith('3 files ')
+
+
 def test_links_to_folders_are_followed_by_folders_and_patterns(folder):
   (folder / 'in').mkdir()
   picture(folder / 'elsewhere' / 'sub' / 'a.png')

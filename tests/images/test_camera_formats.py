@@ -318,22 +318,34 @@ def test_exif_data_of_camera_raw_files_are_found(tmp_path, start):
     data = b'FUJIFILMCCD-RAW '.ljust(84) + struct.pack('>II', 100, len(segment)) + bytes(8) + segment
   else:
     data = start + block[4:]
-  found = camera_formats.raw_exif(write_file(tmp_path / 'a.raw', data + bytes(99)))
+  found, _ = camera_formats.raw_exif(write_file(tmp_path / 'a.raw', data + bytes(99)))
   _, tags = parse_exif(found)
   # The tags of the sensor are left out.
   assert {tag: entry.data for tag, entry in tags.entries.items()} == {271: b'Ours\0'}
+
+
+def test_developed_raw_files_do_not_claim_adobe_rgb_and_settings_for_developing(tmp_path):
+  adobe = Directory('<', {1: Entry(2, 4, b'R03\0')})
+  details = Directory('<', {40961: Entry(3, 1, b'\xff\xff'), 33434: Entry(5, 1, bytes(8))}, {40965: adobe})
+  xmp = Entry(1, 5, b'<crs>')
+  path = write_file(tmp_path / 'a.raw', build_exif(Directory('<', {700: xmp}, {34665: details})))
+  found, notes = camera_formats.raw_exif(path)
+  _, tags = parse_exif(found)
+  assert (tags.entries, notes) == ({}, ('its XMP or IPTC data were ignored',))
+  kept = tags.children[34665]
+  assert (kept.integers(40961), set(kept.entries), kept.children) == ((1,), {40961, 33434}, {})
 
 
 @pytest.mark.parametrize(
   'data', [b'', b'FUJIFILMCCD-RAW ', b'\0\0\0\x18ftypcrx ', b'II*\0\xff\xff\xff\xff', b'IIRO\x08\0\0\0\x09\0']
 )
 def test_camera_raw_without_readable_exif_data(tmp_path, data):
-  assert camera_formats.raw_exif(write_file(tmp_path / 'a.raw', data + bytes(8))) is None
+  assert camera_formats.raw_exif(write_file(tmp_path / 'a.raw', data + bytes(8)))[0] is None
 
 
 def test_camera_raw_without_exif_data_is_developed_with_a_note(tmp_path, monkeypatch):
   write_dng(tmp_path / 'a.dng')
-  monkeypatch.setattr(camera_formats, 'raw_exif', lambda _: None)
+  monkeypatch.setattr(camera_formats, 'raw_exif', lambda _: (None, ()))
   read = read_photograph(tmp_path / 'a.dng')
   assert (read.metadata.exif, read.notes) == (None, ('its EXIF data were not found',))
 

@@ -201,6 +201,13 @@ def test_tiff_with_white_at_zero_is_inverted(tmp_path):
   np.testing.assert_array_equal(read_photograph(tmp_path / 'a.tif').pixels[:, :, 0], 65535 - values)
 
 
+def test_tiff_of_floats_with_white_at_zero_is_inverted(tmp_path):
+  tifffile.imwrite(tmp_path / 'a.tif', np.float32([[0, 0.25], [1, 0.5]]), photometric='miniswhite')
+  np.testing.assert_array_equal(
+    read_photograph(tmp_path / 'a.tif').pixels[:, :, 0], np.float32([[1, 0.75], [0, 0.5]])
+  )
+
+
 def test_premultiplied_tiff_colours_are_divided_by_alpha(tmp_path):
   straight = np.full((4, 5, 3), (200, 100, 0), np.uint8)
   opacity = np.array([[255], [128], [1], [0]], np.uint8) * np.ones((1, 5), np.uint8)
@@ -300,6 +307,23 @@ def test_the_white_level_is_given_or_tagged_and_kept(tmp_path):
       write_photograph(tmp_path / f'out{extension}', photograph)
       np.testing.assert_array_equal(_independently(tmp_path / f'out{extension}')[:, :, 0], pixels)
       assert read_photograph(tmp_path / f'out{extension}').white_level == 4095
+
+
+def test_a_white_level_that_is_no_number_of_bits_is_kept(tmp_path):
+  _tiff(tmp_path / 'a.tif', np.full((4, 4), 15000, np.uint16))
+  photograph = read_photograph(tmp_path / 'a.tif', white_level=15000)
+  write_photograph(tmp_path / 'b.tif', photograph)
+  again = read_photograph(tmp_path / 'b.tif')
+  assert (again.white_level, again.pixels.max()) == (15000, 65535)
+  assert tifffile.imread(tmp_path / 'b.tif').max() == 15000
+
+
+def test_openexr_of_values_that_are_not_linear_says_that_they_are_converted(tmp_path):
+  photograph = Photograph(np.full((4, 4, 3), 0.5, np.float32))
+  notes = write_photograph(tmp_path / 'a.exr', photograph)
+  assert notes == ('its values are converted to linear light, which OpenEXR stores',)
+  np.testing.assert_allclose(read_photograph(tmp_path / 'a.exr').pixels, 0.5, atol=1e-6)
+  assert write_photograph(tmp_path / 'b.exr', read_photograph(tmp_path / 'a.exr')) == ()
 
 
 def test_transparency_has_the_full_range_whatever_white_is(tmp_path):

@@ -88,8 +88,9 @@ def test_orientation_is_kept_and_can_be_applied(tmp_path, number):
 @pytest.mark.parametrize('extension', ['.png', '.webp', '.bmp', '.exr', '.jxl', '.jpg'])
 def test_portraits_are_stored_upright_where_viewers_may_ignore_the_orientation(tmp_path, extension):
   # In JPEG only if the EXIF data are too long to be stored.
-  exif = exif_block(orientation=6) + bytes(70_000 if extension == '.jpg' else 0)
-  photograph = smooth_photograph(metadata=Metadata(exif=exif))
+  exif = Image.Exif()
+  exif[274], exif[270] = 6, 'a' * (70_000 if extension == '.jpg' else 9)
+  photograph = smooth_photograph(metadata=Metadata(exif=exif.tobytes().removeprefix(b'Exif\0\0')))
   path = tmp_path / f'a{extension}'
   notes = write_photograph(path, photograph)
   if extension == '.jpg':
@@ -144,6 +145,9 @@ def test_crafted_xmp_data_take_no_longer_than_others():
   start = time.process_time()
   for crafted in (b'tiff:Orientation', b'tiff:Orientation ', b'tiff:Orientation="'):
     assert metadata.xmp_made_upright(crafted * 500_000) == crafted * 500_000
+  # At most 64 KB in JPEG.
+  for crafted in (b'hdrgm:Version="', b' ', b'<Container:Directory>', b'<hdrgm:Version '):
+    metadata.xmp_without_further_images(crafted * 4000)
   assert time.process_time() - start < 5
 
 
@@ -372,3 +376,108 @@ def test_metadata_too_long_for_jpeg_are_dropped_and_reported(tmp_path):
   assert write_photograph(tmp_path / 'a.jpg', smooth_photograph(metadata=metadata)) == (
     'JPEG stores at most 64 KB of its XMP data, which is dropped',
   )
+
+
+@pytest.mark.parametrize('order', '<>')
+def test_only_the_makers_note_is_lost_where_it_is_too_long_for_jpeg(tmp_path, order):
+  exif = Image.Exif()
+  exif.endian = order
+  exif[274] = 6
+  exif[34665] = {36867: '2020:01:02 03:04:05', 37500: bytes(70_000)}
+  photograph = smooth_photograph(metadata=Metadata(exif=exif.tobytes().removeprefix(b'Exif\0\0')))
+  assert write_photograph(tmp_path / 'a.jpg', photograph) == (
+    "the maker's note of its EXIF data is dropped, because JPEG stores at most 64 KB of them",
+  )
+  written = opened(tmp_path / 'a.jpg').getexif()
+  assert (written[274], written.get_ifd(ExifTags.IFD.Exif)) == (6, {36867: '2020:01:02 03:04:05'})
+  assert write_photograph(tmp_path / 'a.png', photograph) == ()
+
+
+def test_tags_of_a_raw_file_do_not_make_a_tiff_file_one(tmp_path):
+  exif = Image.Exif()
+  exif[271], exif[50706], exif[50717] = 'Maker', b'\1\4\0\0', 800
+  photograph = random_photograph(dtype=np.uint16, metadata=Metadata(exif=exif.tobytes()[6:]))
+  write_photograph(tmp_path / 'a.tif', photograph)
+  read = read_photograph(tmp_path / 'a.tif')
+  np.testing.assert_array_equal(read.pixels, photograph.pixels)
+  assert (read.white_level, read.notes) == (None, ())
+  assert b'Maker' in read.metadata.exif
+
+
+def test_content_credentials_are_ignored_with_a_note(tmp_path):
+  note = ('its content credentials, which are those of the noisy picture, were ignored',)
+  segment = b'JP\0\1\0\0\0\1' + struct.pack('>I', 30) + b'jumb....jumdc2pa'
+  plain = _jpeg(struct.pack('>BBH', 0xFF, 0xEB, len(segment) + 2) + segment)
+  assert read_photograph(write_file(tmp_path / 'a.jpg', plain)).notes == note
+  chunks = png_chunks(_encoded(smooth_photograph()))
+  chunks.insert(1, (b'caBX', b'jumbc2pa'))
+  assert read_photograph(write_file(tmp_path / 'a.png', png_file(chunks))).notes == note
+
+
+def _jpeg(segments, picture=None):
+  """A JPEG file with further segments."""
+  buffer = io.BytesIO()
+  Image.fromarray(smooth_photograph().pixels if picture is None else picture).save(
+    buffer, 'JPEG', quality=95, extra=segments
+  )
+  return buffer.getvalue()
+
+
+def _app_segment(number, content):
+  return struct.pack('>BBH', 0xFF, 0xE0 + number, len(content) + 2) + content
+
+
+def _with_gain_map():
+  """A JPEG file of Ultra HDR, which doubles the light at most, by the specification of Android."""
+  space = b'http://ns.adobe.com/hdr-gain-map/1.0/'
+  start = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+  )
+  fields = b'Version="1.0" Gamma="1" OffsetSDR="0.0" OffsetHDR="0.0" BaseRenditionIsHDR="False"'
+  fields += b' GainMapMin="0" GainMapMax="1" HDRCapacityMin="0" HDRCapacityMax="1"'
+  about = b' '.join(b'hdrgm:' + field for field in fields.split())
+  end = b'</rdf:RDF></x:xmpmeta>'
+  packet = b'%b<rdf:Description xmlns:hdrgm="%b" %b/>%b' % (start, space, about, end)
+  gain_map = _jpeg(_app_segment(1, metadata.XMP_PREFIX + packet), np.full((12, 20), 128, np.uint8))
+  item = (
+    b'<rdf:li rdf:parseType="Resource"><Container:Item Item:Semantic="%b" Item:Mime="image/jpeg"%b/></rdf:li>'
+  )
+  items = item % (b'Primary', b'') + item % (b'GainMap', b' Item:Length="%d"' % len(gain_map))
+  container = b'http://ns.google.com/photos/1.0/container/'
+  packet = (
+    b'%b<rdf:Description xmlns:Container="%b" xmlns:Item="%bitem/" xmlns:hdrgm="%b" hdrgm:Version="1.0">'
+    b'<Container:Directory><rdf:Seq>%b</rdf:Seq></Container:Directory></rdf:Description>%b'
+  ) % (start, container, container, space, items, end)
+
+  def first(length, offset):
+    # A list of both images (CIPA DC-007): sizes, and the offset of the second from the byte order below.
+    index = b'MM\0*' + struct.pack('>IH', 8, 3)
+    index += struct.pack('>HHI4sHHIIHHII', 0xB000, 7, 4, b'0100', 0xB001, 4, 1, 2, 0xB002, 7, 32, 50)
+    index += bytes(4) + struct.pack('>IIIHHIIIHH', 0x030000, length, 0, 0, 0, 0, len(gain_map), offset, 0, 0)
+    return _jpeg(_app_segment(1, metadata.XMP_PREFIX + packet) + _app_segment(2, b'MPF\0' + index))
+
+  length = len(first(0, 0))
+  return first(length, length - first(0, 0).index(b'MPF\0') - 4) + gain_map
+
+
+def test_a_gain_map_is_neither_applied_nor_promised_by_the_output(tmp_path):
+  data = _with_gain_map()
+  read = read_photograph(write_file(tmp_path / 'a.jpg', data))
+  assert read.notes == ('its gain map for displays of high dynamic range was ignored',)
+  with Image.open(io.BytesIO(data)) as image:
+    np.testing.assert_array_equal(read.pixels, np.asarray(image))
+  write_photograph(tmp_path / 'b.jpg', read)
+  again = read_photograph(tmp_path / 'b.jpg')
+  assert again.notes == ()
+  assert b'hdrgm:Version' not in again.metadata.xmp
+  assert b'Container:Directory' not in again.metadata.xmp
+
+
+def test_a_motion_photo_becomes_a_photo(tmp_path):
+  packet = (
+    b'<x:xmpmeta><rdf:Description GCamera:MotionPhoto="1" GCamera:MicroVideoOffset="9" dc:title="kept">'
+    b'<GCamera:MotionPhotoVersion>1</GCamera:MotionPhotoVersion></rdf:Description></x:xmpmeta>'
+  )
+  data = _jpeg(_app_segment(1, metadata.XMP_PREFIX + packet)) + b'\0\0\0\x18ftypmp42'
+  kept = b'<x:xmpmeta><rdf:Description dc:title="kept"></rdf:Description></x:xmpmeta>'
+  assert read_photograph(write_file(tmp_path / 'a.jpg', data)).metadata.xmp == kept

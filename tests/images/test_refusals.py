@@ -91,6 +91,29 @@ def test_other_files_are_refused_by_their_first_bytes(tmp_path, start, message):
     read_photograph(path)
 
 
+@pytest.mark.parametrize('transfer', [16, 18])
+def test_high_dynamic_range_is_refused_in_any_format(tmp_path, transfer):
+  spec = OpenImageIO.ImageSpec(32, 32, 3, 'uint16')
+  spec.attribute('CICP', OpenImageIO.TypeDesc('int[4]'), (9, transfer, 0, 1))
+  writer = OpenImageIO.ImageOutput.create(str(tmp_path / 'a.jxl'))
+  assert writer.open(str(tmp_path / 'a.jxl'), spec)
+  assert writer.write_image(random_photograph(32, 32, dtype=np.uint16).pixels)
+  assert writer.close()
+  with pytest.raises(ValueError, match=r'a\.jxl: is a JPEG XL file of high dynamic range \(PQ or HLG\)'):
+    read_photograph(tmp_path / 'a.jxl')
+  # The tag of a colour profile says the same.
+  tag = struct.pack('>I4sII4sxxxxBBBB', 1, b'cicp', 144, 12, b'cicp', 9, transfer, 0, 1)
+  profile = struct.pack('>I12x4s16x4s88x', 156, b'RGB ', b'acsp') + tag
+  for name in ('a.png', 'a.tif', 'a.webp'):
+    Image.new('RGB', (32, 32)).save(tmp_path / name, icc_profile=profile)
+    with pytest.raises(ValueError, match=rf'{name}: has a colour profile of high dynamic range'):
+      read_photograph(tmp_path / name)
+  Image.new('RGB', (32, 32)).save(
+    tmp_path / 'b.png', icc_profile=profile.replace(bytes([9, transfer]), b'\x0c\x0d')
+  )
+  assert read_photograph(tmp_path / 'b.png').notes == ()
+
+
 def test_folders_pipes_and_unreadable_files_are_refused(tmp_path, monkeypatch):
   with pytest.raises(ValueError, match=r'nowhere\.png: cannot be read \(No such file or directory\)'):
     read_photograph(tmp_path / 'nowhere.png')
