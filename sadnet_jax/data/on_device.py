@@ -83,7 +83,9 @@ def load(
   """
   plans = [_plan(examples, channels, patch_px, on_bad) for examples in sets]
   nbytes = sum(plan.nbytes for plan in plans)
-  check_host_memory(nbytes, machine.free_host_bytes())
+  # What is placed on a CPU's devices are further copies in the same memory.
+  copies = jax.local_device_count('cpu') if device is not None and device.platform == 'cpu' else 0
+  check_host_memory((1 + copies) * nbytes, machine.free_host_bytes())
   if device is not None:
     check_memory(nbytes, device)
   return [_read(plan, channels, on_bad) for plan in plans]
@@ -164,7 +166,7 @@ def check_host_memory(nbytes: int, free: int | None) -> None:
   """Checks that a data set fits into the host's memory.
 
   Args:
-    nbytes: Size of the images in bytes.
+    nbytes: Size of the images in bytes, with all their copies.
     free: Free memory in bytes, None if it is not known.
 
   Raises:
@@ -172,7 +174,7 @@ def check_host_memory(nbytes: int, free: int | None) -> None:
   """
   if free is not None and nbytes > free:
     raise ValueError(
-      f'the images have {nbytes / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free in this machine; '
+      f'the images take {nbytes / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free in this machine; '
       "use data.reader = 'tiles' or 'files' instead of 'memory'"
     )
 

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import importlib.metadata
 import math
+import time
 from typing import Any, Protocol
 
 import jax
@@ -20,6 +21,8 @@ from sadnet_jax.nn.sadnet import STRIDE, SADNet, pad_to_multiple, round_up
 # In a set with more padded sizes than this, images share programs for multiples of COARSE_PX.
 MAX_SIZES = 8
 COARSE_PX = 64
+# No picture is brighter on average, whatever is wrong with a network, unless it is on another scale.
+_HIGHEST_MEAN = 2.0
 # The package bm3d aborts the process on images of 8x8, its block size.
 BM3D_MIN_PX = 9
 
@@ -66,6 +69,46 @@ class Method(Protocol):
     Raises:
       ValueError: The method cannot denoise these images.
     """
+
+
+def denoise_batch(
+  method: Method, noisy: Sequence[np.ndarray], sigma_255: float | None
+) -> tuple[list[np.ndarray], float]:
+  """Calls a method on copies of a batch, which it may change, and checks what it returns.
+
+  Args:
+    method: The denoiser; it is prepared for images of this shape first.
+    noisy: As `Method.denoise` takes them.
+    sigma_255: Likewise.
+
+  Returns:
+    The denoised images, and the seconds that denoising took.
+
+  Raises:
+    ValueError: The method cannot denoise these images; or what it returns is of another number, shape, type
+      or scale, or not finite.
+  """
+  method.prepare(noisy[0].shape)
+  copies = [image.copy() for image in noisy]
+  start = time.perf_counter()
+  denoised = method.denoise(copies, sigma_255)
+  seconds = time.perf_counter() - start
+  if len(denoised) != len(noisy):
+    raise ValueError(f'{method.name}: returned {len(denoised)} images for {len(noisy)}; return one for each')
+  for before, after in zip(noisy, denoised, strict=True):
+    if after.shape != before.shape or not np.issubdtype(after.dtype, np.floating):
+      raise ValueError(
+        f'{method.name}: returned {after.dtype} of shape {after.shape} for an image of shape {before.shape}; '
+        'return floats of the same shape, 1 for white'
+      )
+    if not np.isfinite(after).all():
+      raise ValueError(f'{method.name}: the denoised image contains NaN or infinity; check the weights')
+    if after.mean() > _HIGHEST_MEAN:
+      raise ValueError(
+        f'{method.name}: the mean of the denoised image is {after.mean():.3g}, but white is 1; if it is on a '
+        'scale of 0 to 255, divide it by 255'
+      )
+  return denoised, seconds
 
 
 class SingleImageMethod:

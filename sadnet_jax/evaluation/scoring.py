@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
-import time
 from typing import Any
 
 import numpy as np
 
 from sadnet_jax.evaluation.image_sets import EvaluationImage, ImageSet
-from sadnet_jax.evaluation.methods import Method
+from sadnet_jax.evaluation.methods import Method, denoise_batch
 from sadnet_jax.evaluation.metrics import SSIM_WINDOW_PX, psnr, ssim_matlab, ssim_wang
 from sadnet_jax.evaluation.protocols import Protocol
 from sadnet_jax.evaluation.results import Failure, ImageResult, SetResult
@@ -80,14 +79,14 @@ def evaluate_set(
     if not ready:
       continue
     batch = [noisy for _, (noisy, _) in ready]
-    done = attempt([image for image, _ in ready], _denoise, method, batch, sigma_255)
+    done = attempt([image for image, _ in ready], denoise_batch, method, batch, sigma_255)
     if done is None:
       continue
     denoised, seconds = done
     measured = [
       (noisy, protocol.finish(out), clean) for (_, (noisy, clean)), out in zip(ready, denoised, strict=True)
     ]
-    for scored in _score([image.name for image, _ in ready], measured, seconds):
+    for scored in _score([image.name for image, _ in ready], measured, seconds / len(batch)):
       results[scored.result.name] = scored.result
       on_image(scored)
   ordered = tuple(results[image.name] for image in image_set.images if image.name in results)
@@ -125,17 +124,6 @@ def _read(image, channels, sigma_255, protocol):
     return protocol.prepare(noisy, clean, sigma_255)
   except ValueError as error:
     raise ValueError(f'{image.name}: {error}') from error
-
-
-def _denoise(method, batch, sigma_255):
-  """Returns the denoised images, and the seconds per image."""
-  method.prepare(batch[0].shape)
-  start = time.perf_counter()
-  denoised = method.denoise(batch, sigma_255)
-  seconds = (time.perf_counter() - start) / len(batch)
-  if not all(np.isfinite(image).all() for image in denoised):
-    raise ValueError(f'{method.name}: the denoised image contains NaN or infinity; check the weights')
-  return denoised, seconds
 
 
 def _score(names, measured, seconds) -> list[Scored]:

@@ -61,6 +61,8 @@ def _open_files(config, device):
   kept_set = set(kept_pairs)
   kept = [e for e in examples if e.noisy is None or e in kept_set]
   problems = list(itertools.chain.from_iterable(f.problems for f in found.values()))
+  held_out, unreadable = _readable(config, held_out)
+  problems += unreadable
   if not kept:
     raise ValueError('config.data.held_out holds out every scene of the training sets; hold out fewer')
   if config.data.pairs_share and not kept_pairs:
@@ -106,14 +108,26 @@ def _find(config, name, folder):
 
 def _check(config, examples):
   """Returns the usable examples, and what is wrong with the others (never any without ``skip_bad``)."""
-  limits = (config.model.channels, config.data.patch_px)
   if not config.data.skip_bad:
-    check_examples(examples, *limits)
+    check_examples(examples, config.model.channels, config.data.patch_px)
     return examples, []
+  good, bad = _separated(examples, config.model.channels, config.data.patch_px)
+  if not good:
+    raise ValueError(f'none of the training images can be used; the first problem: {bad[0]}')
+  return good, bad
+
+
+def _readable(config, held_out):
+  """Likewise for held-out images, which may be of any size; without ``skip_bad`` validation reads them."""
+  return _separated(held_out, config.model.channels, 1) if config.data.skip_bad else (held_out, [])
+
+
+def _separated(examples, channels, patch_px):
+  """The examples that pass `check_examples`, and what is wrong with the others."""
 
   def problem(example):
     try:
-      check_examples([example], *limits)
+      check_examples([example], channels, patch_px)
     except ValueError as error:
       return str(error)
     return None
@@ -121,10 +135,7 @@ def _check(config, examples):
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     problems = list(pool.map(problem, examples))
   good = [example for example, text in zip(examples, problems, strict=True) if text is None]
-  bad = [text for text in problems if text is not None]
-  if not good:
-    raise ValueError(f'none of the training images can be used; the first problem: {bad[0]}')
-  return good, bad
+  return good, [text for text in problems if text is not None]
 
 
 def _describe(count, kind, held_out, problems):
@@ -146,12 +157,20 @@ def _open_tiles(config):
     raise ValueError(
       f'config.data.held_out names {", ".join(unknown)}, but the scenes are {", ".join(sorted(scenes))}'
     )
-  held_out = _find_held_out(config)
+  held_out, unreadable = _readable(config, _find_held_out(config))
   source = TileImages(sets, config.model.channels, fields.held_out)
   problems = list(itertools.chain.from_iterable(s.problems for s in sets))
+  # Those of held-out images were found when the tiles were cut.
+  problems += [text for text in unreadable if text not in problems]
   description = _describe(len(source), 'tiles', held_out, problems)
-  identity = '; '.join(f'{s.name}: {s.fingerprint}' for s in sets)
+  identity = '; '.join(map(_identity, sets))
   return TrainingData(description, identity, held_out, None, _stream(config, source, lambda: None))
+
+
+def _identity(tiles):
+  # The fingerprint is that of all images, skipped ones included.
+  used = f', {len(tiles.images)} of them' if tiles.problems else ''
+  return f'{tiles.name}: {tiles.fingerprint}{used}'
 
 
 def _open_tile_set(config, name, folder):

@@ -37,6 +37,7 @@ checkpoint but is missing is made up when the run continues, also if the run is 
 import collections
 from collections.abc import Callable, Sequence
 import contextlib
+import json
 import math
 from pathlib import Path
 import time
@@ -106,6 +107,7 @@ def train(
   workdir = local_path(workdir)
   devices = jax.devices() if devices is None else devices
   check_config(config, len(devices))
+  _check_config_everywhere(config)
   data = inputs.open_training_data(config, distributed.local(devices)[0])
   with contextlib.ExitStack() as stack:
     # Strict settings are meant for the user's own code; libraries below break under them.
@@ -152,6 +154,17 @@ def train(
     if is_missing and folder is not None and not run.make_up_validation(first, state):
       return state
     return run.loop(state)
+
+
+def _check_config_everywhere(config):
+  """Raises ValueError if processes would train in different ways, and their weights drift apart."""
+  # Paths may differ: data are compared themselves, and only process 0 begins, validates and saves.
+  compared = {key: value for key, value in config.to_dict().items() if key not in ('init_from', 'teacher')}
+  data = compared['data']
+  compared['data'] = {key: value for key, value in data.items() if key not in ('train', 'tiles_dir')}
+  compared['validation'] = {'every': compared['validation']['every']}
+  for name, value in compared.items():
+    distributed.check_same_everywhere(f'config.{name}', json.dumps(value, sort_keys=True))
 
 
 def _make_validator(config, data):

@@ -68,7 +68,7 @@ def find_validation_sets(
   """Opens the validation sets that exist.
 
   Args:
-    clean: Folders of clean images; relative paths are also looked for in SADNET_DATA.
+    clean: Folders of clean images; relative paths are also looked for in SADNET_DATA, empty ones skipped.
     pairs: Folders of noisy and clean pairs, or of SIDD's validation blocks; likewise.
     held_out: Pairs held out from training; they become the first set.
     images: Number of images to use of each set, evenly spread; 0 for all.
@@ -83,7 +83,8 @@ def find_validation_sets(
   if held_out:
     sets.append(ValidationSet(HELD_OUT, _spread([FileImage(e) for e in held_out], images), ROUNDED))
   for layout, folders in (('clean', clean), ('pairs', pairs)):
-    for folder in folders:
+    # An empty name, as of an empty flag, would be the working folder.
+    for folder in filter(None, folders):
       found = look_for_data_dir(folder)
       if found is None:
         missing.append(folder)

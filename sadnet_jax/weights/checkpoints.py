@@ -47,8 +47,6 @@ _FREE_ON_RESUME = (
   # Which images they leave is compared.
   'data.skip_bad',
   'validation',
-  # Only used before the first step.
-  'init_from',
   # Makes no difference before the first non-finite step.
   'on_nonfinite',
 )

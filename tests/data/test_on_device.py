@@ -157,7 +157,7 @@ def test_size_is_that_of_the_widest_image_and_is_known(images):
 
 
 def _device_with(**stats):
-  return SimpleNamespace(memory_stats=lambda: stats or None)
+  return SimpleNamespace(platform='gpu', memory_stats=lambda: stats or None)
 
 
 def test_a_data_set_that_the_device_has_no_room_for_is_refused(examples):
@@ -181,6 +181,17 @@ def test_clean_images_and_pairs_share_the_memory_which_is_checked_before_decodin
   monkeypatch.setattr(on_device.machine, 'free_host_bytes', lambda: pixels - 1)
   with pytest.raises(ValueError, match=r"are free in this machine; use data.reader = 'tiles'"):
     on_device.load([clean, examples], 3)
+
+
+def test_copies_on_devices_that_are_cpus_count(examples, monkeypatch):
+  pixels = 2 * (12 + 9 + 9 + 17 + 10) * 40 * 3
+  copies = 1 + jax.local_device_count('cpu')
+  monkeypatch.setattr(on_device.machine, 'free_host_bytes', lambda: copies * pixels)
+  on_device.load([examples], 3, jax.devices('cpu')[0])
+  monkeypatch.setattr(on_device.machine, 'free_host_bytes', lambda: copies * pixels - 1)
+  on_device.load([examples], 3, _device_with(bytes_limit=pixels, bytes_in_use=0))
+  with pytest.raises(ValueError, match='are free in this machine'):
+    on_device.load([examples], 3, jax.devices('cpu')[0])
 
 
 def test_each_file_is_decoded_once_and_bad_ones_are_skipped_where_wanted(examples, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 
 from sadnet_jax.data.noise import add_benchmark_noise
 from sadnet_jax.denoise import tile_memory
-from sadnet_jax.evaluation.methods import BM3D, MAX_SIZES, Noisy, SADNetMethod
+from sadnet_jax.evaluation.methods import BM3D, MAX_SIZES, Noisy, SADNetMethod, denoise_batch
 from sadnet_jax.evaluation.metrics import psnr
 from sadnet_jax.nn.sadnet import SADNet
 from tests.support import small_networks
@@ -57,6 +57,42 @@ def _shifted(image, size):
   padded = np.pad(image, ((0, rows), (0, columns), (0, 0)), mode='reflect')
   output = padded + np.float32(0.25) + np.roll(padded, (-1, -1), axis=(0, 1))
   return output[: image.shape[0], : image.shape[1]]
+
+
+class _Returns(Noisy):
+  name = 'mine'
+
+  def __init__(self, function):
+    self.function = function
+
+  def denoise(self, noisy, sigma_255):
+    return self.function(noisy)
+
+
+def test_a_method_may_change_what_it_receives():
+  images = _images((9, 13), (9, 13))
+  before = [image.copy() for image in images]
+  method = _Returns(lambda noisy: [np.clip(x, 0.4, 0.6, out=x) for x in noisy])
+  denoised, seconds = denoise_batch(method, images, 5.0)
+  np.testing.assert_array_equal(denoised, np.clip(before, 0.4, 0.6))
+  np.testing.assert_array_equal(images, before)
+  assert seconds > 0
+
+
+@pytest.mark.parametrize(
+  ('function', 'reason'),
+  [
+    (lambda noisy: noisy[:1], 'returned 1 images for 2; return one for each'),
+    (lambda noisy: [x[1:] for x in noisy], r'of shape \(8, 13, 3\) for an image of shape \(9, 13, 3\)'),
+    (lambda noisy: [np.uint8(255 * x.clip(0, 1)) for x in noisy], r'returned uint8 .*; return floats'),
+    (lambda noisy: [255 * x + 60 for x in noisy], r'is [\d.e+]+, but white is 1; .* divide it by 255'),
+    (lambda noisy: [x / 0 for x in noisy], 'contains NaN or infinity; check the weights'),
+  ],
+)
+@pytest.mark.filterwarnings('ignore:divide by zero', 'ignore:invalid value')
+def test_what_a_method_may_not_return(function, reason):
+  with pytest.raises(ValueError, match=f'mine: .*{reason}'):
+    denoise_batch(_Returns(function), _images((9, 13), (9, 13)), None)
 
 
 @pytest.fixture(scope='module')

@@ -492,6 +492,9 @@ def test_fine_tuning_starts_from_the_weights_of_a_run(stopped_run, photographs, 
   # A run continues without what it started from.
   shutil.rmtree(tmp_path / 'first')
   longer = _config(photographs, **{**changes, 'steps': 3})
+  other = _config(photographs, **{**changes, 'init_from': 'color'})
+  with pytest.raises(ValueError, match=r'with another config: init_from: checkpoint .*, config "color"'):
+    train(other, tmp_path / 'tuned', jax.devices()[:1])
   assert int(train(longer, tmp_path / 'tuned', jax.devices()[:1]).step) == 3
 
 

@@ -113,6 +113,19 @@ def test_a_clean_image_with_the_name_of_a_held_out_scene_is_trained_on(config, t
   assert [len(images.table) for images in (data.device_images, data.device_pairs)] == [2, 1]
 
 
+def test_damaged_held_out_images_are_skipped_where_configured(config, tmp_path, capsys):
+  config.data.held_out = ('c_noisy',)
+  path = tmp_path / 'pairs' / 'c_noisy.png'
+  path.write_bytes(path.read_bytes()[:-30])
+  # Validation names it then.
+  assert len(open_training_data(config, jax.devices()[0]).held_out) == 1
+  config.data.skip_bad = True
+  data = open_training_data(config, jax.devices()[0])
+  assert not data.held_out
+  assert data.description.endswith(', 1 skipped')
+  assert capsys.readouterr().out.count('c_noisy.png: the file is damaged or incomplete') == 1
+
+
 def test_holding_out_all_pairs_is_refused(config):
   config.data.held_out = ('c_noisy', 'd_noisy')
   with pytest.raises(

@@ -28,6 +28,13 @@ def test_a_folder_with_the_benchmark_alone_is_no_validation_set(tmp_path):
   assert find_validation_sets((), (str(tmp_path / 'SIDD'),), (), images=0) == ([], [str(tmp_path / 'SIDD')])
 
 
+def test_an_empty_name_is_not_the_working_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  dataset_files.write(tmp_path / 'holiday' / '1.png', dataset_files.picture(16, 16, 0))
+  # As a flag without a value gives it.
+  assert find_validation_sets(('',), ('',), (), images=0) == ([], [])
+
+
 def test_sets_of_one_name_are_kept_apart(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   for folder in ('old/set', 'set'):

@@ -3,12 +3,11 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
 from pathlib import Path
-import time
 from typing import Any, TypeVar
 
 import numpy as np
 
-from sadnet_jax.evaluation.methods import Method
+from sadnet_jax.evaluation.methods import Method, denoise_batch
 from sadnet_jax.evaluation.submissions import check, dnd, sidd
 
 OnImage = Callable[[str, np.ndarray, np.ndarray], None]
@@ -137,11 +136,8 @@ class _BatchDenoiser:
       yield from self._denoise(batch)
 
   def _denoise(self, batch):
-    shape = batch[0][1].shape
-    self._method.prepare(shape)
-    start = time.perf_counter()
-    denoised = self._method.denoise([noisy for _, noisy in batch], None)
-    self.seconds += time.perf_counter() - start
+    denoised, seconds = denoise_batch(self._method, [noisy for _, noisy in batch], None)
+    self.seconds += seconds
     for (item, noisy), image in zip(batch, denoised, strict=True):
       self._on_image(item.name, noisy, image)
       yield item, image
