@@ -224,9 +224,14 @@ def measured(content: Mapping[str, Any]) -> str:
   """The first result in a results.json of evaluate.py as a phrase."""
   result = next(result for result in content['results'] if result['method']['name'] == 'sadnet')
   noise = 'real noise' if result['sigma_255'] is None else f'sigma {result["sigma_255"]:g}'
-  mean = result['mean']
-  figures = f'PSNR from {mean["psnr_noisy"]:.2f} to {mean["psnr"]:.2f} dB'
+  noisy, denoised = (_decibels(result['mean'][name]) for name in ('psnr_noisy', 'psnr'))
+  figures = f'PSNR from {noisy} to {denoised} dB'
   return f'{result["title"]}, {noise}, {result["protocol"]}: {figures}'
+
+
+def _decibels(value):
+  """A PSNR; that of equal images is null in results.json."""
+  return UNKNOWN if value is None else f'{value:.2f}'
 
 
 def _row(result):
@@ -236,7 +241,7 @@ def _row(result):
     f'{result["title"]}, {result["version"]}',
     'real' if result['sigma_255'] is None else f'{result["sigma_255"]:g}',
     result['protocol'],
-    *(UNKNOWN if mean[name] is None else f'{mean[name]:.2f}' for name in ('psnr_noisy', 'psnr')),
+    *(_decibels(mean[name]) for name in ('psnr_noisy', 'psnr')),
     *(UNKNOWN if value is None else f'{value:.4f}' for value in (wang, matlab)),
   )
 

@@ -10,8 +10,8 @@
     --sigmas=25,50 --results=results/results.json
 
 Run this from a clone of the repository. The results must be of the weights as published, in the same dtype.
-The loss of PSNR by float16 is measured here: on clean images with the noise of the config, or on pairs for
-real noise.
+The loss of PSNR by float16 is measured here: on pairs if the config trains on real noise alone, otherwise on
+clean images with white Gaussian noise of ``--sigmas``.
 
 ``--curve=RUN``, or ``--curve=FIRST,SECOND`` for several stages, draws the training curve (`plot_training`)
 and stores its data; for the package's own weights, in docs/curves. FIRST may be a stored curve, whose runs
@@ -119,6 +119,7 @@ def publish(request: Request) -> Entry:
   rounded = safetensors.rounded(source.params, request.dtype)
   params_sha256 = params_hash(rounded)
   model_card.check_results(request.results, content, params_sha256)
+  measured = model_card.measured(content)
   metadata = {**source.metadata, **_precision(request, source, rounded)}
   if len(request.curve) > 1 and 'seed' in facts:
     metadata.pop('seed', None)  # It is that of the last stage only.
@@ -138,7 +139,7 @@ def publish(request: Request) -> Entry:
     plot_training.write(request.folder, request.name, curve)
   # Weights that stay as they are keep the noise that they were published with.
   noise = entries[request.name].noise if published and request.name in entries else _noise(request.config)
-  entry = _entry(request, entries, path, source, facts, content, noise)
+  entry = _entry(request, entries, path, source, facts, measured, noise)
   picture = plot_training.link(request.folder, request.name)
   write_text(
     path.with_suffix('.md'), model_card.card(entry, model_card.read_stored(path), facts, content, picture)
@@ -266,7 +267,7 @@ def _write_file(path, request, source, about):
       shutil.copyfile(source.file, temporary)
 
 
-def _entry(request, entries, path, source, facts, content, noise):
+def _entry(request, entries, path, source, facts, measured, noise):
   if request.default_for is not None:
     default_for = tuple(request.default_for)
   else:
@@ -279,7 +280,7 @@ def _entry(request, entries, path, source, facts, content, noise):
     summary=facts['summary'],
     channels=source.model.channels,
     noise=noise,
-    measured=model_card.measured(content),
+    measured=measured,
     default_for=default_for,
   )
 
@@ -297,7 +298,7 @@ def _noise(config):
     'grain': gaussian * noise.grain_share,
     'none': clean * noise.clean_share,
   }
-  shares = {kind: round(share, 4) for kind, share in shares.items() if share}
+  shares = {kind: rounded for kind, share in shares.items() if (rounded := round(share, 4))}
   if not any(noise.sigma_255_range):
     return Noise('real')
   if set(shares) == {'gaussian'}:

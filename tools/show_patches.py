@@ -6,6 +6,8 @@ The patches are those of the first steps of a run with this config, with its ima
 ``pip install 'sadnet-jax[train]'``.
 """
 
+from pathlib import Path
+
 from sadnet_jax.extras import required
 
 with required('train'):
@@ -94,6 +96,8 @@ def main() -> None:
   flags.mark_flag_as_required('config')
 
   def command() -> None:
+    if Path(output.value).suffix.lower() != '.png':
+      raise ValueError(f'--output: {output.value} must have the extension .png')
     refuse_existing(output.value, overwrite=overwrite.value)
     sheet = contact_sheet(*first_patches(config.value, steps.value))
     write_png(output.value, sheet)

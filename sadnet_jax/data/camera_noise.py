@@ -195,7 +195,10 @@ def unprocess(image: jax.Array, camera: Camera) -> jax.Array:
 
 def process(raw: jax.Array, camera: Camera) -> jax.Array:
   """Develops demosaiced raw values [..., 3] to sRGB in [0, 1]; negative values stay until the last clip."""
-  linear = jnp.clip((raw * camera.gains) @ camera.to_rgb.T, 1e-8, 1)
+  # What is saturated after white balance is white. Otherwise the colour matrix would make green of it that
+  # alone keeps noise.
+  balanced = jnp.minimum(raw * camera.gains, 1)
+  linear = jnp.clip(balanced @ camera.to_rgb.T, 1e-8, 1)
   encoded = linear ** (1 / _GAMMA)
   return 3 * encoded**2 - 2 * encoded**3
 

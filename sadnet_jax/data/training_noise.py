@@ -3,7 +3,6 @@
 from collections.abc import Callable
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -102,9 +101,9 @@ def _grain(share, key, white):
   """White noise [H, W, C] of variance 1; for a share of the patches with grain instead."""
   keys = jax.random.split(key, 3)
   sigma_px = log_uniform(keys[0], _GRAIN_PX)
-  # The share of the noise that all channels have in common.
-  common = jax.random.uniform(keys[1], maxval=0.95)
-  mean = white.mean(axis=-1, keepdims=True) * math.sqrt(white.shape[-1])
-  correlated = jnp.sqrt(1 - common) * white + jnp.sqrt(common) * mean
-  correlated *= jnp.sqrt(jnp.mean(white**2) / jnp.mean(correlated**2))
+  correlation = jax.random.uniform(keys[1], maxval=0.95)
+  mean = white.mean(axis=-1, keepdims=True)
+  # Each factor follows from the variance that its part shall have, for channels of variance 1 in the end.
+  own, common = jnp.sqrt(1 - correlation), jnp.sqrt(1 + (white.shape[-1] - 1) * correlation)
+  correlated = own * (white - mean) + common * mean
   return jnp.where(jax.random.bernoulli(keys[2], share), blur_noise(correlated, sigma_px), white)

@@ -14,6 +14,7 @@ import zipfile
 from safetensors import SafetensorError, safe_open
 
 from sadnet_jax.files import one_line, replacing
+from sadnet_jax.weights import torch_files
 from sadnet_jax.weights.index import file_sha256
 from sadnet_jax.weights.paths import SAFETENSORS_SUFFIX
 
@@ -151,7 +152,7 @@ def _check_content(url, path, sha256):
       f'{url}: the SHA-256 of the file is {actual} instead of {sha256}; the file was changed, or the hash '
       'belongs to another file'
     )
-  if not (_is_safetensors(path) if path.suffix == SAFETENSORS_SUFFIX else _is_pth(path, head)):
+  if not (_is_safetensors(path) if path.suffix == SAFETENSORS_SUFFIX else _is_pth(path)):
     raise ValueError(f'{url}: not a complete {path.suffix} file of weights; it begins with {head[:16]!r}')
 
 
@@ -163,6 +164,12 @@ def _is_safetensors(path):
     return False
 
 
-def _is_pth(path, head):
-  """Whether it is a zip archive, or begins like a pickle, which PyTorch before 1.6 wrote."""
-  return zipfile.is_zipfile(path) or head[:1] == b'\x80'
+def _is_pth(path):
+  """Whether it is a zip archive, whose end lists its parts, or readable as those of PyTorch before 1.6."""
+  if zipfile.is_zipfile(path):
+    return True
+  try:
+    torch_files.read_state_dict(path)
+  except ValueError:
+    return False
+  return True

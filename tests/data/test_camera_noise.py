@@ -137,6 +137,17 @@ def test_chroma_of_grain_can_be_smoother_than_luma():
   assert _correlation(residual[..., :1] - luma)[0] > _correlation(luma)[0] + 0.3
 
 
+@pytest.mark.parametrize('name', ['brooks', 'cycleisp_sidd', 'photo'])
+def test_white_stays_white(name):
+  """As in a camera, whose saturated pixels have no noise."""
+  noise = dataclasses.replace(PRESETS[name], jpeg=0.0)
+  add = fast_jit(jax.vmap(lambda key: add_camera_noise(key, jnp.ones((16, 16, 3)), noise)))
+  noisy = 255 * np.asarray(add(jax.random.split(jax.random.key(0), 64)))
+  np.testing.assert_allclose(noisy.mean(axis=(0, 1, 2)), 255, atol=0.2)
+  # The strongest noise reaches below white where the gain of green is hardly above 1.
+  assert noisy.std(axis=(0, 1, 2)).max() < 2
+
+
 def test_white_balance_makes_red_and_blue_noisier_than_green():
   noise = dataclasses.replace(PRESETS['brooks'], shot=(1e-3, 1e-3), read_line=(0.0, math.log(1e-6), 0.0))
   clean = _flat(0.5)

@@ -415,6 +415,20 @@ def test_the_index_and_the_card_state_the_shares_of_mixed_noise(request_):
   ) in (request_.folder / 'small.md').read_text()
 
 
+def test_shares_without_a_patch_are_left_out(request_):
+  config = small_config('blind')
+  config['noise'] |= {'clip': 1.0, 'camera': 'photo', 'camera_share': 0.92, 'clean_share': 0.08}
+  assert publish(dataclasses.replace(request_, config=config)).noise.shares == {'camera': 0.92, 'none': 0.08}
+
+
+def test_equal_images_have_no_psnr(request_):
+  content = _results(_rounded())
+  content['results'][1]['mean']['psnr_noisy'] = None
+  content['results'][1]['sigma_255'] = 0
+  request_.results.write_text(json.dumps(content))
+  assert publish(request_).measured == 'CBSD68, sigma 0, clipped8: PSNR from unknown to 31.23 dB'
+
+
 @pytest.mark.parametrize(
   ('changes', 'match'),
   [

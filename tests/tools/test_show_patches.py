@@ -55,3 +55,5 @@ def test_the_command_writes_a_picture(tmp_path):
   assert read_image(tmp_path / 'sheet.png', 3).shape == (36, 316, 3)
   _, errors = finish(start(*arguments), succeeds=False)
   assert 'exists; choose another name or pass --overwrite' in errors
+  _, errors = finish(start(*arguments[:-2], f'--output={tmp_path / "sheet.jpg"}'), succeeds=False)
+  assert 'sheet.jpg must have the extension .png' in errors

@@ -25,6 +25,7 @@ from sadnet_jax.weights import authors, checkpoints, download, index, loading, t
 from sadnet_jax.weights.safetensors import save_weights
 from tests.support.command import ROOT
 from tests.support.small_networks import SMALL, apply, image, random_variables
+from tests.support.torch_pickles import mapping, pickled, storage, tensor, write_rows
 
 MODEL = SADNet(**SMALL)
 PARAMS = random_variables(MODEL)['params']
@@ -495,8 +496,16 @@ def test_a_pth_from_a_url(server, tmp_path):
   server.pages['/a.pth'] = (200, {}, (tmp_path / 'a.pth').read_bytes())
   server.pages['/b.pth'] = (200, {}, (tmp_path / 'a.pth').read_bytes()[:-30])
   assert pretrained.locate(f'{server.url}/a.pth').read_bytes() == (tmp_path / 'a.pth').read_bytes()
-  with pytest.raises(ValueError, match=r'not a complete \.pth file of weights'):
-    pretrained.locate(f'{server.url}/b.pth')
+  # Files of PyTorch before 1.6 have no end that says whether they are complete.
+  content = mapping(a=tensor([2], place=storage(2, last=b'N')))
+  old = write_rows(tmp_path / 'c.pth', pickled(content), [np.zeros(2, np.float32)]).read_bytes()
+  server.pages['/c.pth'] = (200, {}, old)
+  server.pages['/d.pth'] = (200, {}, old[:-5])
+  server.pages['/e.pth'] = (200, {}, b'\x80\x02]q\x00.')
+  assert pretrained.locate(f'{server.url}/c.pth').read_bytes() == old
+  for name in 'bde':
+    with pytest.raises(ValueError, match=r'not a complete \.pth file of weights'):
+      pretrained.locate(f'{server.url}/{name}.pth')
 
 
 def test_loading_published_weights_imports_little():
