@@ -370,8 +370,11 @@ def _page(gradio, choices, folder, first_quality, strengths, first_suffix, readi
     return gradio.update(info=choices.about(name, quality)), gradio.update(visible=name == _AUTOMATIC)
 
   def stop(request: gradio.Request):  # type: ignore[name-defined]
-    if event := stops.get(request.session_hash):
-      event.set()
+    event = stops.get(request.session_hash)
+    if event is None:
+      return gradio.skip()
+    event.set()
+    return gradio.update(value='Stopping after the current tile', visible=True)
 
   def denoise(
     upload,
@@ -482,7 +485,7 @@ def _page(gradio, choices, folder, first_quality, strengths, first_suffix, readi
         describe, [model, quality], [model, quality], show_progress='hidden', api_visibility='private'
       )
     # Without the queue, in which it would wait for the picture that it is to stop.
-    stop_button.click(stop, queue=False, api_visibility='private')
+    stop_button.click(stop, None, status, queue=False, show_progress='hidden', api_visibility='private')
     page.unload(stop)
     result = gradio.State()
     # Presses wait for each other: the second may be for another picture.

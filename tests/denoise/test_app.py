@@ -216,7 +216,8 @@ def test_a_picture_is_stopped_by_its_button_and_by_leaving(tmp_path):
       begin()
       driver.find_element(By.XPATH, "//button[normalize-space()='Stop']").click()
       status = wait.until(lambda _: driver.find_elements(By.CSS_SELECTOR, '#status textarea'))[0]
-      assert status.get_attribute('value') == 'Stopped.'
+      assert status.get_attribute('value') in ('Stopping after the current tile', 'Stopped.')
+      wait.until(lambda _: status.get_attribute('value') == 'Stopped.')
       assert list(results()) == []
       driver.get(url)
       begin()
