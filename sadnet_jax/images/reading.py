@@ -7,7 +7,6 @@ the header, repeated scans by their number, and what `png` and `tiff` check.
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 from pathlib import Path
-import re
 import struct
 import tempfile
 import warnings
@@ -17,7 +16,7 @@ import OpenImageIO
 from PIL import JpegImagePlugin
 
 from sadnet_jax.files import mapped, one_line
-from sadnet_jax.images import camera_formats, png, tiff
+from sadnet_jax.images import camera_formats, jpeg, png, tiff
 from sadnet_jax.images import metadata as blocks
 from sadnet_jax.images.metadata import Metadata
 from sadnet_jax.images.photograph import (
@@ -337,14 +336,9 @@ def _from_floats(pixels, alpha, linear):
 def _read_jpeg(path):
   with mapped(path) as data:
     size = len(data)
-    # Real files have about ten, and each decodes the whole image; and one EXIF block or a few, which Pillow
-    # joins one by one.
-    end = _end_of_jpeg(data)
-    for name, start in (('scans', b'\xff\xda'), ('EXIF blocks', blocks.EXIF_PREFIX)):
-      if (count := _count(data, start, end)) > _MAX_JPEG_PARTS:
-        raise DecodingError(f'it has {count} {name}, more than {_MAX_JPEG_PARTS}')
-    # Phones add a video, which begins with this box.
-    has_video = data.find(b'ftyp', end) >= 0
+    end = jpeg.end_of_first(data)
+    jpeg.check_parts(data, end)
+    has_video = jpeg.has_video(data, end)
   # Not `with ... as image`, whose type Pillow 12 declares as that of any image.
   image = JpegImagePlugin.JpegImageFile(path)
   with image:
@@ -356,7 +350,7 @@ def _read_jpeg(path):
     array, spec = _decode(first, 512 * size)
   if spec.getattribute('jpeg:ColorSpace') in ('CMYK', 'YCbCrK'):
     raise ValueError('is a JPEG file of CMYK colours; convert it to RGB with its colour profile')
-  metadata, notes = _jpeg_metadata(segments, array.shape[2], dpi)
+  metadata, notes = jpeg.read_metadata(segments, array.shape[2], dpi)
   if has_video:
     notes += ('the video that follows it was ignored',)
   return Photograph(array, None, metadata, lossless=False, notes=notes)
@@ -372,68 +366,6 @@ def _first_image(path, end, size):
     first = Path(folder, 'first.jpg')
     first.write_bytes(data[:end])
     yield first
-
-
-_MAX_JPEG_PARTS = 200
-# Neither a byte of pixels nor a mark between them.
-_JPEG_MARKER = re.compile(rb'\xff[^\x00\x01\xff\xd0-\xd8]')
-_END_OF_JPEG = b'\xff\xd9'
-
-
-def _end_of_jpeg(data):
-  """Where the first image of a JPEG file ends; the end of the file if that is not marked."""
-  at = 2
-  while found := _JPEG_MARKER.search(data, at):
-    at = found.end()
-    if found.group() == _END_OF_JPEG:
-      return at
-    # Every other marker has the length of its content.
-    at += int.from_bytes(data[at : at + 2], 'big')
-  return len(data)
-
-
-def _count(data, pattern, end):
-  count, at = 0, data.find(pattern, 0, end)
-  while at >= 0:
-    count, at = count + 1, data.find(pattern, at + 2, end)
-  return count
-
-
-def _jpeg_metadata(segments, channels, dpi):
-  def named(marker, prefix):
-    return [
-      content.removeprefix(prefix)
-      for kind, content in segments
-      if kind == marker and content.startswith(prefix)
-    ]
-
-  exif, exif_notes = blocks.checked_exif(next(iter(named('APP1', blocks.EXIF_PREFIX)), None))
-  profile, profile_notes = blocks.checked_profile(_joined_profile(named('APP2', b'ICC_PROFILE\0')), channels)
-  resources, photoshop_notes = blocks.checked_photoshop(b''.join(named('APP13', blocks.PHOTOSHOP_PREFIX)))
-  xmp = next(iter(named('APP1', blocks.XMP_PREFIX)), None)
-  notes = [*exif_notes, *profile_notes, *photoshop_notes]
-  if named('APP1', b'http://ns.adobe.com/xmp/extension/\0'):
-    notes.append('the second part of its XMP data was ignored')
-  if any(b'c2pa' in content for content in named('APP11', b'JP')):
-    notes.append(blocks.NO_CREDENTIALS)
-  if xmp and b'hdrgm:' in xmp:
-    notes.append('its gain map for displays of high dynamic range was ignored')
-  elif named('APP2', b'MPF\0'):
-    notes.append('its further images were ignored')
-  comment = b'\n'.join(named('COM', b'')) or None
-  if not named('APP0', b'JFIF\0'):
-    # Pillow takes it from the EXIF data then, where it stays anyway.
-    dpi = None
-  dpi = tuple(map(float, dpi)) if dpi and all(x > 0 for x in dpi) else None
-  xmp = blocks.xmp_without_further_images(xmp)
-  return Metadata(profile, exif, xmp, resources, comment, dpi), tuple(notes)
-
-
-def _joined_profile(parts):
-  """A profile from its numbered parts; if one is missing, bytes that are no profile."""
-  numbered = sorted((part[0], part[1], part[2:]) for part in parts if len(part) > 2)
-  complete = [part[:2] for part in numbered] == [(number + 1, len(parts)) for number in range(len(parts))]
-  return b''.join(part for *_, part in numbered) if complete else b'incomplete'
 
 
 def _read_png(path, white_level):

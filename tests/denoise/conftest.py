@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sadnet_jax.denoise.denoiser import CompiledNetwork
+from sadnet_jax.denoise.compiled_network import CompiledNetwork
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ import sadnet_jax
 from sadnet_jax import machine
 from sadnet_jax.denoise import compilation_cache, job
 from sadnet_jax.denoise.command import choose_device, main
-from sadnet_jax.denoise.denoiser import OVERLAP_PX, CompiledNetwork, Denoiser
+from sadnet_jax.denoise.compiled_network import CompiledNetwork
+from sadnet_jax.denoise.denoiser import OVERLAP_PX, Denoiser
 from sadnet_jax.images import Metadata, Photograph, read_photograph, write_photograph
 from sadnet_jax.images.photograph import srgb_from_linear, to_float
 from sadnet_jax.images.writing import JPEG_QUALITY

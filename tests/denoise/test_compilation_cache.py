@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from sadnet_jax.denoise import compilation_cache, denoiser
+from sadnet_jax.denoise import compilation_cache
+from sadnet_jax.denoise.compiled_network import CompiledNetwork
 from sadnet_jax.nn.sadnet import SADNet
 from tests.support.command import ROOT, finish, start
 from tests.support.denoise_command import picture, write_weights
@@ -49,7 +50,7 @@ def test_the_users_own_cache_is_left_alone(tmp_path):
 
 def _network(device=0, **fields):
   model = SADNet(**SMALL, **fields)
-  return denoiser.CompiledNetwork(model, random_variables(model)['params'], jax.local_devices()[device])
+  return CompiledNetwork(model, random_variables(model)['params'], jax.local_devices()[device])
 
 
 def _fail(*_):

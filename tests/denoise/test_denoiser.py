@@ -12,13 +12,8 @@ import pytest
 
 from configs import default
 from sadnet_jax.denoise import tile_memory
-from sadnet_jax.denoise.denoiser import (
-  MAX_PROGRAMS,
-  CompiledNetwork,
-  Denoiser,
-  compilation_px,
-  self_ensemble,
-)
+from sadnet_jax.denoise.compiled_network import MAX_PROGRAMS, CompiledNetwork, compilation_px
+from sadnet_jax.denoise.denoiser import Denoiser, self_ensemble
 from sadnet_jax.denoise.grey import as_colour, noise_deviation
 from sadnet_jax.images.photograph import BT601_LUMA
 from sadnet_jax.nn.sadnet import SADNet

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sadnet_jax.denoise import denoiser, tile_memory
+from sadnet_jax.denoise.compiled_network import CompiledNetwork
 from sadnet_jax.denoise.tiling import LONGEST_SIDE_PX, plan_tiles_by_area
 from sadnet_jax.nn.sadnet import SADNet, param_shapes
 
@@ -23,7 +24,7 @@ def compiled_bytes(model, size=(512, 512), platform='cpu'):
   device = types.SimpleNamespace(platform=platform)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(jax, 'device_put', lambda params, device: params)
-    network = denoiser.CompiledNetwork(model, {}, device)
+    network = CompiledNetwork(model, {}, device)
   image = jax.ShapeDtypeStruct((1, *size, 3), np.float32)
   inside = np.int32(size[0] - 8), np.int32(size[1] - 8)
   # The program for images of several sizes takes no less than one for a single size.
