@@ -276,17 +276,18 @@ def command_tables(content: Mapping[str, Any]) -> list[str]:
     (
       f'{row["width"]}x{row["height"]}, --quality {row["quality"]}',
       figure(row['seconds']),
+      figure(row['later_seconds']) if 'later_seconds' in row else '',
       f'{row["peak_mib"] / 1024:.2f} GiB',
       f'{row["psnr_noisy"]:.2f} to {row["psnr"]:.2f} dB',
     )
     for row in content['sizes']
   ]
-  start = content.get('start_512x512', {})
-  for name, what in (('first_seconds', 'no cache'), ('later_seconds', 'filled cache')):
-    if name in start:
-      text = f'512x512, {what}, median of {len(start[name])}'
-      rows.append((text, figure(statistics.median(start[name])), '', ''))
-  lines = markdown_table(('picture', 'seconds', 'peak memory of the process', 'PSNR'), rows)
+  if start := content.get('start_512x512'):
+    empty, filled = (start[name] for name in ('first_seconds', 'later_seconds'))
+    medians = (figure(statistics.median(seconds)) for seconds in (empty, filled))
+    rows.append((f'512x512, median of {len(empty)}', *medians, '', ''))
+  head = ('picture', 'seconds, empty cache', 'filled cache', 'peak memory of the process', 'PSNR')
+  lines = markdown_table(head, rows)
   return [*lines, '', *_seams(content)] if content.get('seams') else lines
 
 

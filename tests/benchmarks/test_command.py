@@ -16,8 +16,10 @@ def test_targets_compare_the_qualities_of_one_size():
       (400, 'fast', 1.0),
     )
   ]
-  first, ratio = command.targets(start, sizes).values()
+  sizes[0]['later_seconds'], sizes[1]['later_seconds'] = 36.0, 96.0
+  first, ratio, filled = command.targets(start, sizes).values()
   assert (first['value'], first['target'], first['reached']) == (2.5, 3, True)
-  assert ratio['what'] == 'command, 4000x3000: time of fast over that of balanced'
+  assert ratio['what'] == 'command, 4000x3000, empty cache: time of fast over that of balanced'
+  assert (filled['value'], filled['reached']) == (pytest.approx(0.375), True)
   assert (ratio['value'], ratio['target'], ratio['reached']) == (pytest.approx(0.41), 0.4, False)
   assert command.targets({}, sizes[2:]) == {}
