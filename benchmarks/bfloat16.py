@@ -50,7 +50,7 @@ def curve(config: ml_collections.ConfigDict) -> list[float]:
   """
   devices = jax.local_devices()[:1]
   check_config(config, len(devices))
-  data = open_training_data(config, devices[0])
+  data = open_training_data(config, devices[:1])
   take_step = step_from_config(config, devices, data.device_images)
   state = create_train_state(config)
   batches = data.batches(0, devices)

@@ -103,7 +103,7 @@ def measure_set(name: str, folder: Path, tiles_dir: Path, arguments: argparse.Na
   cut, cut_seconds = timed(
     lambda: tiles.prepare(name, folder, tiles_dir, tile_px=TILE_PX, stride_px=STRIDE_PX)
   )
-  images, load_seconds = timed(lambda: on_device.load([examples], CHANNELS, jax.local_devices()[0])[0])
+  images, load_seconds = timed(lambda: on_device.load([examples], CHANNELS, jax.local_devices()[:1])[0])
   size = (arguments.patch_px, arguments.batch_size)
   readers = [
     ('files', crops, 0.0, lambda crops: streamed(FileImages(examples, CHANNELS), *size, crops))

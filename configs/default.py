@@ -78,7 +78,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.pairs_share = 0.0
   # Scenes of pairs to hold out from training.
   config.data.held_out = ()
-  # Skip and count damaged and unpaired files, instead of stopping with an error.
+  # Skip and count damaged and unpaired files, held-out ones too, instead of stopping with an error.
   config.data.skip_bad = False
 
   config.noise = ml_collections.ConfigDict()

@@ -44,7 +44,7 @@ def first_patches(config, steps: int) -> tuple[np.ndarray, np.ndarray]:
   """
   check_config(config, 1)
   device = jax.local_devices()[0]
-  data = open_training_data(config, device)
+  data = open_training_data(config, [device])
   add_noise = noise_from_config(config.noise)
   batches = data.batches(0, [device])
 

@@ -57,7 +57,7 @@ OnBadImage = Callable[[Example, ValueError], None]
 def load(
   sets: Sequence[Sequence[Example]],
   channels: int,
-  device: jax.Device | None = None,
+  devices: Sequence[jax.Device] = (),
   *,
   patch_px: int = 1,
   on_bad: OnBadImage | None = None,
@@ -69,7 +69,8 @@ def load(
   Args:
     sets: The images of each set, all or none with a noisy version.
     channels: 3, or 1 (colour files are converted).
-    device: One of the devices they will be placed on, whose free memory is checked too.
+    devices: The devices of this process that they will be placed on, whose free memory is checked too: that
+      of the first, or, for CPUs, that of the host, of which each copy takes a part.
     patch_px: Least side of an image in pixels.
     on_bad: Called for each image that cannot be used, which is then skipped, possibly from several threads;
       None to raise its error.
@@ -83,10 +84,9 @@ def load(
   """
   plans = [_plan(examples, channels, patch_px, on_bad) for examples in sets]
   nbytes = sum(plan.nbytes for plan in plans)
-  # What is placed on a CPU's devices are further copies in the same memory.
-  copies = jax.local_device_count('cpu') if device is not None and device.platform == 'cpu' else 0
+  copies = sum(device.platform == 'cpu' for device in devices)
   check_host_memory((1 + copies) * nbytes, machine.free_host_bytes())
-  if device is not None:
+  for device in devices[:1]:
     check_memory(nbytes, device)
   return [_read(plan, channels, on_bad) for plan in plans]
 

@@ -103,7 +103,7 @@ def _grain(share, key, white):
   sigma_px = log_uniform(keys[0], _GRAIN_PX)
   correlation = jax.random.uniform(keys[1], maxval=0.95)
   mean = white.mean(axis=-1, keepdims=True)
-  # Each factor follows from the variance that its part shall have, for channels of variance 1 in the end.
+  # For channels of variance 1 and this covariance.
   own, common = jnp.sqrt(1 - correlation), jnp.sqrt(1 + (white.shape[-1] - 1) * correlation)
   correlated = own * (white - mean) + common * mean
   return jnp.where(jax.random.bernoulli(keys[2], share), blur_noise(correlated, sigma_px), white)

@@ -301,7 +301,39 @@ def _shown_model(model):
 
 
 class _Stopped(BaseException):
-  """The visitor has stopped his picture, or left; no Exception, which would be an error of the picture."""
+  """The visitor pressed Stop or left; no Exception, which would be an error of the picture."""
+
+
+class _Presses:
+  """Presses of Denoise by session, of which Stop ends the running one and those that wait for others."""
+
+  def __init__(self):
+    self._running: dict[str, threading.Event] = {}
+    self._pressed: dict[str, float] = {}
+    self._stopped: dict[str, float] = {}
+
+  def press(self, session):
+    self._pressed[session] = time.monotonic()
+
+  def stop(self, session):
+    """Also what is pressed already, but has not begun."""
+    self._stopped[session] = time.monotonic()
+    if session in self._running:
+      self._running[session].set()
+
+  def is_running(self, session):
+    return session in self._running
+
+  @contextlib.contextmanager
+  def running(self, session):
+    """While a picture is denoised: an event, set if it is not wanted any more."""
+    event = self._running[session] = threading.Event()
+    if self._stopped.get(session, -1) > self._pressed.get(session, 0):
+      event.set()
+    try:
+      yield event
+    finally:
+      del self._running[session]
 
 
 class _Progress(Report):
@@ -356,25 +388,31 @@ class _Progress(Report):
 
 def _page(gradio, choices, folder, first_quality, strengths, first_suffix, reading, writing):
   """The page; its files are written below `folder`."""
-  # By visitor, while a picture of his is denoised.
-  stops: dict[str, threading.Event] = {}
+  presses = _Presses()
 
   def nothing(text=''):
     """No result, and perhaps why."""
     return None, None, gradio.update(value=None, visible=False), gradio.update(value=text, visible=bool(text))
 
-  def forget(upload):
-    return *nothing(), *[gradio.update(interactive=upload is not None)] * 2
+  def forget(upload, request: gradio.Request):  # type: ignore[name-defined]
+    has_picture = upload is not None
+    can_stop = has_picture or presses.is_running(request.session_hash)
+    return *nothing(), gradio.update(interactive=has_picture), gradio.update(interactive=can_stop)
 
   def describe(name, quality):
     return gradio.update(info=choices.about(name, quality)), gradio.update(visible=name == _AUTOMATIC)
 
+  def press(request: gradio.Request):  # type: ignore[name-defined]
+    presses.press(request.session_hash)
+
   def stop(request: gradio.Request):  # type: ignore[name-defined]
-    event = stops.get(request.session_hash)
-    if event is None:
+    presses.stop(request.session_hash)
+    if not presses.is_running(request.session_hash):
       return gradio.skip()
-    event.set()
     return gradio.update(value='Stopping after the current tile', visible=True)
+
+  def leave(request: gradio.Request):  # type: ignore[name-defined]
+    presses.stop(request.session_hash)
 
   def denoise(
     upload,
@@ -392,10 +430,8 @@ def _page(gradio, choices, folder, first_quality, strengths, first_suffix, readi
     # Inside Gradio's folder, so that Gradio makes no copy, and removes the files.
     results = Path(tempfile.mkdtemp(prefix='result-', dir=folder))
     output = writable_name(results / f'{source.stem}-denoised{source.suffix}', suffix or None)
-    stopped = stops[request.session_hash] = threading.Event()
-    report = _Progress(Target(source, output), progress, stopped)
-    with contextlib.ExitStack() as at_end, contextlib.ExitStack() as on_failure:
-      at_end.callback(stops.pop, request.session_hash)
+    with presses.running(request.session_hash) as stopped, contextlib.ExitStack() as on_failure:
+      report = _Progress(Target(source, output), progress, stopped)
       # Gradio knows the files only once they are returned.
       on_failure.callback(shutil.rmtree, results, ignore_errors=True)
       try:
@@ -486,10 +522,12 @@ def _page(gradio, choices, folder, first_quality, strengths, first_suffix, readi
       )
     # Without the queue, in which it would wait for the picture that it is to stop.
     stop_button.click(stop, None, status, queue=False, show_progress='hidden', api_visibility='private')
-    page.unload(stop)
+    page.unload(leave)
     result = gradio.State()
     # Presses wait for each other: the second may be for another picture.
     button.click(
+      press, queue=False, trigger_mode='multiple', show_progress='hidden', api_visibility='private'
+    ).then(
       denoise,
       [upload, model, quality, form, luma, chroma],
       result,

@@ -217,7 +217,8 @@ def _in_folder(folder, recursive, output, notes):
     raise ValueError(f'the folder {shown(folder)} has no pictures ({", ".join(INPUT_SUFFIXES)}){hint}')
   if unread:
     kinds = ', '.join(sorted(set(unread)))
-    notes.append((Path(folder), f'{len(unread)} files of formats that are not read ({kinds}) are left out'))
+    count = f'{len(unread)} {"file" if len(unread) == 1 else "files"}'
+    notes.append((Path(folder), f'left out {count} of formats that are not read ({kinds})'))
   return [(path, path.relative_to(folder)) for path in found]
 
 

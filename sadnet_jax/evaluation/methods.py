@@ -21,7 +21,7 @@ from sadnet_jax.nn.sadnet import STRIDE, SADNet, pad_to_multiple, round_up
 # In a set with more padded sizes than this, images share programs for multiples of COARSE_PX.
 MAX_SIZES = 8
 COARSE_PX = 64
-# No picture is brighter on average, whatever is wrong with a network, unless it is on another scale.
+# No picture is brighter on average, unless it is on another scale or the weights have diverged.
 _HIGHEST_MEAN = 2.0
 # The package bm3d aborts the process on images of 8x8, its block size.
 BM3D_MIN_PX = 9
@@ -74,7 +74,7 @@ class Method(Protocol):
 def denoise_batch(
   method: Method, noisy: Sequence[np.ndarray], sigma_255: float | None
 ) -> tuple[list[np.ndarray], float]:
-  """Calls a method on copies of a batch, which it may change, and checks what it returns.
+  """Calls a method on a batch, and checks what it returns. It gets copies, since it may change its input.
 
   Args:
     method: The denoiser; it is prepared for images of this shape first.
@@ -106,7 +106,7 @@ def denoise_batch(
     if after.mean() > _HIGHEST_MEAN:
       raise ValueError(
         f'{method.name}: the mean of the denoised image is {after.mean():.3g}, but white is 1; if it is on a '
-        'scale of 0 to 255, divide it by 255'
+        'scale of 0 to 255, divide it by 255, otherwise check the weights'
       )
   return denoised, seconds
 

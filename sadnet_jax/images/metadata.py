@@ -1,7 +1,8 @@
 """What image files hold beside pixels: EXIF, colour profiles, Photoshop data, PNG chunks.
 
 Metadata travel as the bytes that a file has, because libraries that decode and encode them again lose
-what they do not know: makers' notes hold offsets from the start of the EXIF block, so nothing in it is moved.
+what they do not know: makers' notes hold offsets from the start of the EXIF block, so nothing in it is moved
+while it has one.
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -160,12 +161,15 @@ def orientation(exif: bytes | None) -> int:
 
 
 def exif_without_makers_note(exif: bytes) -> bytes:
-  """The block built again without the maker's note; unchanged if it has none that can be found."""
+  """The block built again without the maker's note; unchanged if it has none, or is damaged."""
   parsed = parse_exif(exif)
   child = parsed[1].children.get(EXIF) if parsed else None
-  if parsed is None or child is None or _MAKERS_NOTE not in child.entries:
+  # Of damaged data more would be lost.
+  if parsed is None or parsed[1].damaged or child is None or _MAKERS_NOTE not in child.entries:
     return exif
   del child.entries[_MAKERS_NOTE]
+  if not (child.entries or child.children):
+    del parsed[1].children[EXIF]
   return build_exif(parsed[1])
 
 
@@ -195,9 +199,9 @@ def xmp_made_upright(xmp: bytes | None) -> bytes | None:
 
 
 # What promises a gain map, a video or other images behind a JPEG image: attributes and elements.
-_FURTHER = rb'hdrgm:Version|GCamera:(?:MotionPhoto|MicroVideo)\w{0,40}'
+_FURTHER = rb'hdrgm:Version|(?:G|Op)?Camera:(?:MotionPhoto|MicroVideo)\w{0,40}'
 _XMP_FURTHER_IMAGES = re.compile(
-  rb'\s{0,9}(?:%b)\s{0,9}=\s{0,9}(?:"[^"]{0,99}"|\'[^\']{0,99}\')' % _FURTHER
+  rb'\s{1,9}(?:%b)\s{0,9}=\s{0,9}(?:"[^"]{0,99}"|\'[^\']{0,99}\')' % _FURTHER
   + rb'|<(%b|Container:Directory)(?:\s[^>]{0,99})?>.*?</\1>' % _FURTHER,
   re.DOTALL,
 )

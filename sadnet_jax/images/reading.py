@@ -1,7 +1,7 @@
 """Reads photographs: the first bytes of a file decide its format, never its extension.
 
 OpenImageIO decodes the pixels. What could hang, print or exhaust memory there is refused before: sizes by
-the header, repeated scans by their number, and what `png` and `tiff` check.
+the header, and what `jpeg`, `png` and `tiff` check.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -362,10 +362,20 @@ def _first_image(path, end, size):
   if end == size:
     yield path
     return
-  with tempfile.TemporaryDirectory() as folder, mapped(path) as data:
-    first = Path(folder, 'first.jpg')
-    first.write_bytes(data[:end])
-    yield first
+  with contextlib.ExitStack() as stack:
+    try:
+      first = Path(stack.enter_context(tempfile.TemporaryDirectory()), 'first.jpg')
+      first.write_bytes(stack.enter_context(mapped(path))[:end])
+    except OSError as error:
+      raise ValueError(
+        f'a copy of its first image cannot be written ({error.strerror}); make room in the folder for '
+        'temporary files, or name another in TMPDIR'
+      ) from error
+    try:
+      yield first
+    except DecodingError as error:
+      # OpenImageIO names its file.
+      raise DecodingError(str(error).replace(str(first), path.name)) from error
 
 
 def _read_png(path, white_level):

@@ -5,7 +5,8 @@ from sadnet_jax.images.metadata import Directory, Header
 from sadnet_jax.images.photograph import FULL_WHITE, DecodingError, check_size
 
 _DNG_VERSION, PHOTOSHOP_LAYERS, WHITE_LEVEL = 50706, 37724, 50717
-# Tags of DNG, by version 1.7 of its specification; a file with them is taken for a raw file.
+# Tags of DNG, by version 1.7 of its specification: they describe a sensor. DNGVersion alone makes readers
+# take a file for a raw one; WhiteLevel is written to others too.
 _DNG_TAGS = (
   *(*range(50706, 50742), *range(50778, 50782), *range(50827, 50835), 50879, *range(50931, 50943)),
   *(*range(50964, 50985), *range(51008, 51113), 51125, *range(51177, 51183), *range(52525, 52555)),

@@ -98,7 +98,8 @@ def check_output(path: str | Path, photograph: Photograph | None = None) -> None
 
   Raises:
     ValueError: See `check_format`; or the folder is missing or may not be written to, the path is a folder,
-      or the format cannot store the photograph's transparency or size.
+      or the format cannot store the photograph's transparency or size, or its colour profile is of high
+      dynamic range.
   """
   path, shown = Path(path), shown_path(path)
   check_format(path)
@@ -113,6 +114,8 @@ def check_output(path: str | Path, photograph: Photograph | None = None) -> None
     raise ValueError(f'{shown}: no permission to write into the folder {shown_path(folder)}; choose another')
   if photograph is None:
     return
+  # Refuses a profile of high dynamic range.
+  blocks.checked_profile(photograph.metadata.icc_profile, photograph.pixels.shape[2])
   height, width = photograph.pixels.shape[:2]
   alpha = photograph.alpha
   if max(height, width) > form.max_side:

@@ -39,21 +39,22 @@ class TrainingData:
   device_pairs: on_device.DeviceImages | None = None
 
 
-def open_training_data(config: ml_collections.ConfigDict, device: jax.Device) -> TrainingData:
+def open_training_data(config: ml_collections.ConfigDict, devices: Sequence[jax.Device]) -> TrainingData:
   """Finds and checks the images of ``config.data``; with reader 'tiles', cuts the tiles if necessary.
 
   Args:
     config: See ``configs/default.py``.
-    device: One of the devices to train on; with reader 'memory', it must have room for all images.
+    devices: The devices of this process to train on; with reader 'memory', each must have room for all
+      images.
 
   Raises:
     ValueError: A folder is missing or does not contain its data set; an image is damaged, lacks its partner
       (both tolerated with ``data.skip_bad``), or is smaller than a patch.
   """
-  return _open_tiles(config) if config.data.reader == 'tiles' else _open_files(config, device)
+  return _open_tiles(config) if config.data.reader == 'tiles' else _open_files(config, devices)
 
 
-def _open_files(config, device):
+def _open_files(config, devices):
   found = {name: _find(config, name, folder) for name, folder in training_sets(config).items()}
   examples = list(itertools.chain.from_iterable(f.examples for f in found.values()))
   # The scene of a clean image is its name, which may be that of a scene of pairs.
@@ -78,7 +79,7 @@ def _open_files(config, device):
     images, *pairs = on_device.load(
       [kind for kind in sets if kind],
       config.model.channels,
-      device,
+      devices,
       patch_px=config.data.patch_px,
       on_bad=on_bad,
     )
@@ -163,14 +164,8 @@ def _open_tiles(config):
   # Those of held-out images were found when the tiles were cut.
   problems += [text for text in unreadable if text not in problems]
   description = _describe(len(source), 'tiles', held_out, problems)
-  identity = '; '.join(map(_identity, sets))
+  identity = '; '.join(f'{s.name}: {s.fingerprint}' for s in sets)
   return TrainingData(description, identity, held_out, None, _stream(config, source, lambda: None))
-
-
-def _identity(tiles):
-  # The fingerprint is that of all images, skipped ones included.
-  used = f', {len(tiles.images)} of them' if tiles.problems else ''
-  return f'{tiles.name}: {tiles.fingerprint}{used}'
 
 
 def _open_tile_set(config, name, folder):

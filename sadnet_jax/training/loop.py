@@ -108,7 +108,7 @@ def train(
   devices = jax.devices() if devices is None else devices
   check_config(config, len(devices))
   _check_config_everywhere(config)
-  data = inputs.open_training_data(config, distributed.local(devices)[0])
+  data = inputs.open_training_data(config, distributed.local(devices))
   with contextlib.ExitStack() as stack:
     # Strict settings are meant for the user's own code; libraries below break under them.
     stack.enter_context(jax.numpy_rank_promotion('allow'))

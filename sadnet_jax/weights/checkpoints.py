@@ -44,7 +44,7 @@ _FREE_ON_RESUME = (
   'keep_checkpoints',
   'data.train',
   'data.tiles_dir',
-  # Which images they leave is compared.
+  # Which images they leave is compared; of tiles, from which images they were cut.
   'data.skip_bad',
   'validation',
   # Makes no difference before the first non-finite step.
@@ -402,9 +402,18 @@ def _flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, str]:
     if isinstance(value, Mapping):
       flat |= _flatten(value, f'{prefix}{name}.')
     else:
-      # In older runs noise.clip is a bool, which equals a probability of 0 or 1.
-      flat[prefix + name] = json.dumps(float(value) if prefix + name == 'noise.clip' else value)
+      flat[prefix + name] = json.dumps(_as_compared(prefix + name, value))
   return flat
+
+
+def _as_compared(name, value):
+  if name == 'noise.clip':
+    # In older runs it is a bool, which equals a probability of 0 or 1.
+    return float(value)
+  if name == 'init_from' and value:
+    # The folder of the weights may have moved.
+    return Path(value).name
+  return value
 
 
 def _this_process_only():

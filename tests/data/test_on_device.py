@@ -166,18 +166,18 @@ def test_a_data_set_that_the_device_has_no_room_for_is_refused(examples):
   on_device.check_memory(4_000_000_000, _device_with(bytes_limit=6 * 10**9, bytes_in_use=2 * 10**9))
   on_device.check_memory(10**15, _device_with())
   pixels = 2 * (12 + 9 + 9 + 17 + 10) * 40 * 3
-  on_device.load([examples], 3, _device_with(bytes_limit=pixels, bytes_in_use=0))
+  on_device.load([examples], 3, [_device_with(bytes_limit=pixels, bytes_in_use=0)])
   with pytest.raises(ValueError, match='are free on'):
-    on_device.load([examples], 3, _device_with(bytes_limit=pixels - 1, bytes_in_use=0))
+    on_device.load([examples], 3, [_device_with(bytes_limit=pixels - 1, bytes_in_use=0)])
 
 
 def test_clean_images_and_pairs_share_the_memory_which_is_checked_before_decoding(examples, monkeypatch):
   clean = [Example(e.name, e.scene, e.clean, None) for e in examples]
   pixels = 3 * (12 + 9 + 9 + 17 + 10) * 40 * 3
-  on_device.load([clean, examples], 3, _device_with(bytes_limit=pixels, bytes_in_use=0))
+  on_device.load([clean, examples], 3, [_device_with(bytes_limit=pixels, bytes_in_use=0)])
   monkeypatch.setattr(on_device, 'read_example', lambda *_: pytest.fail('an image was decoded'))
   with pytest.raises(ValueError, match='are free on'):
-    on_device.load([clean, examples], 3, _device_with(bytes_limit=pixels - 1, bytes_in_use=0))
+    on_device.load([clean, examples], 3, [_device_with(bytes_limit=pixels - 1, bytes_in_use=0)])
   monkeypatch.setattr(on_device.machine, 'free_host_bytes', lambda: pixels - 1)
   with pytest.raises(ValueError, match=r"are free in this machine; use data.reader = 'tiles'"):
     on_device.load([clean, examples], 3)
@@ -185,13 +185,14 @@ def test_clean_images_and_pairs_share_the_memory_which_is_checked_before_decodin
 
 def test_copies_on_devices_that_are_cpus_count(examples, monkeypatch):
   pixels = 2 * (12 + 9 + 9 + 17 + 10) * 40 * 3
-  copies = 1 + jax.local_device_count('cpu')
+  cpus = jax.devices('cpu')[:2]
+  copies = 1 + len(cpus)
   monkeypatch.setattr(on_device.machine, 'free_host_bytes', lambda: copies * pixels)
-  on_device.load([examples], 3, jax.devices('cpu')[0])
+  on_device.load([examples], 3, cpus)
   monkeypatch.setattr(on_device.machine, 'free_host_bytes', lambda: copies * pixels - 1)
-  on_device.load([examples], 3, _device_with(bytes_limit=pixels, bytes_in_use=0))
+  on_device.load([examples], 3, [_device_with(bytes_limit=pixels, bytes_in_use=0)])
   with pytest.raises(ValueError, match='are free in this machine'):
-    on_device.load([examples], 3, jax.devices('cpu')[0])
+    on_device.load([examples], 3, cpus)
 
 
 def test_each_file_is_decoded_once_and_bad_ones_are_skipped_where_wanted(examples, tmp_path, monkeypatch):

@@ -207,6 +207,8 @@ def test_a_picture_is_stopped_by_its_button_and_by_leaving(tmp_path):
         wait.until(lambda _: denoise.is_enabled())
         uploaded = next((tmp_path / 'tmp').glob('sadnet-denoise-*/*/photo.png'))
         os.utime(uploaded, 2 * (time.time() - 3000,))
+        # The second press waits for the first.
+        denoise.click()
         denoise.click()
         wait.until(lambda _: re.search('Denoising, .* left', driver.find_element(By.TAG_NAME, 'body').text))
         assert list(results())
@@ -218,6 +220,9 @@ def test_a_picture_is_stopped_by_its_button_and_by_leaving(tmp_path):
       status = wait.until(lambda _: driver.find_elements(By.CSS_SELECTOR, '#status textarea'))[0]
       assert status.get_attribute('value') in ('Stopping after the current tile', 'Stopped.')
       wait.until(lambda _: status.get_attribute('value') == 'Stopped.')
+      # Both presses are stopped, without a result.
+      wait.until(lambda _: list(results()) == [])
+      time.sleep(1)
       assert list(results()) == []
       driver.get(url)
       begin()

@@ -69,11 +69,11 @@ def test_pictures_of_a_folder_that_are_left_out_are_noted(folder):
   targets = find_targets(['in'], 'out/', notes=notes)
   assert [target.output.name for target in targets] == ['a.jpg', 'b.png', 'e.tif']
   assert [(str(path), text) for path, text in notes] == [
-    ('in', '2 files of formats that are not read (.avif, .gif) are left out')
+    ('in', 'left out 2 files of formats that are not read (.avif, .gif)')
   ]
   notes.clear()
   find_targets(['in'], 'out/', recursive=True, notes=notes)
-  assert notes[0][1].startswith('3 files ')
+  assert notes[0][1].startswith('left out 3 files ')
 
 
 def test_links_to_folders_are_followed_by_folders_and_patterns(folder):

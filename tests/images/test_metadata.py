@@ -390,6 +390,11 @@ def test_only_the_makers_note_is_lost_where_it_is_too_long_for_jpeg(tmp_path, or
   )
   written = opened(tmp_path / 'a.jpg').getexif()
   assert (written[274], written.get_ifd(ExifTags.IFD.Exif)) == (6, {36867: '2020:01:02 03:04:05'})
+  # Nothing empty is left.
+  exif[34665] = {37500: bytes(70_000)}
+  photograph = smooth_photograph(metadata=Metadata(exif=exif.tobytes().removeprefix(b'Exif\0\0')))
+  write_photograph(tmp_path / 'b.jpg', photograph)
+  assert read_photograph(tmp_path / 'b.jpg').notes == ()
   assert write_photograph(tmp_path / 'a.png', photograph) == ()
 
 
@@ -475,9 +480,9 @@ def test_a_gain_map_is_neither_applied_nor_promised_by_the_output(tmp_path):
 
 def test_a_motion_photo_becomes_a_photo(tmp_path):
   packet = (
-    b'<x:xmpmeta><rdf:Description GCamera:MotionPhoto="1" GCamera:MicroVideoOffset="9" dc:title="kept">'
-    b'<GCamera:MotionPhotoVersion>1</GCamera:MotionPhotoVersion></rdf:Description></x:xmpmeta>'
+    b'<x:xmpmeta><rdf:Description GCamera:MotionPhoto="1" Camera:MicroVideoOffset="9" xCamera:MotionPhoto="2"'
+    b' dc:title="kept"><OpCamera:MotionPhotoOwner>a</OpCamera:MotionPhotoOwner></rdf:Description></x:xmpmeta>'
   )
   data = _jpeg(_app_segment(1, metadata.XMP_PREFIX + packet)) + b'\0\0\0\x18ftypmp42'
-  kept = b'<x:xmpmeta><rdf:Description dc:title="kept"></rdf:Description></x:xmpmeta>'
+  kept = b'<x:xmpmeta><rdf:Description xCamera:MotionPhoto="2" dc:title="kept"></rdf:Description></x:xmpmeta>'
   assert read_photograph(write_file(tmp_path / 'a.jpg', data)).metadata.xmp == kept

@@ -207,6 +207,11 @@ def test_a_video_after_a_jpeg_is_ignored_with_a_note(sound, tmp_path):
   assert read.notes == ('the video that follows it was ignored',)
   np.testing.assert_array_equal(read.pixels, read_photograph(write_file(tmp_path / 'b.jpg', data)).pixels)
   assert not read_photograph(tmp_path / 'b.jpg').notes
+  # Damage is that of this file, although a part of it is decoded.
+  half = data[: len(data) // 2] + b'\xff\xd9' + video
+  with pytest.raises(ValueError, match=r'c\.jpg: the file is damaged') as raised:
+    read_photograph(write_file(tmp_path / 'c.jpg', half))
+  assert 'first.jpg' not in str(raised.value)
 
 
 def test_jpeg_with_hundreds_of_exif_blocks_is_refused(sound, tmp_path):

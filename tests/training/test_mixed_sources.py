@@ -107,7 +107,7 @@ def test_refuses(config, changes, message):
 def test_a_clean_image_with_the_name_of_a_held_out_scene_is_trained_on(config, tmp_path):
   (tmp_path / 'clean' / 'a.png').rename(tmp_path / 'clean' / 'c_noisy.png')
   config.data.held_out = ('c_noisy',)
-  data = open_training_data(config, jax.devices()[0])
+  data = open_training_data(config, jax.devices()[:1])
   (held_out,) = data.held_out
   assert held_out.noisy == tmp_path / 'pairs' / 'c_noisy.png'
   assert [len(images.table) for images in (data.device_images, data.device_pairs)] == [2, 1]
@@ -118,9 +118,9 @@ def test_damaged_held_out_images_are_skipped_where_configured(config, tmp_path, 
   path = tmp_path / 'pairs' / 'c_noisy.png'
   path.write_bytes(path.read_bytes()[:-30])
   # Validation names it then.
-  assert len(open_training_data(config, jax.devices()[0]).held_out) == 1
+  assert len(open_training_data(config, jax.devices()[:1]).held_out) == 1
   config.data.skip_bad = True
-  data = open_training_data(config, jax.devices()[0])
+  data = open_training_data(config, jax.devices()[:1])
   assert not data.held_out
   assert data.description.endswith(', 1 skipped')
   assert capsys.readouterr().out.count('c_noisy.png: the file is damaged or incomplete') == 1
@@ -131,7 +131,7 @@ def test_holding_out_all_pairs_is_refused(config):
   with pytest.raises(
     ValueError, match=r'holds out every scene of the pairs, but config\.data\.pairs_share is 0\.5'
   ):
-    open_training_data(config, jax.devices()[0])
+    open_training_data(config, jax.devices()[:1])
 
 
 @pytest.mark.parametrize(
