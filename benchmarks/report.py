@@ -358,7 +358,7 @@ def weights_table() -> list[str]:
     facts = read_facts(PRETRAINED / f'{name}.toml')
     data, hardware = (' '.join(facts[fact].split()) for fact in ('data', 'hardware'))
     rows.append((_linked(entry, '../'), entry.task, data, hardware))
-  return markdown_table(('weights', 'for', 'images trained on', 'hardware'), rows, 4)
+  return markdown_table(('weights', 'noise trained on', 'images trained on', 'hardware'), rows, 4)
 
 
 def readme_weights_table() -> list[str]:
@@ -367,7 +367,7 @@ def readme_weights_table() -> list[str]:
   for entry in read_index(PRETRAINED).values():
     config = safetensors.load_with_model(PRETRAINED / entry.file)[2]['config']
     rows.append((_linked(entry), entry.task, entry.measured, f'`{config}`'))
-  return markdown_table(('weights', 'for', 'measured', 'config'), rows, 4)
+  return markdown_table(('weights', 'trained on', 'measured', 'config'), rows, 4)
 
 
 def _linked(entry: Entry, up: str = '') -> str:

@@ -3,6 +3,10 @@
   python train.py --config=configs/photo.py --config.data.train.clean=FOLDER --config.init_from=color
   python train.py --config=configs/photo.py:fast --config.data.train.clean=FOLDER
 
+RENOIR's pairs are crops of ours that are not published (docs/data.md); for the real pairs of PolyU alone add
+``--config.data.train.pairs= --config.data.held_out="('Canon5D2_fruit', 'Canon80D_ball', 'Nikon800_stair',
+'SonyA7II_book', 'SonyA7II_door')"``.
+
 30% of the patches are real pairs. Of the rest, 50% get camera noise (see sadnet_jax/data/camera_noise.py),
 42% clipped Gaussian noise (some with grain) and 8% none. Real pairs (docs/data.md lists their folders) are
 PolyU's original scenes without those that its held-out crops show, and RENOIR's pairs of one phone without
