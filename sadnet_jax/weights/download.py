@@ -14,7 +14,6 @@ import zipfile
 from safetensors import SafetensorError, safe_open
 
 from sadnet_jax.files import one_line, replacing
-from sadnet_jax.weights import torch_files
 from sadnet_jax.weights.index import file_sha256
 from sadnet_jax.weights.paths import SAFETENSORS_SUFFIX
 
@@ -168,6 +167,9 @@ def _is_pth(path):
   """Whether it is a zip archive, whose end lists its parts, or readable as those of PyTorch before 1.6."""
   if zipfile.is_zipfile(path):
     return True
+  # Imported here because it imports JAX, which finding files does not need.
+  from sadnet_jax.weights import torch_files
+
   try:
     torch_files.read_state_dict(path)
   except ValueError:
