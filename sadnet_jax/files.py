@@ -145,6 +145,17 @@ def refuse_existing(path: str | Path, *, overwrite: bool) -> None:
     raise ValueError(f'{path} exists; choose another name or pass --overwrite')
 
 
+def check_output(path: str | Path, suffix: str, *, overwrite: bool) -> None:
+  """Checks the value of a command's flag --output before the work begins.
+
+  Raises:
+    ValueError: The path has another extension than `suffix`, or exists and must not be replaced.
+  """
+  if Path(path).suffix.lower() != suffix:
+    raise ValueError(f'--output: {path} must have the extension {suffix}')
+  refuse_existing(path, overwrite=overwrite)
+
+
 def _mode_of_file(path: Path) -> int | None:
   """The permissions of a file; None if there is none."""
   try:

@@ -26,7 +26,7 @@ with required('evaluate,plot'):
   from sadnet_jax.data.camera_noise import PRESETS, add_camera_noise
   from sadnet_jax.data.examples import read_example
   from sadnet_jax.data.layouts import find_examples
-  from sadnet_jax.files import replacing, write_text
+  from sadnet_jax.files import check_output, refuse_existing, replacing, write_text
 
 LARGEST_DISTANCE_PX = 4
 _BLOCK_PX, _BLOCKS = 32, 16
@@ -168,13 +168,10 @@ def main() -> None:
   def command() -> None:
     picture = Path(output.value)
     numbers = picture.with_suffix('.json')
-    if picture.suffix != '.png':
-      raise ValueError(f'--output={picture}: must end in .png')
+    check_output(picture, '.png', overwrite=overwrite.value)
+    refuse_existing(numbers, overwrite=overwrite.value)
     if unknown := sorted(set(presets.value) - set(PRESETS)):
       raise ValueError(f'--presets: unknown {", ".join(unknown)}; choose from {", ".join(PRESETS)}')
-    for path in (picture, numbers):
-      if path.exists() and not overwrite.value:
-        raise ValueError(f'{path} exists; choose another --output or pass --overwrite')
     sources: dict[str, list[dict[str, list[float]]]] = {}
     clean: list[np.ndarray] = []
     of_pairs = [Path(text.rstrip('/')).name for text in pairs.value]

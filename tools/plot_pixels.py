@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from sadnet_jax.files import refuse_existing, replacing
+from sadnet_jax.files import check_output, replacing
 from sadnet_jax.weights.paths import SAFETENSORS_SUFFIX
 from tools.plot_training import Curve, curve_of_runs, new_figure, png, read_curve, set_label
 
@@ -177,9 +177,7 @@ def main() -> None:
 
   def command() -> None:
     path = Path(output.value)
-    if path.suffix.lower() != '.png':
-      raise ValueError(f'--output: {path} must have the extension .png')
-    refuse_existing(path, overwrite=overwrite.value)
+    check_output(path, '.png', overwrite=overwrite.value)
     known = {}
     for text in before.value:
       run, _, pixels = text.rpartition(':')

@@ -23,7 +23,7 @@ import numpy as np
 
 from sadnet_jax.data.noise import add_benchmark_noise
 from sadnet_jax.extras import required
-from sadnet_jax.files import refuse_existing
+from sadnet_jax.files import check_output
 from sadnet_jax.images.arrays import read_image, write_png
 from sadnet_jax.nn.sadnet import SCALES, SADNet
 
@@ -248,12 +248,6 @@ def _write(figure, path):
   write_png(path, np.asarray(canvas.buffer_rgba())[..., :3])
 
 
-def _check_output(path, overwrite):
-  if path.suffix.lower() != '.png':
-    raise ValueError(f'--output: {path} must have the extension .png')
-  refuse_existing(path, overwrite=overwrite)
-
-
 def parse_pixel(text: str) -> tuple[int, int]:
   """Converts 'ROW,COLUMN' to two integers; ValueError if it is something else."""
   match = re.fullmatch(r'(\d+),(\d+)', text)
@@ -295,7 +289,7 @@ def main() -> None:
 
   def command():
     path, config = Path(output.value), config_file.value
-    _check_output(path, overwrite.value)
+    check_output(path, '.png', overwrite=overwrite.value)
     pixels = [parse_pixel(text) for text in pixel.value]
     sigma = config.noise.sigma_255 if sigma_255.value is None else sigma_255.value
     model = model_from_config(config.model)

@@ -30,7 +30,7 @@ with required('train,plot'):
   from sadnet_jax.data.test_sets import IMAGE_SETS
   from sadnet_jax.evaluation.protocols import protocol_for_training
   from sadnet_jax.evaluation.results import shareable
-  from sadnet_jax.files import refuse_existing, replacing
+  from sadnet_jax.files import check_output, replacing
   from sadnet_jax.training.run_folder import METRICS_FILE, read_metrics
   from sadnet_jax.training.validation import HELD_OUT
   from sadnet_jax.weights import checkpoints, safetensors
@@ -505,9 +505,7 @@ def main() -> None:
 
   def command():
     path, sources = Path(output.value), curve.value
-    if path.suffix.lower() != '.png':
-      raise ValueError(f'--output: {path} must have the extension .png')
-    refuse_existing(path, overwrite=overwrite.value)
+    check_output(path, '.png', overwrite=overwrite.value)
     if len(sources) == 1 and sources[0].endswith('.json'):
       read = read_curve(sources[0])
     else:

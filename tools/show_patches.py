@@ -6,8 +6,6 @@ The patches are those of the first steps of a run with this config, with its ima
 ``pip install 'sadnet-jax[train]'``.
 """
 
-from pathlib import Path
-
 from sadnet_jax.extras import required
 
 with required('train'):
@@ -17,7 +15,7 @@ with required('train'):
   import numpy as np
 
   from sadnet_jax import command_line
-  from sadnet_jax.files import refuse_existing
+  from sadnet_jax.files import check_output
   from sadnet_jax.images.arrays import write_png
   from sadnet_jax.images.photograph import to_8_bits
   from sadnet_jax.training.config import check_config, noise_from_config
@@ -96,9 +94,7 @@ def main() -> None:
   flags.mark_flag_as_required('config')
 
   def command() -> None:
-    if Path(output.value).suffix.lower() != '.png':
-      raise ValueError(f'--output: {output.value} must have the extension .png')
-    refuse_existing(output.value, overwrite=overwrite.value)
+    check_output(output.value, '.png', overwrite=overwrite.value)
     sheet = contact_sheet(*first_patches(config.value, steps.value))
     write_png(output.value, sheet)
     print(f'{output.value}: {sheet.shape[1]}x{sheet.shape[0]} pixels')

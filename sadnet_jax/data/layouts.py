@@ -139,7 +139,9 @@ def find_training_examples(name: str, folder: str | Path, *, skip_bad: bool = Fa
   found = find_examples(name, folder, skip_bad=skip_bad)
   unused = noisy_folders(folder) if name == 'clean' else []
   missing = [
-    path for path in arrays.missing_files(folder) if not any(path.is_relative_to(other) for other in unused)
+    path
+    for path in arrays.missing_files(arrays.visible_files(folder))
+    if not any(path.is_relative_to(other) for other in unused)
   ]
   if missing and not skip_bad:
     more = f'; {len(missing) - 1} more like it' if len(missing) > 1 else ''

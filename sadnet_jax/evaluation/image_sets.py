@@ -161,9 +161,10 @@ def _open_files(
     channels = known.channels
     if len(images) != known.count:
       notes.append(f'{len(images)} images instead of the {known.count} of {title}')
-  others = [p for p in visible_files(folder) if p.is_file() and p.suffix.lower() not in SUFFIXES]
+  files = visible_files(folder)
+  others = [p for p in files if p.is_file() and p.suffix.lower() not in SUFFIXES]
   notes += _note_ignored('files of other types', others, folder)
-  notes += _note_ignored('links to missing files', missing_files(folder), folder)
+  notes += _note_ignored('links to missing files', missing_files(files), folder)
   if layout == 'clean':
     notes += _note_ignored('folders of noisy images', noisy_folders(folder), folder)
   notes = [f'{below_root(folder, root)}: {note}' for note in notes]

@@ -1,6 +1,6 @@
 """Images of data sets as 8-bit arrays: finding, reading and writing files."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import logging
 from pathlib import Path
 import re
@@ -44,12 +44,10 @@ def find_images(folder: str | Path, suffixes: Sequence[str] = SUFFIXES) -> list[
   return found
 
 
-def missing_files(folder: Path) -> list[Path]:
-  """Returns the links below a folder that have names of images and lead to no file."""
+def missing_files(paths: Iterable[Path]) -> list[Path]:
+  """Returns those of `paths` that are links, have names of images and lead to no file."""
   return [
-    path
-    for path in visible_files(folder)
-    if path.suffix.lower() in SUFFIXES and path.is_symlink() and not path.exists()
+    path for path in paths if path.suffix.lower() in SUFFIXES and path.is_symlink() and not path.exists()
   ]
 
 

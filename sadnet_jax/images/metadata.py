@@ -88,14 +88,19 @@ def checked_profile(profile: bytes | None, channels: int) -> tuple[bytes | None,
     or int.from_bytes(profile[:4], 'big') > len(profile)
   ):
     return None, ('its colour profile is damaged and was ignored',)
-  if _transfer_by_profile(profile) in HDR_TRANSFERS:
-    raise ValueError('has a colour profile of high dynamic range (PQ or HLG); convert it to sRGB')
+  refuse_hdr_profile(profile)
   if profile[16:20] != _ICC_SPACES[channels]:
     space = profile[16:20].decode('latin-1').strip()
     name = space if space.isprintable() else 'unknown colours'
     pixels = {1: 'grey', 3: 'RGB'}[channels]
     return None, (f'its colour profile is for {name}, but the pixels are {pixels}: it was ignored',)
   return profile, ()
+
+
+def refuse_hdr_profile(profile: bytes | None) -> None:
+  """Raises ValueError for an ICC profile that is for values of high dynamic range."""
+  if profile and _transfer_by_profile(profile) in HDR_TRANSFERS:
+    raise ValueError('has a colour profile of high dynamic range (PQ or HLG); convert it to sRGB')
 
 
 def _transfer_by_profile(profile):

@@ -114,8 +114,7 @@ def check_output(path: str | Path, photograph: Photograph | None = None) -> None
     raise ValueError(f'{shown}: no permission to write into the folder {shown_path(folder)}; choose another')
   if photograph is None:
     return
-  # Refuses a profile of high dynamic range.
-  blocks.checked_profile(photograph.metadata.icc_profile, photograph.pixels.shape[2])
+  blocks.refuse_hdr_profile(photograph.metadata.icc_profile)
   height, width = photograph.pixels.shape[:2]
   alpha = photograph.alpha
   if max(height, width) > form.max_side:

@@ -60,7 +60,7 @@ def test_the_command_writes_the_picture_and_its_numbers(tmp_path):
   numbers = json.loads((tmp_path / 'noise.json').read_text())
   assert numbers['set']['deviation']['mean'] == pytest.approx([5] * 3, rel=0.1)
   _, errors = finish(start(*arguments, f'--output={tmp_path / "noise.png"}'), succeeds=False)
-  assert 'noise.png exists; choose another --output or pass --overwrite' in errors
+  assert 'noise.png exists; choose another name or pass --overwrite' in errors
   arguments = (*arguments[:2], f'{arguments[2]},{arguments[2].partition("=")[2]}', '--overwrite')
   _, errors = finish(start(*arguments, f'--output={tmp_path / "noise.png"}'), succeeds=False)
   assert '--pairs, --presets: set would name two sources; rename a folder' in errors
