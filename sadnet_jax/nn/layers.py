@@ -37,8 +37,8 @@ class Conv(nn.Module):
   def operands(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The operands of `conv2d`: ``x`` [N, H, W, C] and the kernel in the computation dtype, and the bias."""
     shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-    kernel = self.param('kernel', self.kernel_init, shape)
-    bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
+    kernel = self.param('kernel', self.kernel_init, shape, jnp.float32)
+    bias = self.param('bias', nn.initializers.zeros_init(), (self.features,), jnp.float32)
     x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
     return x, kernel, bias
 
@@ -72,8 +72,8 @@ class FusionConv(nn.Module):
   def __call__(self, a: jax.Array, b: jax.Array) -> jax.Array:
     """[N, H, W, A] and [N, H, W, B] -> [N, H, W, features]; the kernel has A + B input channels."""
     shape = (self.kernel_size, self.kernel_size, a.shape[-1] + b.shape[-1], self.features)
-    kernel = self.param('kernel', nn.initializers.xavier_uniform(), shape)
-    bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
+    kernel = self.param('kernel', nn.initializers.xavier_uniform(), shape, jnp.float32)
+    bias = self.param('bias', nn.initializers.zeros_init(), (self.features,), jnp.float32)
     a, b, kernel = nn.dtypes.promote_dtype(a, b, kernel, dtype=self.dtype)
     if a.dtype.itemsize < 4:
       # Two convolutions would round each sum to 16 bits, and their sum once more.
@@ -100,8 +100,9 @@ class UpConv(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """[N, H, W, C] -> [N, 2 * H, 2 * W, features]."""
-    kernel = self.param('kernel', nn.initializers.xavier_uniform(), (2, 2, x.shape[-1], self.features))
-    bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
+    shape = (2, 2, x.shape[-1], self.features)
+    kernel = self.param('kernel', nn.initializers.xavier_uniform(), shape, jnp.float32)
+    bias = self.param('bias', nn.initializers.zeros_init(), (self.features,), jnp.float32)
     x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
     n, h, w, channels = x.shape
     # A plain product: an einsum with axes in the order of the result makes XLA transpose the input.

@@ -157,9 +157,12 @@ class StopSignal:
 
   def _note(self, number: int, frame: FrameType | None) -> None:
     self._received = signal.Signals(number)
-    signal.signal(number, self._previous[self._received])
+    self._restore()
 
   def __exit__(self, *exception: object) -> None:
     """Restores the previous signal handlers."""
+    self._restore()
+
+  def _restore(self):
     for number, handler in self._previous.items():
       signal.signal(number, handler)

@@ -400,7 +400,7 @@ class _Run:
         continue
       self._skipped_in_a_row += 1
       if self._config.on_nonfinite == 'stop' or self._skipped_in_a_row > MAX_SKIPPED_IN_A_ROW:
-        raise ValueError(describe_divergence(step, _as_floats(metrics)))
+        raise ValueError(describe_divergence(step, _as_floats(metrics), self._skipped_in_a_row))
 
   def _write_line(self, step, metrics):
     values = _as_floats(metrics)
@@ -444,13 +444,14 @@ def _as_floats(metrics) -> dict[str, float]:
   return {name: float(np.asarray(value)) for name, value in jax.device_get(metrics).items()}
 
 
-def describe_divergence(step: int, metrics: dict[str, float]) -> str:
+def describe_divergence(step: int, metrics: dict[str, float], in_a_row: int = 1) -> str:
   """Describes a step that is not finite, naming first the metric closest to the cause.
 
   Args:
     step: The step.
     metrics: From `train_step`. Offsets come first, from the coarsest scale to the finest, because the network
       computes them in this order; then the loss and the gradient. If all are finite, the new weights are not.
+    in_a_row: How many steps that are not finite end with this one; more than one have been skipped.
 
   Returns:
     A message for the user.
@@ -465,11 +466,11 @@ def describe_divergence(step: int, metrics: dict[str, float]) -> str:
     )
   others = ', '.join(n for n in order if n != first and not math.isfinite(metrics.get(n, 0)))
   others = f' (and {others})' if others else ''
-  return (
-    f'step {step}: the run has diverged, {first} is {metrics[first]}{others}; earlier checkpoints are '
-    "intact. Continue with on_nonfinite = 'skip', or start a new run with a lower optimizer.learning_rate "
-    'or with optimizer.clip_norm'
-  )
+  diverged = f'step {step}: the run has diverged, {first} is {metrics[first]}{others}'
+  remedy = 'start a new run with a lower optimizer.learning_rate or with optimizer.clip_norm'
+  if in_a_row > 1:
+    return f'{diverged}; it is number {in_a_row} of steps in a row that were skipped. Instead, {remedy}'
+  return f"{diverged}; earlier checkpoints are intact. Continue with on_nonfinite = 'skip', or {remedy}"
 
 
 def warn_of_offsets(step: int, metrics: dict[str, float], patch_px: int) -> None:

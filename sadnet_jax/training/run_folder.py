@@ -10,6 +10,7 @@ RUN/checkpoints/   see `sadnet_jax.weights.checkpoints`
 from collections.abc import Iterator, Mapping
 import contextlib
 import fcntl
+import itertools
 import json
 import math
 import os
@@ -19,7 +20,9 @@ import time
 from typing import Any, Self
 
 from absl import logging
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.proto import event_pb2
+from tensorboardX.record_writer import RecordWriter
 
 from sadnet_jax.files import write_text
 from sadnet_jax.training.validation import ValidationResult
@@ -215,8 +218,7 @@ class RunLog:
     workdir = Path(workdir)
     self._path = workdir / METRICS_FILE
     drop_lines_after(workdir, step, lacks_validation=lacks_validation)
-    # A new file: TensorBoard merges all files of the folder, and purge_step hides the lost steps.
-    self._tensorboard = SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1)
+    self._tensorboard = _TensorBoard(workdir / 'tensorboard', step)
     self._total_steps = total_steps
     self._images_per_step = images_per_step
     self.start_clock(step)
@@ -259,28 +261,90 @@ class RunLog:
       for picture, pixels in result.pictures.items():
         # A file's name need not be UTF-8, but a tag must.
         tag = f'{name}/{picture}'.encode(errors='backslashreplace').decode()
-        self._tensorboard.add_image(tag, pixels, step, dataformats='HWC')
+        self._tensorboard.write(step, summary.image(tag, pixels, dataformats='HWC'))
 
   def _add_scalars(self, step: int, metrics: Mapping[str, float]) -> None:
     try:
-      with self._path.open('a') as file:
-        file.write(json.dumps({'step': step, **metrics}, allow_nan=False) + '\n')
+      _append_line(self._path, json.dumps({'step': step, **metrics}, allow_nan=False))
     except OSError as error:
       # A lost line is no reason to end the run.
       logging.warning('%s: could not write the line of step %d (%s)', self._path, step, error.strerror)
-    for name, value in metrics.items():
-      self._tensorboard.add_scalar(name, value, step)
+    self._tensorboard.write(step, *(summary.scalar(name, value) for name, value in metrics.items()))
 
   def __enter__(self) -> Self:
     """Returns the log itself."""
     return self
 
   def __exit__(self, *exception: object) -> None:
-    """Flushes and closes TensorBoard's file."""
+    """Closes TensorBoard's file."""
+    self._tensorboard.close()
+
+
+def _append_line(path: Path, line: str) -> None:
+  with path.open('a+b') as file:
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(0, end - 1))
+    # What a full disk has cut off must not spoil this line too.
+    start = b'\n' if end and file.read(1) != b'\n' else b''
+    file.write(start + line.encode() + b'\n')
+
+
+class _TensorBoard:
+  """Writes event files without a thread, so that a full disk neither ends a run nor makes it wait.
+
+  TensorBoard merges all files of the folder.
+  """
+
+  def __init__(self, folder: Path, step: int):
+    self._folder, self._step = folder, step
+    self._writer: RecordWriter | None = None
+
+  def write(self, step: int, *summaries: Any) -> None:
+    """Writes summaries of a step to the disk; logs a warning if that fails, and tries again with the next."""
     try:
-      self._tensorboard.close()
+      if self._writer is None:
+        self._writer = self._open()
+      _write_events(self._writer, *(event_pb2.Event(step=step, summary=content) for content in summaries))
+      self._step = step
     except OSError as error:
-      logging.warning('%s: could not write the last data for TensorBoard (%s)', self._path.parent, error)
+      logging.warning(
+        '%s: could not write the data of step %d for TensorBoard (%s)', self._folder, step, error.strerror
+      )
+      # TensorBoard reads a file up to the first damage.
+      self.close()
+
+  def close(self) -> None:
+    """Closes the file; the next summary begins a new one."""
+    if self._writer is not None:
+      with contextlib.suppress(OSError):
+        self._writer.close()
+      self._writer = None
+
+  def _open(self):
+    self._folder.mkdir(parents=True, exist_ok=True)
+    name = f'events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}'
+    paths = (self._folder / f'{name}.{number:04}' for number in itertools.count())
+    path = next(path for path in paths if not path.exists())
+    writer = RecordWriter(str(path))
+    # Hides what older files hold of later steps, which were lost.
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    try:
+      _write_events(
+        writer,
+        event_pb2.Event(file_version='brain.Event:2'),
+        event_pb2.Event(step=self._step + 1, session_log=start),
+      )
+    except OSError:
+      path.unlink(missing_ok=True)
+      raise
+    return writer
+
+
+def _write_events(writer, *events):
+  for event in events:
+    event.wall_time = time.time()
+    writer.write(event.SerializeToString())
+  writer.flush()
 
 
 def _hours_minutes_seconds(seconds: float) -> str:

@@ -269,19 +269,24 @@ def _orthogonalised(muon: optax.GradientTransformation) -> optax.GradientTransfo
 
 
 def _newton_schulz(x):
-  """Brings all singular values of each matrix [k, m, n], m <= n, near its Frobenius norm."""
+  """Brings all singular values of each matrix [k, m, n], m <= n, near its Frobenius norm.
+
+  In full float32: rounding to TF32 or bfloat16, the default on GPUs and TPUs, makes small eigenvalues of the
+  Gram matrix negative, and then each iteration multiplies them by up to 12.
+  """
   # All zero where the rate is. First by the largest entry, since squares of tiny ones would vanish.
   largest = jnp.max(jnp.abs(x), axis=(1, 2), keepdims=True)
   x = x / jnp.where(largest > 0, largest, 1)
   norm = jnp.linalg.norm(x, axis=(1, 2), keepdims=True)
   x = x / jnp.where(largest > 0, norm, 1)
-  gram = x @ x.swapaxes(1, 2)
-  a, b, c = _NEWTON_SCHULZ
-  identity = jnp.eye(x.shape[1], dtype=x.dtype)
-  product = identity
-  for i in range(_NEWTON_SCHULZ_STEPS):
-    polynomial = a * identity + b * gram + c * (gram @ gram)
-    product = polynomial @ product if i else polynomial
-    if i < _NEWTON_SCHULZ_STEPS - 1:
-      gram = polynomial @ gram @ polynomial
-  return largest * norm * (product @ x)
+  with jax.default_matmul_precision('highest'):
+    gram = x @ x.swapaxes(1, 2)
+    a, b, c = _NEWTON_SCHULZ
+    identity = jnp.eye(x.shape[1], dtype=x.dtype)
+    product = identity
+    for i in range(_NEWTON_SCHULZ_STEPS):
+      polynomial = a * identity + b * gram + c * (gram @ gram)
+      product = polynomial @ product if i else polynomial
+      if i < _NEWTON_SCHULZ_STEPS - 1:
+        gram = polynomial @ gram @ polynomial
+    return largest * norm * (product @ x)

@@ -172,6 +172,13 @@ def test_shapes_are_those_of_the_initialised_network(fields):
   chex.assert_trees_all_equal_shapes_and_dtypes(param_shapes(model), initialised)
 
 
+def test_weights_are_float32_whatever_the_default_of_jax():
+  model = SADNet(**SMALL)
+  with jax.enable_x64(True):
+    initialised = jax.eval_shape(model.init, jax.random.key(0), image())['params']
+  chex.assert_trees_all_equal_shapes_and_dtypes(param_shapes(model), initialised)
+
+
 def test_number_of_dilations_is_free():
   model = SADNet(dilations=(1, 2), **SMALL)
   assert count(model) == expected_count(**ABLATION['ROC'], branches=2)

@@ -1,6 +1,7 @@
 """A run that is killed, finds no room to write and is signalled to stop, and what is left of it."""
 
 import json
+import os
 import random
 import signal
 import time
@@ -11,6 +12,7 @@ from PIL import Image
 import pytest
 
 from configs import demo
+from sadnet_jax.training.distributed import StopSignal
 from sadnet_jax.weights.loading import load_params
 from tests.support.command import ROOT, finish, start
 from tests.support.small_networks import PLAIN
@@ -144,3 +146,11 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(folder
   (step, weights), (_, expected) = _weights(run), _weights(folder / 'uninterrupted')
   assert step == steps[1]
   _assert_equal(weights, expected)
+
+
+def test_after_one_signal_the_other_ends_the_process_too():
+  before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+  with StopSignal() as stop:
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop.received
+    assert {number: signal.getsignal(number) for number in before} == before

@@ -382,7 +382,9 @@ def test_non_finite_steps_are_skipped_and_counted_where_configured(photographs, 
 def test_too_many_skipped_steps_in_a_row_end_the_run(photographs, tmp_path, monkeypatch):
   monkeypatch.setattr(loop, 'step_from_config', _with_poison(loop.step_from_config, {2, 3, 4, 5, 6}))
   monkeypatch.setattr(loop, 'MAX_SKIPPED_IN_A_ROW', 3)
-  with pytest.raises(ValueError, match=r'^step 5: the run has diverged'):
+  with pytest.raises(
+    ValueError, match=r'^step 5: the run has diverged, .* number 4 of steps in a row .* start a new run'
+  ):
     train(_config(photographs, on_nonfinite='skip'), tmp_path / 'run', jax.devices()[:1])
 
 

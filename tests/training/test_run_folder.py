@@ -6,9 +6,12 @@ import fcntl
 import json
 import os
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
+from tensorboard.backend.event_processing import event_accumulator
 
 from sadnet_jax.training import run_folder
 from sadnet_jax.training.run_folder import RunLog
@@ -82,6 +85,55 @@ def test_a_line_that_cannot_be_written_is_a_warning_and_the_run_continues(tmp_pa
     (tmp_path / 'metrics.jsonl').mkdir()
     log.write(1, METRICS)
   assert 'metrics.jsonl: could not write the line of step 1 (Is a directory)' in caplog.text
+
+
+def test_a_line_after_one_that_was_cut_off_is_kept(tmp_path):
+  with RunLog(tmp_path, step=0, total_steps=6, images_per_step=8) as log:
+    log.write(1, METRICS)
+    with (tmp_path / 'metrics.jsonl').open('a') as file:
+      file.write('{"step": 2, "lo')
+    log.write(3, METRICS)
+    log.write(4, METRICS)
+  assert [line['step'] for line in run_folder.read_metrics(tmp_path)] == [1, 3, 4]
+
+
+_FULL_DISK = """
+import resource, signal, sys
+from sadnet_jax.training.run_folder import RunLog
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+metrics = {'learning_rate': 1e-3, **{f'offset/{i}': 1.0 for i in range(14)}}
+with RunLog(sys.argv[1], step=0, total_steps=60, images_per_step=8) as log:
+  log.write(1, metrics)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (30, resource.RLIM_INFINITY))
+  for step in range(2, 40):
+    log.write(step, metrics)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+  for step in range(40, 60):
+    log.write(step, metrics)
+"""
+
+
+def test_a_full_disk_neither_ends_nor_stops_a_run_and_later_lines_are_written(tmp_path):
+  done = subprocess.run(
+    [sys.executable, '-c', _FULL_DISK, tmp_path], capture_output=True, text=True, timeout=120, check=False
+  )
+  assert done.returncode == 0, done.stderr
+  assert 'could not write the data of step 2 for TensorBoard' in done.stderr
+  assert [line['step'] for line in run_folder.read_metrics(tmp_path)] == [1, *range(40, 60)]
+  assert len(list((tmp_path / 'tensorboard').iterdir())) == 2
+  events = event_accumulator.EventAccumulator(str(tmp_path / 'tensorboard'))
+  events.Reload()
+  assert [event.step for event in events.Scalars('offset/13')] == [1, *range(40, 60)]
+
+
+def test_tensorboard_forgets_the_steps_that_are_repeated(tmp_path):
+  for restored, steps in ((0, (1, 2, 3)), (1, (2, 4))):
+    with RunLog(tmp_path, step=restored, total_steps=6, images_per_step=8) as log:
+      for step in steps:
+        log.write(step, {**METRICS, 'loss': restored + step / 8})
+  events = event_accumulator.EventAccumulator(str(tmp_path / 'tensorboard'))
+  events.Reload()
+  assert [(event.step, event.value) for event in events.Scalars('loss')] == [(1, 0.125), (2, 1.25), (4, 1.5)]
 
 
 def test_validation_is_logged_without_what_is_not_finite(tmp_path, capsys):

@@ -171,6 +171,26 @@ def test_muon_takes_a_transposed_kernel_as_the_matrix_it_multiplies_by():
   assert spread.min() / spread.max() > 0.6
 
 
+def test_muon_multiplies_in_full_float32():
+  optimizer = _optimizer(lambda step: 1e-2, name='muon')
+  params = {'res1': {'conv': {'kernel': jnp.ones((3, 3, 4, 8))}}}
+  traced = jax.make_jaxpr(optimizer.update)(params, optimizer.init(params), params)
+  highest = (jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)
+  products = [e for e in _equations(traced.jaxpr) if e.primitive.name == 'dot_general']
+  assert products
+  assert all(product.params['precision'] == highest for product in products)
+
+
+def _equations(jaxpr):
+  for equation in jaxpr.eqns:
+    yield equation
+    for inner in jax.tree.leaves(
+      list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, 'eqns') or hasattr(leaf, 'jaxpr')
+    ):
+      if hasattr(inner, 'eqns') or hasattr(inner, 'jaxpr'):
+        yield from _equations(getattr(inner, 'jaxpr', inner))
+
+
 def test_muon_is_optax_muon_but_for_rounding_and_has_its_state():
   params = {
     'up1': {'kernel': jnp.ones((2, 2, 12, 6))},

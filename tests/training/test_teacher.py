@@ -71,13 +71,15 @@ def test_a_run_that_starts_as_its_teacher_has_nothing_to_learn_from_it(config, t
   assert read_metrics(tmp_path / 'run')[0]['loss'] < 1e-10
   assert read_metrics(tmp_path / 'other')[0]['loss'] > 0.1
   shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '2')
+  # The file of the teacher has moved.
+  config.teacher = shutil.move(config.teacher, str(tmp_path / 'other' / 'moved.safetensors'))
   again = train(config, tmp_path / 'run', jax.devices()[:1])
   jax.tree.map(np.testing.assert_array_equal, whole.params, again.params)
   # Other weights under the same name.
   params = random_variables(SADNet(**PLAIN), seed=1)['params']
   save_weights(config.teacher, params, model=config.model.to_dict(), step=1, about={})
   shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '2')
-  with pytest.raises(ValueError, match=r'the teacher, .*teacher\.safetensors, has changed: its weights have'):
+  with pytest.raises(ValueError, match=r'the teacher, .*moved\.safetensors, has changed: its weights have'):
     train(config, tmp_path / 'run', jax.devices()[:1])
 
 
