@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from sadnet_jax.denoise import compilation_cache, tile_memory
+from sadnet_jax.files import one_line
 from sadnet_jax.nn.blocks import Inside
 from sadnet_jax.nn.sadnet import STRIDE, SADNet, pad_to_multiple, round_up
 from sadnet_jax.ops.platform import target_platform
@@ -41,9 +42,15 @@ class CompiledNetwork:
   """
 
   def __init__(self, model: SADNet, params: Mapping[str, Any], device: jax.Device):
-    """Puts the weights on the device."""
+    """Puts the weights on the device; ValueError if it has no memory for them."""
     self.model, self.device = model, device
-    self.params = jax.device_put(params, device)
+    try:
+      self.params = jax.block_until_ready(jax.device_put(params, device))
+    except jax.errors.JaxRuntimeError as error:
+      raise ValueError(
+        f'{device} fails to take the weights ({one_line(error, 200)}); if other programs use it, end them, '
+        'or choose another device'
+      ) from error
     self.programs: dict[tuple[int, int, int, bool], jax.stages.Compiled] = {}
     # By batch, height and width: pixels computed for nothing because the size has no program of its own.
     self._unused_px: dict[tuple[int, int, int], int] = {}

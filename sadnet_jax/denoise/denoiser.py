@@ -9,7 +9,6 @@ import functools
 import math
 import numbers
 from pathlib import Path
-import threading
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -112,8 +111,7 @@ class Denoiser:
     if tile_px == 'auto':
       # Chosen once, so that images of one size always get the same tiles.
       least_px = min((overlap_px + 2 * RAMP_PX) ** 2, tile_memory.AREAS_PX[0])
-      self._areas_px = tile_memory.tile_areas(model, self.network.device, least_px)
-    self._areas_lock = threading.Lock()
+      self._areas = tile_memory.TileAreas(tile_memory.tile_areas(model, self.network.device, least_px))
 
   @property
   def params(self) -> Any:
@@ -247,13 +245,13 @@ class Denoiser:
     return self._plan(height_px, width_px)[0]
 
   def prepare(self, height_px: int, width_px: int) -> None:
-    """Compiles ahead for images of this size, which then do not share a program with larger ones.
+    """Compiles ahead for single images of this size, which then do not share a program with larger ones.
 
-    Calls compile nothing after it, until other sizes have taken the place of this one (`MAX_PROGRAMS`).
+    Such calls compile nothing after it, until other sizes have taken the place of this one (`MAX_PROGRAMS`).
 
     Args:
-      height_px: Height of the images.
-      width_px: Width of the images.
+      height_px: Height of an image.
+      width_px: Width of an image.
 
     Raises:
       jax.errors.JaxRuntimeError: The device lacks the memory; a call would try smaller tiles.
@@ -317,7 +315,7 @@ class Denoiser:
   def _denoise_batch(self, batch, denoised, deviations, progress):
     """Denoises into an array; tries smaller tiles if memory runs out and their size is ours to choose."""
     while True:
-      areas_px = self._areas_px if self._tile_px == 'auto' else ()
+      areas_px = self._areas.px if self._tile_px == 'auto' else ()
       plan, run_px = self._plan(*batch.shape[1:3])
       try:
         if plan.tiles == 1:
@@ -328,9 +326,7 @@ class Denoiser:
       except jax.errors.JaxRuntimeError as error:
         reason = one_line(error, 200)
         if 'RESOURCE_EXHAUSTED' in reason and len(areas_px) > 1:
-          with self._areas_lock:
-            # Another thread may have chosen smaller tiles already.
-            self._areas_px = min(self._areas_px, areas_px[1:], key=len)
+          self._areas.drop_largest_of(areas_px)
           continue
         (height, width), (tile_height, tile_width) = batch.shape[1:3], plan.tile_size
         # The automatic size has tried smaller ones.
@@ -343,7 +339,7 @@ class Denoiser:
   def _plan(self, height, width):
     """The tiles, and how many pixels one run of the network may have: small images share a run."""
     if self._tile_px == 'auto':
-      area_px = self._areas_px[0]
+      area_px = self._areas.px[0]
       # The ensemble turns half of its images on their side, so flat tiles gain nothing.
       flat_is_faster = self.network.device.platform == 'cpu' and not self._ensemble
       height_cost = _CPU_HEIGHT_COST if flat_is_faster else 0

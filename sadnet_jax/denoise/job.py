@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sadnet_jax.denoise import interruption
+from sadnet_jax.denoise import claims, interruption
 from sadnet_jax.denoise.denoiser import Denoiser
 from sadnet_jax.denoise.grey import has_equal_channels
 from sadnet_jax.denoise.quality import BALANCED, QUALITIES, default_weights
@@ -27,6 +27,7 @@ from sadnet_jax.weights import loading
 # Longest side of either half of a comparison. Larger pictures are cropped to their middle, because a smaller
 # copy would hide the noise.
 COMPARISON_PX = 4096
+_SECONDS_BETWEEN_CLAIMS = 0.2
 
 
 class Networks:
@@ -146,35 +147,68 @@ def denoise_all(
     report: Shows progress and errors.
     overwrite: Replace existing files, except those written by this call: on some file systems, names that
       differ only by case are one file.
-    skip_existing: Skip pictures whose files have appeared meanwhile, from another process on the same folder;
-      of an existing picture without its comparison write that alone.
+    skip_existing: Share the pictures with other processes on the same folder: skip those whose files have
+      appeared meanwhile, and leave those that another one works on until the others are done; of an existing
+      picture without its comparison write that alone.
     linear: Whether floating-point files hold linear light, as `read_photograph` takes it.
     white_level: White in 16-bit files, as `read_photograph` takes it.
     jpeg_quality: Quality of JPEG files, from 1 to 100.
   """
   outputs = Outputs(overwrite=overwrite, jpeg_quality=jpeg_quality)
-  for target in targets:
-    interruption.check()
-    if skip_existing and all(map(outputs.exists_already, target.files)):
+  reading = {'linear': linear, 'white_level': white_level}
+  if not skip_existing:
+    for target in targets:
+      interruption.check()
+      _denoise_or_report(target, networks, report, outputs, reading)
+    return
+  in_work_elsewhere = [t for t in targets if not _share(t, networks, report, outputs, reading)]
+  for target in in_work_elsewhere:
+    # If the other process fails or is killed, the picture is ours.
+    while not _share(target, networks, report, outputs, reading):
+      time.sleep(_SECONDS_BETWEEN_CLAIMS)
+
+
+def _share(target, networks, report, outputs, reading):
+  """Denoises a picture unless that is done; False if another process is doing it."""
+  interruption.check()
+  if all(map(outputs.exists_already, target.files)):
+    report.skip(target)
+    return True
+  with claims.claimed(target.output) as is_ours:
+    if is_ours:
+      _denoise_or_skip(target, networks, report, outputs, reading)
+  return is_ours
+
+
+def _denoise_or_skip(target, networks, report, outputs, reading):
+  if all(map(outputs.exists_already, target.files)):
+    # Since the claim.
+    report.skip(target)
+    return
+  is_denoised = outputs.exists_already(target.output)
+  report.start(target)
+  try:
+    if is_denoised:
+      _compare_existing(target, report, outputs, reading)
       report.skip(target)
-      continue
-    report.start(target)
-    reading = {'linear': linear, 'white_level': white_level}
-    is_denoised = skip_existing and outputs.exists_already(target.output)
-    try:
-      if is_denoised:
-        _compare_existing(target, report, outputs, reading)
-        report.skip(target)
-      else:
-        _denoise(target, networks, report, outputs, reading)
-    except Exception as error:
-      theirs = [path for path in target.files if outputs.exists_already(path)]
-      is_complete = all(map(os.path.lexists, target.files))
-      if skip_existing and theirs and (is_complete or (not is_denoised and target.output in theirs)):
-        # Another process had the same picture at the same time.
-        report.skip(target)
-      else:
-        report.fail(target, error_line(target.source, error))
+    else:
+      _denoise(target, networks, report, outputs, reading)
+  except Exception as error:
+    theirs = [path for path in target.files if outputs.exists_already(path)]
+    is_complete = all(map(os.path.lexists, target.files))
+    if theirs and (is_complete or (not is_denoised and target.output in theirs)):
+      # Another process had the same picture at the same time, where there are no claims.
+      report.skip(target)
+    else:
+      report.fail(target, error_line(target.source, error))
+
+
+def _denoise_or_report(target, networks, report, outputs, reading):
+  report.start(target)
+  try:
+    _denoise(target, networks, report, outputs, reading)
+  except Exception as error:
+    report.fail(target, error_line(target.source, error))
 
 
 def _compare_existing(target, report, outputs, reading):

@@ -58,8 +58,8 @@ def find_targets(
 
   Args:
     inputs: Files, folders, and ``glob`` patterns (with ``**``); an existing name is never a pattern.
-      Pictures found by folder or pattern keep their relative path in the output folder. Hidden files,
-      comparisons and everything below the output folder are skipped.
+      Pictures found by folder or pattern keep their relative path in the output folder. Hidden files and
+      comparisons are skipped, and so is the output folder if it is in the folder that is searched.
     output: A file, for one picture; or a folder: an existing one, or a name that ends in a separator or
       has no picture's extension.
     suffix: Extension of the outputs in a folder, such as .jpg; pictures of that format keep theirs, such as
@@ -74,7 +74,8 @@ def find_targets(
   Raises:
     ValueError: A name is a URL or the ``-`` of standard input and output, the output folder is not writable,
       an input has no pictures, the output is a file of another format than `suffix`, two pictures have the
-      same output, an output is an input, or an output exists that may neither be replaced nor skipped.
+      same output (also by names that the file system takes for one), an output is an input, or an output
+      exists that may neither be replaced nor skipped.
   """
   if not output:
     raise ValueError('--output is empty; name a file or a folder')
@@ -206,6 +207,7 @@ def _find(
 
 def _in_folder(folder, recursive, output, notes):
   found, unread, deeper = [], [], False
+  output = _inside(folder, output)
   for path, folders, names in walk(folder, onerror=_refuse):
     folders[:] = [name for name in folders if not name.startswith('.') and not _is_below(path / name, output)]
     if path == Path(folder) and not recursive:
@@ -231,6 +233,7 @@ def _by_pattern(pattern, output):
   fixed, parts = Path(), list(Path(pattern).parts)
   while len(parts) > 1 and (not glob.has_magic(parts[0]) or os.path.lexists(fixed / parts[0])):
     fixed /= parts.pop(0)
+  output = _inside(fixed, output)
   # A final ** also means files; pathlib agrees from Python 3.13 on.
   parts += ['*'] if parts[-1] == '**' else []
   try:
@@ -257,7 +260,7 @@ def _glob(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
     return
   at = parts.index('**')
   for start in folder.glob(os.path.join(*parts[:at])) if at else (folder,):
-    for path, _, _ in walk(start):
+    for path, _, _ in walk(start, onerror=_refuse):
       yield from _glob(path, parts[at + 1 :])
 
 
@@ -270,6 +273,11 @@ def _is_input(name):
 def _unread_suffix(name):
   suffix = os.path.splitext(name.lower())[1]
   return suffix if suffix in _UNREAD_SUFFIXES and not name.startswith('.') else None
+
+
+def _inside(folder, output):
+  """The output folder if it is in a folder that is searched, else None: then what is in it is wanted."""
+  return None if _is_below(folder, output) else output
 
 
 def _is_below(folder, output):
@@ -296,10 +304,11 @@ def _with_comparisons(targets):
 
 
 def _check_clashes(targets):
-  first: dict[str, Target] = {}
+  first: dict[str | tuple[int, int], Target] = {}
   for target in targets:
     for file in target.files:
-      other = first.setdefault(os.path.abspath(file), target)
+      # On some file systems, names that differ only by case are one file, which shows once it exists.
+      other = first.setdefault(file_identity(file) or os.path.abspath(file), target)
       if other is not target:
         beside = os.path.abspath(other.source.parent) == os.path.abspath(target.source.parent)
         hint = 'rename one' if beside else 'pass the folder above them with --recursive'

@@ -1,6 +1,7 @@
 """How many pixels a tile may have, so that denoising it fits into the device's free memory."""
 
 import functools
+import threading
 
 import jax
 
@@ -15,6 +16,24 @@ AREAS_PX = tuple(side**2 for side in (1504, 1280, 1024, 640, 512, 384, 256, 192,
 _LARGEST_UNREPORTED_PX = 640**2
 # Share of the free memory that a tile may take.
 _SHARE = 0.5
+
+
+class TileAreas:
+  """The pixels that tiles may have, shared by all denoisers of one network, from any thread.
+
+  Attributes:
+    px: Largest first; never empty.
+  """
+
+  def __init__(self, px: tuple[int, ...]):
+    """Takes `tile_areas`."""
+    self.px = px
+    self._lock = threading.Lock()
+
+  def drop_largest_of(self, tried_px: tuple[int, ...]) -> None:
+    """Notes that the largest of these did not fit in memory; another thread may have noted more already."""
+    with self._lock:
+      self.px = min(self.px, tried_px[1:], key=len)
 
 
 def tile_areas(model: SADNet, device: jax.Device, least_px: int = 0) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ the header, and what `jpeg`, `png` and `tiff` check.
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import os
 from pathlib import Path
 import struct
 import tempfile
@@ -87,23 +88,38 @@ def read_photograph(
     The photograph; its notes say what was ignored.
 
   Raises:
-    ValueError: The file is missing, unreadable, of another format or kind, damaged, incomplete, or too large,
-      or its format needs an extra that is not installed; or ``white_level`` is out of range.
+    ValueError: The file is missing, unreadable, of another format or kind, damaged, incomplete, too large, or
+      changed meanwhile; its format needs an extra that is not installed; or ``white_level`` is out of range.
   """
   if white_level is not None and not 1 <= white_level <= FULL_WHITE:
     raise ValueError(f'white_level is {white_level}, but must be from 1 to {FULL_WHITE}')
   with _explained_errors(path):
-    form = _format_of(Path(path))
-    with warnings.catch_warnings():
-      # The notes contain what matters from the decoders' warnings.
-      warnings.simplefilter('ignore')
-      if form == 'PNG':
-        return _read_png(Path(path), white_level)
-      if form == 'TIFF':
-        return _read_tiff(Path(path), linear, white_level)
-      if form in _READERS_OF_FLOATS:
-        return _READERS_OF_FLOATS[form](Path(path), linear)
-      return _READERS[form](Path(path))
+    before = _version(path)
+    photograph = _read(Path(path), linear, white_level)
+    if _version(path) != before:
+      # Decoders open it several times.
+      raise ValueError('the file was changed while it was read; try again')
+    return photograph
+
+
+def _version(path):
+  """What changes when a file is written or replaced."""
+  status = os.stat(path)
+  return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _read(path, linear, white_level):
+  form = _format_of(path)
+  with warnings.catch_warnings():
+    # The notes contain what matters from the decoders' warnings.
+    warnings.simplefilter('ignore')
+    if form == 'PNG':
+      return _read_png(path, white_level)
+    if form == 'TIFF':
+      return _read_tiff(path, linear, white_level)
+    if form in _READERS_OF_FLOATS:
+      return _READERS_OF_FLOATS[form](path, linear)
+    return _READERS[form](path)
 
 
 def read_shape(path: str | Path, *, decode: bool = True) -> tuple[int, int, int]:

@@ -21,12 +21,12 @@ _TIMEOUT_SECONDS = 30.0
 def fetch(source: str, *, progress: 'Progress | None' = None, max_bytes: int) -> Path:
   """Downloads a file of weights, unless the cache of huggingface_hub has the newest version.
 
-  Without a connection, the version that was downloaded last is used.
+  Without a connection, the version that was downloaded last is used, with a warning that names it
+  unless `source` names a commit.
 
   Args:
     source: ``hf://OWNER/NAME``, optionally with ``@REVISION`` (a branch, tag or commit; a slash in it is
-      written %2F) and ``/FILE``. Without a file, the repository must have one .safetensors file; without a
-      connection, a warning names the file that was downloaded before.
+      written %2F) and ``/FILE``. Without a file, the repository must have one .safetensors file.
     progress: Called during the download with the bytes received and the total, None if unknown.
     max_bytes: Size limit.
 
@@ -35,7 +35,8 @@ def fetch(source: str, *, progress: 'Progress | None' = None, max_bytes: int) ->
 
   Raises:
     ValueError: ``source`` has another form; huggingface_hub is missing; there is no such repository, revision
-      or file, or no single .safetensors file; the file is too large; or the download fails.
+      or file, or no single .safetensors file; the Hub refuses to answer; the file is too large; or the
+      download fails.
   """
   match = re.fullmatch(r'hf://([\w.-]+/[\w.-]+)(?:@([^/@]+))?(?:/([^@]+))?', source)
   if match is None:
@@ -65,6 +66,15 @@ def fetch(source: str, *, progress: 'Progress | None' = None, max_bytes: int) ->
       f'{source}: there is no model {repository} on the Hugging Face Hub, or it is private; check the name, '
       'or log in with: hf auth login'
     ) from error
+  except errors.HfHubHTTPError as error:
+    status = getattr(error.response, 'status_code', 0)
+    # The Hub's own failures (5xx) are like a missing connection.
+    if 400 <= status < 500:
+      raise ValueError(
+        f'{source}: the Hugging Face Hub refuses to answer ({one_line(error, 300)}); after status 401 or 403 '
+        'log in again with: hf auth login; after 429 wait a while'
+      ) from error
+    return _from_cache(source, repository, revision, file, error)
   # Errors of the network come from a package that depends on the version of huggingface_hub.
   except Exception as error:
     return _from_cache(source, repository, revision, file, error)
@@ -101,23 +111,30 @@ def _from_cache(source, repository, revision, file, error):
 
   try:
     if file is not None:
-      return Path(huggingface_hub.hf_hub_download(repository, file, revision=revision, local_files_only=True))
-    folder = Path(
-      huggingface_hub.snapshot_download(
-        repository, revision=revision, local_files_only=True, allow_patterns=f'*{SAFETENSORS_SUFFIX}'
+      path = Path(huggingface_hub.hf_hub_download(repository, file, revision=revision, local_files_only=True))
+    else:
+      folder = Path(
+        huggingface_hub.snapshot_download(
+          repository, revision=revision, local_files_only=True, allow_patterns=f'*{SAFETENSORS_SUFFIX}'
+        )
       )
-    )
   except LocalEntryNotFoundError:
     raise ValueError(
       f'{source}: the Hugging Face Hub cannot be reached ({one_line(error, 300)}), and this was not '
       'downloaded before; check the network, or give the path of a file'
     ) from error
-  cached = [path.relative_to(folder).as_posix() for path in folder.rglob(f'*{SAFETENSORS_SUFFIX}')]
-  chosen = _choose(source, cached, None)
-  _LOGGER.warning(
-    '%s: the Hugging Face Hub cannot be reached; taking %s, which was downloaded before', source, chosen
-  )
-  return folder / chosen
+  if file is None:
+    cached = [path.relative_to(folder).as_posix() for path in folder.rglob(f'*{SAFETENSORS_SUFFIX}')]
+    path = folder / _choose(source, cached, None)
+  # What a commit has does not change.
+  if re.fullmatch(r'[0-9a-f]{40}', revision or '') is None:
+    _LOGGER.warning(
+      '%s: the Hugging Face Hub cannot be reached (%s); taking %s, which was downloaded before',
+      source,
+      one_line(error, 300),
+      path.name,
+    )
+  return path
 
 
 def _choose(source, files, file):

@@ -109,6 +109,15 @@ def uncompiled(monkeypatch):
   return network
 
 
+def test_weights_that_do_not_fit_on_the_device_are_a_message(monkeypatch):
+  def refuse(*_):
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
+
+  monkeypatch.setattr(jax, 'device_put', refuse)
+  with pytest.raises(ValueError, match=r'fails to take the weights \(RESOURCE_EXHAUSTED.*another device'):
+    CompiledNetwork(COLOR, {}, jax.local_devices()[0])
+
+
 def test_few_programs_are_kept_however_many_sizes_there_are(uncompiled):
   for height in range(96, 193, 4):
     for width in range(96, 193, 12):
@@ -326,6 +335,17 @@ def test_smaller_tiles_are_tried_if_memory_runs_out(monkeypatch):
   instance.network.tiles.clear()
   instance(noisy)
   assert {max(size) for size in instance.network.sizes} == {320}
+  # Nor do denoisers of the same network.
+  assert max(instance.with_ensemble().plan(700, 100).tile_size) == 320
+
+
+def test_what_an_ensemble_learns_about_memory_is_known_to_the_next(monkeypatch):
+  monkeypatch.setattr(tile_memory, 'tile_areas', lambda *_: (512**2, 256**2, 192**2))
+  instance, noisy = denoiser(out_of_memory_above(350)), picture(700, 100, 3)
+  instance.with_ensemble()(noisy)
+  instance.network.tiles.clear()
+  instance.with_ensemble()(noisy)
+  assert max(max(size) for size in instance.network.sizes) <= 350
 
 
 @pytest.mark.parametrize(

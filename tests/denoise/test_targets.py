@@ -1,5 +1,6 @@
 """Which pictures are denoised, and the output of each."""
 
+import errno
 import os
 import struct
 
@@ -116,6 +117,47 @@ def test_an_output_folder_in_the_input_folder_is_not_an_input(folder):
   wanted = {'in/a.png': 'in/done/a.png', 'in/sub/a.png': 'in/done/sub/a.png'}
   assert _sources_and_outputs('in', recursive=True, **options) == wanted
   assert _sources_and_outputs('in/**/*.png', **options) == wanted
+
+
+@pytest.mark.parametrize('output', ['.', 'photos'])
+def test_pictures_below_an_output_folder_that_holds_the_input_are_found(folder, output):
+  for name in ('a.jpg', '2023/b.jpg'):
+    picture(folder / 'photos' / name)
+  wanted = {'photos/a.jpg': f'{output}/a.png', 'photos/2023/b.jpg': f'{output}/2023/b.png'}
+  wanted = {source: target.removeprefix('./') for source, target in wanted.items()}
+  options = {'output': output, 'suffix': '.png'}
+  assert _sources_and_outputs('photos', recursive=True, **options) == wanted
+  assert _sources_and_outputs('photos/**/*.jpg', **options) == wanted
+  assert _sources_and_outputs('photos/*.jpg', **options).keys() == {'photos/a.jpg'}
+  assert _sources_and_outputs('photos/2023', **options).keys() == {'photos/2023/b.jpg'}
+
+
+def test_a_folder_that_cannot_be_read_is_named(folder, monkeypatch):
+  picture(folder / 'in/a.png')
+  (folder / 'in/private').mkdir()
+  scandir = os.scandir
+
+  def refuse(path):
+    if str(path).endswith('private'):
+      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    return scandir(path)
+
+  # Root may read everything.
+  monkeypatch.setattr(os, 'scandir', refuse)
+  for inputs, options in (('in', {'recursive': True}), ('in/**/*.png', {})):
+    with pytest.raises(ValueError, match=r'cannot read the folder in/private: Permission denied'):
+      find_targets([inputs], 'out', **options)
+
+
+@pytest.mark.parametrize('options', [{'overwrite': True}, {'skip_existing': True}])
+def test_outputs_that_the_file_system_takes_for_one_file_are_refused(folder, options):
+  for name in ('A.png', 'a.png'):
+    picture(folder / 'in' / name)
+  picture(folder / 'out/A.png')
+  # As on file systems where names that differ only by case are one.
+  os.link(folder / 'out/A.png', folder / 'out/a.png')
+  with pytest.raises(ValueError, match=r'in/A\.png and in/a\.png have the same output, out/a\.png'):
+    find_targets(['in'], 'out', **options)
 
 
 def test_a_name_with_brackets_that_exists_is_a_name(folder):

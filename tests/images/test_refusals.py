@@ -5,6 +5,7 @@ import ctypes
 import io
 import os
 from pathlib import Path
+import shutil
 import struct
 import time
 import warnings
@@ -22,6 +23,7 @@ from sadnet_jax.images import (
   Photograph,
   check_output,
   read_photograph,
+  reading,
   upright,
   write_photograph,
   writing,
@@ -458,3 +460,22 @@ def test_whatever_was_read_can_be_written_in_all_formats(tmp_path, capfd, caplog
         # Grey with transparency is stored as colour.
         np.testing.assert_array_equal(again.pixels, np.broadcast_to(wanted.pixels, again.pixels.shape))
   _assert_silence(capfd, caplog)
+
+
+@pytest.mark.parametrize('change', ['rewritten', 'replaced'])
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch, change):
+  path, decode = tmp_path / 'a.bmp', reading._read
+  write_photograph(path, random_photograph(8, 9))
+
+  def decode_while_another_program_writes(path, *options):
+    photograph = decode(path, *options)
+    if change == 'rewritten':
+      path.write_bytes(path.read_bytes() + b'\0')
+    else:
+      shutil.copy(path, tmp_path / 'b.bmp')
+      (tmp_path / 'b.bmp').replace(path)
+    return photograph
+
+  monkeypatch.setattr(reading, '_read', decode_while_another_program_writes)
+  with pytest.raises(ValueError, match=r'a\.bmp: the file was changed while it was read; try again'):
+    read_photograph(path)
