@@ -95,6 +95,8 @@ def check_results(source: str | Path, content: Mapping[str, Any], params_sha256:
     hashes = {result['method']['sha256'] for result in results}
     failures = [*content['failures'], *(failure for result in results for failure in result['failures'])]
     committed = is_committed(content['environment'])
+    # What the card will need.
+    _ = [_row(result) for result in results]
   except (KeyError, TypeError) as error:
     raise ValueError(f'{source}: not a results.json of evaluate.py ({error!r})') from error
   if not results:

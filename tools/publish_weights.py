@@ -161,7 +161,7 @@ def _check_request(request, entries):
   if unknown := [d for d in request.default_for or () if d not in TASKS]:
     raise ValueError(f'--default_for: unknown {", ".join(unknown)}; choose from {", ".join(TASKS)}')
   channels = request.config['model']['channels']
-  if unfit := [d for d in request.default_for or () if channels not in TASKS[d]]:
+  if unfit := [d for d in _default_for(request, entries) if channels not in TASKS[d]]:
     raise ValueError(
       f'--default_for: weights with {channels} channel(s) cannot be the default for {", ".join(unfit)}'
     )
@@ -268,10 +268,6 @@ def _write_file(path, request, source, about):
 
 
 def _entry(request, entries, path, source, facts, measured, noise):
-  if request.default_for is not None:
-    default_for = tuple(request.default_for)
-  else:
-    default_for = entries[request.name].default_for if request.name in entries else ()
   return Entry(
     name=request.name,
     file=path.name,
@@ -281,8 +277,14 @@ def _entry(request, entries, path, source, facts, measured, noise):
     channels=source.model.channels,
     noise=noise,
     measured=measured,
-    default_for=default_for,
+    default_for=_default_for(request, entries),
   )
+
+
+def _default_for(request, entries):
+  if request.default_for is not None:
+    return tuple(request.default_for)
+  return entries[request.name].default_for if request.name in entries else ()
 
 
 def _noise(config):

@@ -460,6 +460,25 @@ def test_invalid_requests_are_refused_before_anything_is_written(request_, chang
   assert _published(request_.folder) == {}
 
 
+def test_a_kept_default_must_fit_too(request_):
+  publish(request_)
+  published = _published(request_.folder)
+  grey = small_config() | {'model': small_config()['model'] | {'channels': 1}}
+  with pytest.raises(ValueError, match=r'weights with 1 channel\(s\) cannot be the default for color'):
+    publish(dataclasses.replace(request_, config=grey, default_for=None, overwrite=True))
+  assert _published(request_.folder) == published
+
+
+@pytest.mark.parametrize('field', ['title', 'version', 'protocol', 'mean'])
+def test_results_without_what_the_card_needs_are_refused_before_anything_is_written(request_, field):
+  content = _results(_rounded())
+  del content['results'][1][field]
+  request_.results.write_text(json.dumps(content))
+  with pytest.raises(ValueError, match=rf"not a results\.json of evaluate\.py \(KeyError\('{field}'\)\)"):
+    publish(request_)
+  assert _published(request_.folder) == {}
+
+
 def test_float16_cannot_become_float32(request_, tmp_path):
   save_weights(
     tmp_path / 'a.safetensors',
