@@ -177,6 +177,14 @@ def _find_clean(folder: Path) -> tuple[list[_Files], list[str]]:
         f'{folder}: has folders of noisy images ({", ".join(path.name for path in noisy)}), which are not '
         'clean; give the folder of the clean images alone'
       )
+  for path in images:
+    # Deeper ones, as of an archive unpacked into a folder of its own name.
+    for parent in path.relative_to(folder).parents[:-1]:
+      if _NOISY_FOLDER.fullmatch(parent.name):
+        raise ValueError(
+          f'{folder}: has a folder of noisy images, {parent}, which are not clean; give the folder '
+          f'{folder / parent.parent}, or that of the clean images alone'
+        )
   return [_Files((path,), None, None) for path in images], []
 
 

@@ -51,8 +51,10 @@ def published(dataset: str, channels: int, sigma_255: float | None) -> list[Publ
 
 
 # The paper does not say whether it measured the output of its test script or saved files.
-_CLIPPED = ('clipped8', 'authors')
-_UNCLIPPED, _ROUNDED, _FLOAT = ('unclipped',), ('rounded',), ('float',)
+_CLIPPED, _REAL_NOISE = ('clipped8', 'authors'), ('rounded', 'authors')
+# For SIDD's blocks, both do the same.
+_FLOAT = ('float', 'authors')
+_UNCLIPPED, _ROUNDED = ('unclipped',), ('rounded',)
 # (set, channels): [(method, protocols, version, PSNR by sigma on the scale of 8-bit images)].
 _GAUSSIAN: dict[tuple[str, int], list[tuple[str, tuple[str, ...], str, dict[int, float]]]] = {
   ('cbsd68', 3): [
@@ -96,7 +98,7 @@ _REAL = {
     Published('NAFNet-w64', 40.30, None, _FLOAT),
   ],
   'nam': [
-    Published(PAPER, 42.92, 0.9839, _ROUNDED, NAM_PATCHES),
+    Published(PAPER, 42.92, 0.9839, _REAL_NOISE, NAM_PATCHES),
     Published('CBM3D', 39.84, 0.9657, _ROUNDED, NAM_PATCHES),
     Published('CBDNet, for JPEG', 41.31, 0.9784, _ROUNDED, NAM_PATCHES),
     Published('RIDNet', 41.04, 0.9814, _ROUNDED, NAM_PATCHES),

@@ -241,6 +241,7 @@ class SADNetMethod:
     self._labels, self._devices, self._channels = labels, devices, model.channels
     self._model, self._host_params = model, params
     self._tiled: set[tuple[int, ...]] = set()
+    self._sizes: set[tuple[int, ...]] = set()
     self._pad_to_px, self._shares_programs = pad_to_px, False
     replicated = NamedSharding(Mesh(np.asarray(devices), ('devices',)), PartitionSpec())
     self._params = jax.device_put(params, replicated)
@@ -255,13 +256,15 @@ class SADNetMethod:
     self._compiled: dict[Any, Any] = {}
 
   def describe(self) -> dict[str, Any]:
-    """Returns name, labels, the multiple that sides are padded to, and sizes that were cut into tiles."""
-    tiled = [f'{width}x{height}' for height, width in sorted(self._tiled)]
+    """Returns name, labels, the multiple that sides are padded to, and which planned sizes go in tiles."""
+    # Earlier sets had other sizes; the sizes of some data are not known before.
+    tiled = self._tiled & self._sizes if self._sizes else self._tiled
+    shown = [f'{width}x{height}' for height, width in sorted(tiled)]
     return {
       'name': self.name,
       **self._labels,
       'pad_to_px': self._pad_to_px,
-      **({'tiled': tiled} if tiled else {}),
+      **({'tiled': shown} if shown else {}),
     }
 
   def check(self, channels: int, real: bool) -> None:
@@ -274,6 +277,7 @@ class SADNetMethod:
 
   def plan(self, sizes: Sequence[tuple[int, int]]) -> None:
     """Chooses whether images of different sizes share programs."""
+    self._sizes = set(sizes)
     self._shares_programs = len({_padded_size(size, self._pad_to_px) for size in sizes}) > MAX_SIZES
 
   def group(self, size: tuple[int, ...]) -> Hashable:

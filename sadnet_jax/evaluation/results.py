@@ -41,7 +41,8 @@ class ImageResult:
     ssim_wang: The same for the denoised image.
     ssim_matlab_noisy: SSIM (MATLAB) of the noisy image.
     ssim_matlab: The same for the denoised image.
-    seconds: Time the method took, without reading, adding noise, and compiling.
+    seconds: Time the method took, without reading, adding noise, and compiling (except for images in tiles
+      where more than `methods.MAX_SIZES` sizes share programs: the first of each program includes that).
   """
 
   name: str
@@ -185,8 +186,11 @@ def shareable_result(result: SetResult, root: str | Path | None = None) -> dict[
   content = shareable(result.to_json(), root)
   for item, image in zip(content['images'], result.images, strict=True):
     item['name'] = image.name
+  names = {image.name for image in result.image_set.images}
   for item, failure in zip(content['failures'], result.failures, strict=True):
-    item['name'] = failure.name
+    # Others are the paths of files that are no image of the set.
+    if failure.name in names:
+      item['name'] = failure.name
   return content
 
 

@@ -268,6 +268,8 @@ class _OutputFolder:
     command = shlex.join(['python', Path(sys.argv[0]).name, *arguments])
     self._about: dict[str, Any] = {'command': command, 'environment': environment(PACKAGES)}
     self._folder.mkdir(parents=True, exist_ok=True)
+    # Of pictures, and of the forms of a submission, as an earlier evaluation may have left them.
+    self._earlier = {path for pattern in ('*', '*/*') for path in self._folder.glob(pattern) if path.is_dir()}
 
   def pictures_folder(self, run: _Run, method: Method) -> Path:
     """Returns where the pictures of a result go; two sets with the same title get two folders."""
@@ -296,7 +298,9 @@ class _OutputFolder:
     self._write()
 
   def finish(self) -> None:
-    """Writes the page and prints the table."""
+    """Writes the page and prints the table; without any result leaves what is there."""
+    if not (self._results or self._submissions or self._failures):
+      return
     content = self._write()
     showcases = [*self._showcases, *self._submission_showcases]
     size = write_page(self._folder / results.PAGE_FILE, content, showcases)
@@ -304,6 +308,16 @@ class _OutputFolder:
       print(results.format_table(self._results))
     files = f'{results.RESULTS_FILE}, {results.IMAGES_FILE}, {results.PAGE_FILE} ({size / 1e6:.1f} MB)'
     print(f'{self._folder}: wrote {files}')
+    if stale := self._stale_folders():
+      print(f'note: {self._folder}: folders of an earlier evaluation were kept: {", ".join(stale)}')
+
+  def _stale_folders(self):
+    """Folders that were there before and that nothing was written to."""
+    files = [self._folder / file for submission in self._submissions for file in submission.files]
+    written = {*self._pictures_folders, *files}
+    written |= {parent for path in written for parent in path.parents}
+    stale = [path for path in self._earlier - written if path.parent not in self._pictures_folders]
+    return sorted(str(path.relative_to(self._folder)) for path in stale if path.parent not in stale)
 
   def _write(self):
     """Writes results.json and images.csv; returns the content of results.json."""

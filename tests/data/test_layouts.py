@@ -337,6 +337,15 @@ def test_noisy_copies_beside_the_originals_are_not_clean_images(tmp_path):
     find_examples('clean', tmp_path)
 
 
+def test_noisy_copies_deeper_in_a_folder_are_not_clean_images(tmp_path):
+  for folder in ('original', 'noisy15'):
+    dataset_files.write(tmp_path / 'CBSD68/CBSD68' / folder / '1.png', dataset_files.picture(4, 4, 0))
+  message = r'has a folder of noisy images, CBSD68/noisy15, .*; give the folder .*/CBSD68/CBSD68, or'
+  with pytest.raises(ValueError, match=message):
+    find_examples('clean', tmp_path / 'CBSD68')
+  assert len(find_examples('clean', tmp_path / 'CBSD68/CBSD68').examples) == 1
+
+
 def test_pairs_are_not_clean_images(tmp_path):
   for path in ('noisy/1.png', 'clean/1.png'):
     dataset_files.write(tmp_path / path, dataset_files.picture(4, 4, 0))

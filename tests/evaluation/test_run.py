@@ -306,7 +306,30 @@ def test_bad_pairs_are_named_and_the_rest_evaluated_if_asked(tmp_path):
   with pytest.raises(ValueError, match=r'^2 failure\(s\)') as error:
     run.evaluate([Noisy()], _options(tmp_path, folder, keep_going=True, overwrite=True))
   assert '1_noisy' in str(error.value)
-  assert _names(_results(tmp_path / 'output')['results'][0]) == ['0_noisy']
+  content = _results(tmp_path / 'output')
+  assert _names(content['results'][0]) == ['0_noisy']
+  assert [failure['name'] for failure in content['results'][0]['failures']] == [
+    'pairs/2_clean.png',
+    '1_noisy',
+  ]
+  assert content['failures'] == content['results'][0]['failures']
+  for path in (tmp_path / 'output').glob('*.*'):
+    assert str(tmp_path) not in path.read_text()
+
+
+def test_an_evaluation_that_fails_at_once_leaves_an_earlier_one(photographs, tmp_path, capsys):
+  run.evaluate([Smooth()], _options(tmp_path, photographs, sigmas_255=[25.0, 50.0], pictures=True))
+  before = {path: path.read_bytes() for path in (tmp_path / 'output').rglob('*') if path.is_file()}
+  _no_image(photographs)
+  with pytest.raises(ValueError, match=r'2\.png'):
+    run.evaluate([Smooth()], _options(tmp_path, photographs, overwrite=True))
+  assert {path: path.read_bytes() for path in before} == before
+  capsys.readouterr()
+  (photographs / '2.png').unlink()
+  run.evaluate([Smooth()], _options(tmp_path, photographs, sigmas_255=[25.0], overwrite=True))
+  stale = [path.name for path in (tmp_path / 'output').glob('*sigma50*')]
+  assert f'folders of an earlier evaluation were kept: {", ".join(stale)}\n' in capsys.readouterr().out
+  assert len(stale) == 1
 
 
 def test_missing_sets_are_reported_before_anything_is_evaluated(photographs, tmp_path):
@@ -429,7 +452,7 @@ def test_sidd_validation_is_measured_block_by_block(tmp_path):
     'method': 'SADNet (paper)',
     'psnr': 39.46,
     'ssim': None,
-    'protocols': ['float'],
+    'protocols': ['float', 'authors'],
     'version': '',
     'differs': ['all 1280 images'],
   }
