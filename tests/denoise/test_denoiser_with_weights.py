@@ -84,8 +84,8 @@ def test_small_images_are_sane(denoiser, size):
   assert np.abs(denoised - clean).mean() < 0.05
 
 
-# The last two have some noise of their own.
-@pytest.mark.parametrize(('name', 'most'), [('coffee', 0.5), ('chelsea', 0.9), ('astronaut', 1.5)])
+# All have some noise of their own: the saucer and the dark corner of the coffee, for example.
+@pytest.mark.parametrize(('name', 'most'), [('coffee', 0.8), ('chelsea', 1.0), ('astronaut', 1.5)])
 def test_clean_photographs_stay_and_colours_of_noisy_ones_too(denoiser, name, most):
   clean = np.asarray(Image.open(PHOTOGRAPH.with_name(f'{name}.png')).convert('RGB'))[:200, :280]
   assert np.abs(denoiser(clean).astype(int) - clean).mean() < most

@@ -28,8 +28,8 @@ MEASURED = {
   ('color', 'coffee', 50): 31.533,
   ('gray', 'chelsea', 25): 28.957,
   ('gray', 'coffee', 50): 30.243,
-  ('photo', 'chelsea', 5): 37.422,
-  ('photo', 'coffee', 15): 35.490,
+  ('photo', 'chelsea', 5): 37.161,
+  ('photo', 'coffee', 15): 35.438,
   ('photo_fast', 'chelsea', 5): 37.792,
   ('photo_fast', 'coffee', 15): 34.713,
 }
