@@ -1,5 +1,6 @@
 PYTHON ?= python3
-VENV := .venv
+# Not .venv, which may be yours.
+VENV := .venv-make
 BIN := $(VENV)/bin
 # Silences Material's notice about MkDocs 2.
 export NO_MKDOCS_2_WARNING := 1

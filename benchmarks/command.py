@@ -48,7 +48,9 @@ import json, os, subprocess, sys, time
 start = time.perf_counter()
 process = subprocess.Popen(sys.argv[1:], stdout=sys.stderr)
 _, status, usage = os.wait4(process.pid, 0)
-used = {'seconds': time.perf_counter() - start, 'peak_mib': usage.ru_maxrss / 1024}
+# In KiB on Linux, in bytes on macOS.
+unit = 2**20 if sys.platform == 'darwin' else 2**10
+used = {'seconds': time.perf_counter() - start, 'peak_mib': usage.ru_maxrss / unit}
 print(json.dumps({**used, 'status': os.waitstatus_to_exitcode(status)}))
 """
 # Targets: seconds of the first picture with a filled cache, and the time of 'fast' over that of 'balanced'.
@@ -81,6 +83,8 @@ def run_command(noisy: Path, output: Path, quality: str, cache: Path) -> dict:
   """Wall seconds and peak memory of one run of the command."""
   # The command's own cache, in another place.
   environ = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': '', 'XDG_CACHE_HOME': str(cache)}
+  # Set by `common`; users have JAX's default.
+  environ.pop('XLA_PYTHON_CLIENT_PREALLOCATE', None)
   command = [COMMAND, noisy, '-o', output, '--quality', quality, '--overwrite', '--quiet']
   used = measure([sys.executable, *command], environ)
   if status := used.pop('status'):

@@ -69,13 +69,13 @@ def keep_freed_memory() -> bool:
     (``JAX_PLATFORMS=cpu`` says that it is not used), or if the environment sets up the allocator
     (``MALLOC_*``, ``GLIBC_TUNABLES``, ``LD_PRELOAD``).
   """
-  if sys.platform != 'linux' or _may_have_accelerator() or _allocator_is_set_up():
+  if sys.platform != 'linux' or may_have_accelerator() or _allocator_is_set_up():
     return False
   libc = ctypes.CDLL(None)
   return hasattr(libc, 'gnu_get_libc_version') and all(libc.mallopt(*setting) for setting in _KEEP_FREED)
 
 
-def _may_have_accelerator():
+def may_have_accelerator():
   """Whether JAX has a plugin for one and is not told to use the CPU alone."""
   if os.environ.get('JAX_PLATFORMS') == 'cpu':
     return False

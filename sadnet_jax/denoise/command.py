@@ -25,6 +25,7 @@ import warnings
 from sadnet_jax.denoise import interruption
 from sadnet_jax.denoise.quality import QUALITIES
 from sadnet_jax.denoise.report import COMMAND, print_error
+from sadnet_jax.machine import may_have_accelerator
 from sadnet_jax.weights.index import available
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ Denoises pictures: PNG, JPEG, TIFF, WebP, BMP, OpenEXR and JPEG XL, grey and col
 and camera raw too. Transparency, orientation, colour profile and metadata are kept."""
 # More than JAX and Flax make when they are imported.
 _OBJECTS_OF_LIBRARIES = 500_000
+_WHY_NO_ACCELERATOR = "to see why JAX does not use it: python -c 'import jax; print(jax.devices())'"
 # What --format takes: extensions without their dot.
 _FORMATS = ('png', 'jpg', 'tif', 'webp', 'exr', 'jxl')
 _EPILOG = """\
@@ -129,6 +131,10 @@ def _denoise(arguments: argparse.Namespace) -> int:
         dilations=arguments.dilations,
         options={**_denoiser_options(arguments), **strengths},
       )
+      if arguments.device is None and not arguments.quiet and _leaves_accelerator(networks):
+        print_error(
+          f'computing on the CPU, though a package for GPU or TPU is installed; {_WHY_NO_ACCELERATOR}'
+        )
       with Report(targets, sizes, quiet=arguments.quiet, skipped=skipped) as report:
         for folder, note in notes:
           report.note(folder, (note,))
@@ -224,8 +230,16 @@ def choose_device(wanted: str | None) -> 'jax.Device':
   if int(number or 0) >= len(matching):
     names = [f'{device.platform}:{i}' for i, device in enumerate(devices)]
     names += ['cpu'] * (devices[0].platform != 'cpu')
-    raise ValueError(f'--device: there is no {wanted}; choose from {", ".join(names)}')
+    reason = ''
+    if platform in ('gpu', 'cuda', 'tpu') and may_have_accelerator():
+      reason = f'; a package for it is installed, {_WHY_NO_ACCELERATOR}'
+    raise ValueError(f'--device: there is no {wanted}; choose from {", ".join(names)}{reason}')
   return matching[int(number or 0)]
+
+
+def _leaves_accelerator(networks):
+  """Whether JAX computes on the CPU though it has a plugin for something faster."""
+  return networks.device.platform == 'cpu' and may_have_accelerator()
 
 
 @contextlib.contextmanager

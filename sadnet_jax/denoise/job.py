@@ -8,6 +8,7 @@ from pathlib import Path
 import time
 from typing import Any
 
+import jax
 import numpy as np
 
 from sadnet_jax.denoise import claims, interruption
@@ -61,6 +62,11 @@ class Networks:
     self._published: dict[str, Path] = {}
     self._strength: tuple[float, float | None] | None = None
     self._choose(model, quality)
+
+  @property
+  def device(self) -> jax.Device:
+    """Where they run."""
+    return self._load(self._name(3)).network.device
 
   def choosing(self, model: str | Path | None, quality: str | None = None) -> 'Networks':
     """The same with other weights; what both use is loaded once.

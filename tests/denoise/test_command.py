@@ -11,7 +11,7 @@ import pytest
 
 import sadnet_jax
 from sadnet_jax import machine
-from sadnet_jax.denoise import compilation_cache, job
+from sadnet_jax.denoise import command, compilation_cache, job
 from sadnet_jax.denoise.command import choose_device, main
 from sadnet_jax.denoise.compiled_network import CompiledNetwork
 from sadnet_jax.denoise.denoiser import OVERLAP_PX, Denoiser
@@ -518,6 +518,19 @@ def test_devices_are_named_by_kind_and_number():
   assert choose_device(None) == choose_device('cpu') == jax.local_devices()[0]
   assert choose_device('cpu:5') == jax.local_devices()[5]
   with pytest.raises(ValueError, match='--device: there is no gpu:1; choose from cpu:0, cpu:1'):
+    choose_device('gpu:1')
+
+
+def test_an_accelerator_that_is_not_used_is_noted(folder, weights, monkeypatch, capsys):
+  picture(folder / 'a.png')
+  monkeypatch.setattr(command, 'may_have_accelerator', lambda: True)
+  why = "to see why JAX does not use it: python -c 'import jax; print(jax.devices())'"
+  for options, noted in (((), True), (('--device', 'cpu'), False), (('-q',), False)):
+    status, lines = run('a.png', '-o', 'b.png', '--model', weights, '--overwrite', *options, capsys=capsys)
+    assert status == 0
+    note = f'sadnet-denoise: computing on the CPU, though a package for GPU or TPU is installed; {why}'
+    assert (note in lines) == noted
+  with pytest.raises(ValueError, match='there is no gpu:1; .* a package for it is installed, to see why'):
     choose_device('gpu:1')
 
 
