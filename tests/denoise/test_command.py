@@ -530,7 +530,7 @@ def test_an_accelerator_that_is_not_used_is_noted(folder, weights, monkeypatch, 
     assert status == 0
     note = f'sadnet-denoise: computing on the CPU, though a package for GPU or TPU is installed; {why}'
     assert (note in lines) == noted
-  with pytest.raises(ValueError, match='there is no gpu:1; .* a package for it is installed, to see why'):
+  with pytest.raises(ValueError, match=r'there is no gpu:1; .* a package for it is installed, to see why'):
     choose_device('gpu:1')
 
 

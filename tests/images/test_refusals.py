@@ -22,8 +22,8 @@ from sadnet_jax.images import (
   PHOTOGRAPH_SUFFIXES,
   Photograph,
   check_output,
+  png,
   read_photograph,
-  reading,
   upright,
   write_photograph,
   writing,
@@ -464,18 +464,17 @@ def test_whatever_was_read_can_be_written_in_all_formats(tmp_path, capfd, caplog
 
 @pytest.mark.parametrize('change', ['rewritten', 'replaced'])
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch, change):
-  path, decode = tmp_path / 'a.bmp', reading._read
+  path, read_metadata = tmp_path / 'a.png', png.read_metadata
   write_photograph(path, random_photograph(8, 9))
 
-  def decode_while_another_program_writes(path, *options):
-    photograph = decode(path, *options)
+  def read_metadata_while_another_program_writes(*arguments):
     if change == 'rewritten':
       path.write_bytes(path.read_bytes() + b'\0')
     else:
-      shutil.copy(path, tmp_path / 'b.bmp')
-      (tmp_path / 'b.bmp').replace(path)
-    return photograph
+      shutil.copy(path, tmp_path / 'b.png')
+      (tmp_path / 'b.png').replace(path)
+    return read_metadata(*arguments)
 
-  monkeypatch.setattr(reading, '_read', decode_while_another_program_writes)
-  with pytest.raises(ValueError, match=r'a\.bmp: the file was changed while it was read; try again'):
+  monkeypatch.setattr(png, 'read_metadata', read_metadata_while_another_program_writes)
+  with pytest.raises(ValueError, match=r'a\.png: the file was changed while it was read; try again'):
     read_photograph(path)
