@@ -35,6 +35,7 @@ from sadnet_jax.denoise.tiling import RAMP_PX, Axis, TilePlan, blend_tiles
 from sadnet_jax.evaluation.metrics import psnr
 from sadnet_jax.images.arrays import find_images
 from sadnet_jax.images.photograph import to_8_bits, to_float
+from sadnet_jax.weights.index import available
 
 COMMAND = common.ROOT / 'sadnet_jax' / '__main__.py'
 # Above this, compiling is a small part of the time.
@@ -209,6 +210,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   photographs = find_images(find_data_dir(arguments.images, '--images'))
   results: dict[str, Any] = common.describe('command.py', common.options_of(arguments), ('flax',))
   results |= {'model': default_weights(3, BALANCED), 'sigma_255': arguments.sigma_255}
+  names = sorted({default_weights(3, quality) for quality in (*arguments.qualities, BALANCED)})
+  results['weights'] = {name: available()[name].sha256 for name in names}
   # Before the seams: JAX's memory in this process must not affect the command.
   with tempfile.TemporaryDirectory() as temporary:
     if arguments.repeats:

@@ -16,6 +16,7 @@ from scipy import stats
 
 from benchmarks.pytorch.rows import ROWS as PYTORCH_ROWS
 from configs.ablation import PAPER_PSNR, ROWS
+from sadnet_jax.weights.index import available
 
 
 def figure(value: float) -> str:
@@ -271,7 +272,7 @@ def bfloat16_table(content: Mapping[str, Any]) -> list[str]:
 
 
 def command_tables(content: Mapping[str, Any]) -> list[str]:
-  """The command by picture size and its start, then the seams between tiles."""
+  """The command by picture size and its start, then the seams; whether the weights are others now."""
   rows = [
     (
       f'{row["width"]}x{row["height"]}, --quality {row["quality"]}',
@@ -288,7 +289,13 @@ def command_tables(content: Mapping[str, Any]) -> list[str]:
     rows.append((f'512x512, median of {len(empty)}', *medians, '', ''))
   head = ('picture', 'seconds, empty cache', 'filled cache', 'peak memory of the process', 'PSNR')
   lines = markdown_table(head, rows)
-  return [*lines, '', *_seams(content)] if content.get('seams') else lines
+  if content.get('seams'):
+    lines += ['', *_seams(content)]
+  published = {name: entry.sha256 for name, entry in available().items()}
+  if replaced := sorted(set(content.get('weights', {}).items()) - set(published.items())):
+    names = ', '.join(f'`{name}`' for name, _ in replaced)
+    lines += ['', f'PSNR and differences are of other weights than those published now: {names}.']
+  return lines
 
 
 def _seams(content):

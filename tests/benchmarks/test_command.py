@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks import command
+from benchmarks import command, tables
+from sadnet_jax.weights.index import available
 
 
 def test_targets_compare_the_qualities_of_one_size():
@@ -23,3 +24,12 @@ def test_targets_compare_the_qualities_of_one_size():
   assert (filled['value'], filled['reached']) == (pytest.approx(0.375), True)
   assert (ratio['value'], ratio['target'], ratio['reached']) == (pytest.approx(0.41), 0.4, False)
   assert command.targets({}, sizes[2:]) == {}
+
+
+def test_weights_that_have_been_replaced_since_are_named():
+  published = available()['photo'].sha256
+  content = {'sizes': [], 'weights': {'photo': published, 'photo_fast': 'another'}}
+  assert tables.command_tables(content)[-1].endswith(
+    'of other weights than those published now: `photo_fast`.'
+  )
+  assert 'published' not in tables.command_tables({'sizes': [], 'weights': {'photo': published}})[-1]
