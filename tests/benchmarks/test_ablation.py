@@ -183,13 +183,16 @@ def test_test_images_are_clean_and_in_colour(images):
     ablation.open_test(f'pairs:{images}')
 
 
-@pytest.mark.parametrize('change', [{'uncommitted_changes': True}, {'commit': None}])
-def test_results_of_uncommitted_code_are_refused(tmp_path, monkeypatch, change):
+@pytest.mark.parametrize(
+  ('change', 'where'),
+  [({'uncommitted_changes': True}, 'on uncommitted code'), ({'commit': None}, 'outside a clone')],
+)
+def test_results_of_uncommitted_code_are_refused(tmp_path, monkeypatch, change, where):
   monkeypatch.setattr(report, 'RESULTS', tmp_path)
   content = _results(_levels(0))
   content['rows']['rsab']['seeds']['0']['starts'] = [CLEAN, CLEAN | change]
   (tmp_path / 'ablation_cpu.json').write_text(json.dumps(content))
-  with pytest.raises(SystemExit, match='measured on uncommitted code'):
+  with pytest.raises(SystemExit, match=f'measured {where}'):
     report.ablation_page()
 
 

@@ -340,7 +340,8 @@ def test_the_space_serves_everyone_on_the_port_of_spaces(monkeypatch):
 def test_the_space_installs_what_the_page_needs():
   project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
   requirements = (ROOT / 'examples/space/requirements.txt').read_text().split()
-  assert requirements == [*project['dependencies'], *project['optional-dependencies']['app']]
+  extras = [name for extra in ('app', 'heic', 'raw') for name in project['optional-dependencies'][extra]]
+  assert requirements == [*project['dependencies'], *extras]
   header = (ROOT / 'examples/space/README.md').read_text()
   version = re.search('^sdk_version: (.*)$', header, re.MULTILINE)[1]
   assert f'\ngradio=={version}\n' in (ROOT / 'constraints.txt').read_text()
