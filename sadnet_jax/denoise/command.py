@@ -125,13 +125,15 @@ def _denoise(arguments: argparse.Namespace) -> int:
 
       interruption.check()
       strengths = {'strength': arguments.strength, 'chroma_strength': arguments.chroma_strength}
+      options = _denoiser_options(arguments)
       networks = job.Networks(
         arguments.model,
         quality=arguments.quality,
         dilations=arguments.dilations,
-        options={**_denoiser_options(arguments), **strengths},
+        options={**options, **strengths},
       )
-      if arguments.device is None and not arguments.quiet and _leaves_accelerator(networks):
+      is_on_cpu = options['device'].platform == 'cpu'
+      if is_on_cpu and arguments.device is None and not arguments.quiet and may_have_accelerator():
         print_error(
           f'computing on the CPU, though a package for GPU or TPU is installed; {_WHY_NO_ACCELERATOR}'
         )
@@ -235,11 +237,6 @@ def choose_device(wanted: str | None) -> 'jax.Device':
       reason = f'; a package for it is installed, {_WHY_NO_ACCELERATOR}'
     raise ValueError(f'--device: there is no {wanted}; choose from {", ".join(names)}{reason}')
   return matching[int(number or 0)]
-
-
-def _leaves_accelerator(networks):
-  """Whether JAX computes on the CPU though it has a plugin for something faster."""
-  return networks.device.platform == 'cpu' and may_have_accelerator()
 
 
 @contextlib.contextmanager

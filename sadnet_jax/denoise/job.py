@@ -8,7 +8,6 @@ from pathlib import Path
 import time
 from typing import Any
 
-import jax
 import numpy as np
 
 from sadnet_jax.denoise import claims, interruption
@@ -62,11 +61,6 @@ class Networks:
     self._published: dict[str, Path] = {}
     self._strength: tuple[float, float | None] | None = None
     self._choose(model, quality)
-
-  @property
-  def device(self) -> jax.Device:
-    """Where they run."""
-    return self._load(self._name(3)).network.device
 
   def choosing(self, model: str | Path | None, quality: str | None = None) -> 'Networks':
     """The same with other weights; what both use is loaded once.
@@ -177,9 +171,6 @@ def denoise_all(
 def _share(target, networks, report, outputs, reading):
   """Denoises a picture unless that is done; False if another process is doing it."""
   interruption.check()
-  if all(map(outputs.exists_already, target.files)):
-    report.skip(target)
-    return True
   with claims.claimed(target.output) as is_ours:
     if is_ours:
       _denoise_or_skip(target, networks, report, outputs, reading)
@@ -187,8 +178,8 @@ def _share(target, networks, report, outputs, reading):
 
 
 def _denoise_or_skip(target, networks, report, outputs, reading):
+  # Only with the claim is it certain that no other process is about to write them.
   if all(map(outputs.exists_already, target.files)):
-    # Since the claim.
     report.skip(target)
     return
   is_denoised = outputs.exists_already(target.output)

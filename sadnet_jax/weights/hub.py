@@ -66,17 +66,15 @@ def fetch(source: str, *, progress: 'Progress | None' = None, max_bytes: int) ->
       f'{source}: there is no model {repository} on the Hugging Face Hub, or it is private; check the name, '
       'or log in with: hf auth login'
     ) from error
-  except errors.HfHubHTTPError as error:
-    status = getattr(error.response, 'status_code', 0)
+  # Errors of the network come from a package that depends on the version of huggingface_hub.
+  except Exception as error:
+    status = getattr(getattr(error, 'response', None), 'status_code', 0)
     # The Hub's own failures (5xx) are like a missing connection.
     if 400 <= status < 500:
       raise ValueError(
         f'{source}: the Hugging Face Hub refuses to answer ({one_line(error, 300)}); after status 401 or 403 '
         'log in again with: hf auth login; after 429 wait a while'
       ) from error
-    return _from_cache(source, repository, revision, file, error)
-  # Errors of the network come from a package that depends on the version of huggingface_hub.
-  except Exception as error:
     return _from_cache(source, repository, revision, file, error)
   sizes = {sibling.rfilename: sibling.size for sibling in info.siblings or ()}
   file = _choose(source, sizes, file)
@@ -118,14 +116,13 @@ def _from_cache(source, repository, revision, file, error):
           repository, revision=revision, local_files_only=True, allow_patterns=f'*{SAFETENSORS_SUFFIX}'
         )
       )
+      cached = [path.relative_to(folder).as_posix() for path in folder.rglob(f'*{SAFETENSORS_SUFFIX}')]
+      path = folder / _choose(source, cached, None)
   except LocalEntryNotFoundError:
     raise ValueError(
       f'{source}: the Hugging Face Hub cannot be reached ({one_line(error, 300)}), and this was not '
       'downloaded before; check the network, or give the path of a file'
     ) from error
-  if file is None:
-    cached = [path.relative_to(folder).as_posix() for path in folder.rglob(f'*{SAFETENSORS_SUFFIX}')]
-    path = folder / _choose(source, cached, None)
   # What a commit has does not change.
   if re.fullmatch(r'[0-9a-f]{40}', revision or '') is None:
     _LOGGER.warning(

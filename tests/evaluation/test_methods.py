@@ -323,5 +323,6 @@ def test_large_images_go_by_tiles(monkeypatch, by):
     np.testing.assert_allclose(denoised[:-1, :-1], wanted[:-1, :-1], atol=1e-6)
   assert method.group((16, 24)) != method.group((170, 200))
   assert method.describe()['tiled'] == ['200x170']
+  assert 'tiled' not in _shift_method()[0].describe()
   method.plan([(16, 24)])
   assert 'tiled' not in method.describe()
