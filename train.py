@@ -4,10 +4,13 @@
 
 Run the same command again to continue a run that was stopped. To train with several processes, start the
 same command in each of them with ``--distributed``.
+
+Exit status: 0 at the end of the run, 130 if SIGTERM or Ctrl-C stopped it before, 1 after an error.
 """
 
 import contextlib
 from pathlib import Path
+import sys
 
 from sadnet_jax.extras import required
 
@@ -18,6 +21,9 @@ with required('train'):
   from sadnet_jax import command_line, machine
   from sadnet_jax.denoise import compilation_cache
   from sadnet_jax.training import distributed, loop
+
+# As shells report a process that Ctrl-C ended.
+_STOPPED = 130
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'The experiment to run, such as configs/color.py:50.'
@@ -38,7 +44,9 @@ def main() -> None:
   name = command_line.config_name(command_line.config_argument())
   on_error = distributed.exit_all_on_error('train.py') if _DISTRIBUTED.value else contextlib.nullcontext()
   with on_error, compilation_cache.enabled():
-    loop.train(_CONFIG.value, _WORKDIR.value or Path('runs', name))
+    state = loop.train(_CONFIG.value, _WORKDIR.value or Path('runs', name))
+  if int(state.step) < _CONFIG.value.steps:
+    sys.exit(_STOPPED)
 
 
 if __name__ == '__main__':

@@ -360,6 +360,7 @@ def network_cost(shape: Sequence[int], training: bool = False, value_bytes: int 
   costs = []
   for path, kernel in _kernel_shapes(SADNet(channels=channels)):
     scale = scale_of(path[0])
+    assert scale is not None
     at_scale = n, h >> (scale - 1), w >> (scale - 1)
     if 'deform_conv' in path:
       image = (*at_scale, kernel[2])

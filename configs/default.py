@@ -66,7 +66,8 @@ def get_config() -> ml_collections.ConfigDict:
   # 'files': decode the image files with tf.data. 'tiles': cut them into tiles once, store these as TFDS
   # shards, and read them with tf.data. 'memory': keep all images in device memory.
   config.data.reader = 'files'
-  # For 'tiles': where to store them, their side, and the distance between two (paper: 300, 150).
+  # For 'tiles': where to store them (a relative path is below SADNET_DATA, if that is set), their side, and
+  # the distance between two (paper: 300, 150).
   config.data.tiles_dir = 'tiles'
   config.data.tile_px = 300
   config.data.stride_px = 150
@@ -122,7 +123,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.validation.every = 5_000
   # Folders to validate on: `clean` in training on clean images (noise.sigma_255 is added), `pairs` in
   # training on pairs or with the noise of a camera (folders of pairs, or of SIDD's validation .mat files).
-  # Missing folders are skipped. The mean PSNR on the first existing set decides which checkpoint is best.
+  # Missing folders are skipped. The mean PSNR on the first existing set decides which checkpoint is best: of
+  # held-out scenes, then of pairs in training on pairs, then of clean images.
   config.validation.clean = ('test/CBSD68', 'test/Kodak24')
   config.validation.pairs = ('test/Nam',)
   # Validate on the scenes of data.held_out too, as the first set.
@@ -136,7 +138,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.checkpoint_every = 5_000
   # Number of newest checkpoints to keep, besides the best.
   config.keep_checkpoints = 3
-  return config
+  # Fields that do not exist are errors, in the files that start from this one too.
+  return config.lock()
 
 
 def number(text: str, accepted: str) -> float:

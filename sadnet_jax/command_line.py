@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 import re
 import sys
+import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -43,6 +44,8 @@ def _command_name() -> str:
   return f'python -m {module.name}' if module else Path(sys.argv[0]).name
 
 
+# Packages whose code runs while flags are parsed.
+_PARSERS = ('absl', 'ml_collections', 'sadnet_jax')
 # A ~ that begins a value of a flag, one of its parts, or the folder in clean:FOLDER.
 _HOME = re.compile(r'(?<=[=,:])~[^/,]*')
 
@@ -54,13 +57,19 @@ def _parse(argv: list[str]) -> list[str]:
     return app.parse_flags_with_usage(argv)
   except AttributeError as error:
     given = ' '.join(a for a in argv if a.startswith('--config.'))
-    if not given:
+    if not given or _is_from_config_file(error):
       raise
     # ml_collections raises this for unknown fields of the config, with a text that is quoted twice.
     field = one_line(str(error).replace('\\n', ' ')).strip('"\'')
     raise SystemExit(
       f'{_command_name()}: unknown field {field} in {given}; configs/default.py lists all fields'
     ) from error
+
+
+def _is_from_config_file(error: AttributeError) -> bool:
+  """Whether the code of a config raised it, rather than the parsing of flags."""
+  frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+  return any(frame.f_globals['__name__'].split('.')[0] not in _PARSERS for frame in frames)
 
 
 def config_name(argument: str) -> str:

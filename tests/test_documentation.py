@@ -5,9 +5,15 @@ import functools
 import importlib
 import re
 
+import jax.numpy as jnp
+from PIL import Image
 import pytest
 
 import sadnet_jax
+from sadnet_jax.data.camera_noise import PRESETS
+from sadnet_jax.training.config import check_config, training_noise
+from sadnet_jax.training.state import OPTIMIZERS, optimizer_from_config
+from sadnet_jax.training.step import LOSSES
 from tests.support.command import ROOT
 from tests.test_architecture import MAY_IMPORT
 
@@ -104,9 +110,50 @@ def test_configs_and_their_fields_exist(page):
 def test_python_examples_import_public_names(page):
   for block in re.findall(r'^```python\n(.*?)^```', page.read_text(), re.MULTILINE | re.DOTALL):
     for node in ast.walk(ast.parse(block)):
-      if isinstance(node, ast.ImportFrom) and node.module == 'sadnet_jax':
+      if isinstance(node, ast.ImportFrom) and node.module.split('.')[0] in ('sadnet_jax', 'configs'):
         names = {alias.name for alias in node.names}
-        assert names <= {*sadnet_jax.__all__, 'pretrained'}
+        assert node.module != 'sadnet_jax' or names <= {*sadnet_jax.__all__, 'pretrained'}
+        assert not any(name.startswith('_') for name in names)
+        exec(ast.unparse(node), {})
+
+
+@pytest.mark.parametrize('page', ['README.md', 'docs/network.md'])
+def test_python_examples_run(page, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with Image.open(ROOT / 'tests/crops/chelsea.png') as crop:
+    crop.crop((0, 0, 48, 39)).save('photo.jpg')
+  (block,) = re.findall(r'^```python\n(.*?)^```', (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+  names = {}
+  exec(block, names)
+  if page == 'README.md':
+    with Image.open('denoised.png') as denoised:
+      assert denoised.size == (48, 39)
+  else:
+    assert names['y'].shape == (1, 64, 48, 16)
+
+
+def test_config_files_of_ones_own_are_configs(monkeypatch):
+  text = (ROOT / 'docs/train.md').read_text()
+  blocks = re.findall(r'^```python\n(.*?)^```', text, re.MULTILINE | re.DOTALL)
+  for names in (LOSSES, OPTIMIZERS, PRESETS):
+    # What they add is taken back.
+    for name in ('edges', 'adamw', 'mine'):
+      monkeypatch.setitem(names, name, None)
+      monkeypatch.delitem(names, name)
+  configs = []
+  for block in blocks:
+    module = {}
+    exec(block, module)
+    configs.append(module['get_config']())
+    check_config(configs[-1], 1)
+  with_loss, with_optimizer = configs
+  assert LOSSES[with_loss.loss](jnp.ones((1, 4, 4, 3)), jnp.zeros((1, 4, 4, 3))) == 1
+  # The weights shrink without a gradient.
+  params = {'w': jnp.ones(3)}
+  optimizer = optimizer_from_config(with_optimizer)
+  updates, _ = optimizer.update({'w': jnp.zeros(3)}, optimizer.init(params), params)
+  assert (updates['w'] < 0).all()
+  assert training_noise(with_optimizer.noise).camera == 'mine'
 
 
 def test_options_of_the_command_are_documented():

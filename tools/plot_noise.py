@@ -159,7 +159,9 @@ def _read_pairs(text):
 def main() -> None:
   """Defines the flags and runs."""
   from absl import flags
+  from ml_collections import config_flags
 
+  config_flags.DEFINE_config_file('config', None, 'A config whose file adds presets of its own.')
   pairs = flags.DEFINE_list('pairs', None, 'Real pairs: LAYOUT:FOLDER, several with commas.', required=True)
   presets = flags.DEFINE_list('presets', ['photo'], f'Camera noise to compare: {", ".join(PRESETS)}.')
   output = flags.DEFINE_string('output', None, 'The picture to write, *.png.', required=True)

@@ -5,7 +5,7 @@ clean   Any folder of clean images, with its subfolders; each image is a scene. 
         CBSD68 with ``noisy15``, ``noisy25`` ... beside ``original_png`` or ``original``, the
         first of these two alone.
 pairs   Any folder of noisy and clean images, paired by the rules of `pairs`;
-        each pair is a scene.
+        each pair is a scene, unless several noisy images share their truth.
 sidd    SIDD Medium or Small sRGB: ``Data/<scene>/[NNNN_]{NOISY,GT}_SRGB_NNN.PNG``
         with ``Data`` at any depth. The scene is the 3-digit scene number of
         the folder's name: '001' in ``0001_001_S6_00100_00060_3200_L``.
@@ -159,7 +159,7 @@ def refuse_pairs(folder: Path) -> None:
   pairs, _ = find_pairs(images, folder)
   # A few names may look like pairs by chance.
   if not noisy_folders(folder) and 4 * len(pairs) > len(images):
-    noisy_path, clean_path = (path.relative_to(folder) for path in pairs[0])
+    noisy_path, clean_path = (path.relative_to(folder) for path in pairs[0][:2])
     raise ValueError(
       f'{folder}: has pairs of noisy and clean images, such as {noisy_path} and {clean_path}, but clean ones '
       'are wanted; give the folder of those alone, or this one as pairs (data.train.pairs, validation.pairs)'
@@ -190,7 +190,11 @@ def _find_clean(folder: Path) -> tuple[list[_Files], list[str]]:
 
 def _find_pairs(folder: Path) -> tuple[list[_Files], list[str]]:
   pairs, problems = find_pairs(arrays.find_images(folder), folder)
-  return [_Files((clean,), noisy, None) for noisy, clean in pairs], problems
+  found = [
+    _Files((pair.clean,), pair.noisy, pair.scene.relative_to(folder).as_posix() if pair.scene else None)
+    for pair in pairs
+  ]
+  return found, problems
 
 
 def _find_sidd(folder: Path) -> tuple[list[_Files], list[str]]:

@@ -6,6 +6,8 @@ Names are split into words at anything but letters and digits; case and file ext
 - The last word of a file's name that is one of NOISY_WORDS or CLEAN_WORDS decides whether it is noisy or
   clean. Without such a word, the nearest folder that has one in its name decides (the given folder itself
   does not count).
+- In a folder with one clean image whose name is such a word alone and several noisy ones, the clean one is
+  the truth of all: ``scene1/gt.png`` of ``scene1/noisy_1.png`` and ``scene1/noisy_2.png``.
 - Two files are a pair if the rest of their names is equal and they are in the same folder,
   or in folders that differ only in such words: ``a/1_noisy.png`` and ``a/1_gt.jpg``,
   ``noisy/1.png`` and ``clean/1.png``, ``0001/NOISY_SRGB_010.PNG`` and
@@ -23,6 +25,7 @@ from collections.abc import Iterable
 import dataclasses
 from pathlib import Path
 import re
+from typing import NamedTuple
 
 NOISY_WORDS = frozenset({'noisy', 'noise', 'real', 'input', 'lq'})
 CLEAN_WORDS = frozenset({'clean', 'gt', 'groundtruth', 'mean', 'target', 'reference', 'ref', 'hq'})
@@ -45,7 +48,15 @@ class _File:
     return 'noisy' if self.word in NOISY_WORDS else 'clean'
 
 
-def find_pairs(paths: Iterable[Path], folder: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
+class Pair(NamedTuple):
+  """A noisy image, its ground truth, and the folder of a scene of several noisy images, else None."""
+
+  noisy: Path
+  clean: Path
+  scene: Path | None = None
+
+
+def find_pairs(paths: Iterable[Path], folder: Path) -> tuple[list[Pair], list[str]]:
   """Pairs image files by the rules above.
 
   Args:
@@ -53,7 +64,7 @@ def find_pairs(paths: Iterable[Path], folder: Path) -> tuple[list[tuple[Path, Pa
     folder: The folder; its own name is ignored.
 
   Returns:
-    (noisy, clean) sorted by noisy, and one sentence per file without a pair.
+    The pairs, sorted by the noisy image, and one sentence per file without a pair.
   """
   files, problems = [], []
   for path in paths:
@@ -64,6 +75,7 @@ def find_pairs(paths: Iterable[Path], folder: Path) -> tuple[list[tuple[Path, Pa
         f'{path}: its name does not say whether it is noisy or clean; put one of the words '
         f'{", ".join(sorted(NOISY_WORDS))} or {", ".join(sorted(CLEAN_WORDS))} into it or its folder'
       )
+  shots, files = _of_scenes(files)
   pairs, left = _match(files, lambda file: (file.folder, file.rest))
   # noisy1 is not the partner of clean2, nor noisy25 and noisy50 both of clean.
   numbered, _ = _match(_of_one_number(left, files), lambda file: file.unnumbered)
@@ -85,7 +97,23 @@ def find_pairs(paths: Iterable[Path], folder: Path) -> tuple[list[tuple[Path, Pa
   for file in left:
     same_name[file.folder, file.rest].append(file)
   problems += [_unpaired(file, same_name[file.folder, file.rest]) for file in left if file.path not in paired]
-  return sorted(pairs + more), problems
+  return sorted([*shots, *(Pair(*pair) for pair in pairs + more)]), problems
+
+
+def _of_scenes(files):
+  """The pairs of folders with one truth for several noisy images, and the files of the other folders."""
+  folders = collections.defaultdict(list)
+  for file in files:
+    folders[file.path.parent].append(file)
+  shots, others = [], []
+  for folder, inside in folders.items():
+    clean = [file for file in inside if file.role == 'clean']
+    # The word must be of the name: clean/1.png is the truth of noisy/1.png.
+    if len(clean) == 1 and not clean[0].rest and len(inside) > 2:
+      shots += [Pair(file.path, clean[0].path, folder) for file in inside if file.role == 'noisy']
+    else:
+      others += inside
+  return shots, others
 
 
 def roles(paths: Iterable[Path], folder: Path) -> set[str]:

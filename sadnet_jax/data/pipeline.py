@@ -120,15 +120,23 @@ class FileImages:
 
 
 class TileImages:
-  """Tiles of several sets, one set after the other, except those of held-out scenes."""
+  """Tiles of several sets, one set after the other, except those of held-out scenes and small images."""
 
-  def __init__(self, tile_sets: Sequence['TileSet'], channels: int, held_out: Collection[str] = ()) -> None:
+  def __init__(
+    self,
+    tile_sets: Sequence['TileSet'],
+    channels: int,
+    held_out: Collection[str] = (),
+    *,
+    patch_px: int = 1,
+  ) -> None:
     """Selects the tiles without reading them.
 
     Args:
       tile_sets: The sets; all or none of them pairs.
       channels: 3, or 1 (colour tiles are converted).
       held_out: Scenes whose tiles are not used.
+      patch_px: Tiles with a shorter side are not used either.
 
     Raises:
       ValueError: Only some sets have noisy tiles, tiles are grey although ``channels`` is 3, or no tile is
@@ -143,10 +151,18 @@ class TileImages:
     self.has_noisy = _all_or_none({tiles.name: tiles.has_noisy for tiles in tile_sets})
     self._sets, self._channels = list(tile_sets), channels
     self._starts = [0, *itertools.accumulate(len(tiles) for tiles in tile_sets)]
-    scenes = itertools.chain.from_iterable(tiles.scenes for tiles in tile_sets)
-    self._kept = np.flatnonzero([scene not in held_out for scene in scenes])
+    self._kept = np.flatnonzero(
+      [
+        scene not in held_out and side >= patch_px
+        for tiles in tile_sets
+        for scene, side in zip(tiles.scenes, tiles.shortest_sides, strict=True)
+      ]
+    )
     if not len(self._kept):
-      raise ValueError(f'none of the {self._starts[-1]} tiles is left with {len(held_out)} scenes held out')
+      raise ValueError(
+        f'none of the {self._starts[-1]} tiles is left with {len(held_out)} scenes held out and sides of at '
+        f'least {patch_px} pixels'
+      )
 
   def __len__(self) -> int:
     """Returns the number of tiles."""

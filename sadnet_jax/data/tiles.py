@@ -11,7 +11,7 @@ stored about four times.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 import contextlib
 import fcntl
 import os
@@ -19,6 +19,7 @@ from pathlib import Path
 import re
 import shlex
 import shutil
+from typing import Any
 
 from absl import logging
 import tensorflow_datasets as tfds
@@ -67,9 +68,13 @@ class TileSet:
     return [image['scene'] for image in self.images for _ in range(image['tiles'])]
 
   @property
-  def smallest_px(self) -> int:
-    """The shortest side of any tile, which limits the size of patches."""
-    return min(self._tile_px, *(min(image['height'], image['width']) for image in self.images))
+  def shortest_sides(self) -> list[int]:
+    """The shorter side of each tile in pixels, which limits the size of patches."""
+    return [self.shortest_side(image) for image in self.images for _ in range(image['tiles'])]
+
+  def shortest_side(self, image: Mapping[str, Any]) -> int:
+    """The shorter side of the tiles of one of `images`, in pixels."""
+    return min(self._tile_px, image['height'], image['width'])
 
   @property
   def feature_keys(self) -> list[str]:
@@ -163,7 +168,8 @@ def _one_process(folder: Path) -> Iterator[None]:
     lock = folder.with_suffix('.lock').open('w')
   except OSError as error:
     raise ValueError(
-      f'{folder}: cannot write tiles to this folder ({error.strerror}); give another tiles_dir'
+      f'{folder}: cannot write tiles to this folder ({error.strerror}); give another tiles_dir, as an '
+      'absolute path'
     ) from error
   with lock:
     try:

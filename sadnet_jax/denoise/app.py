@@ -104,7 +104,8 @@ def serving(
     ValueError: The port is taken, the host is none of this machine's, or the page cannot start for another
       reason; the weights do not exist; or an option is out of range.
   """
-  port = _free_port(host, port)
+  # Before the libraries are imported, which takes a while.
+  _free_port(host, port)
   with (
     tempfile.TemporaryDirectory(prefix='sadnet-denoise-') as folder,
     _environment(folder, host),
@@ -142,12 +143,13 @@ def serve(**options: Any) -> None:
 
 
 def _launch(gradio, page, host, port):
-  """Starts to serve a page, and returns its URL."""
+  """Starts to serve a page on the port, None for a free one, and returns its URL."""
+  candidate = _free_port(host, port)
   try:
     # What would send the page elsewhere, or needs Node.js, is off even if the environment asks for it.
     _, url, _ = page.launch(
       server_name=f'[{host}]' if ':' in host and not host.startswith('[') else host,
-      server_port=port,
+      server_port=candidate,
       share=False,
       ssr_mode=False,
       pwa=False,
@@ -161,6 +163,9 @@ def _launch(gradio, page, host, port):
     )
   # Gradio raises errors of many kinds, as of the package for HTTP.
   except Exception as error:
+    # Another program may have taken the port just now.
+    if port is None and _free_port(host, None) != candidate:
+      return _launch(gradio, page, host, None)
     raise ValueError(f'the page cannot start: {one_line(error)}') from error
   return url
 

@@ -288,13 +288,13 @@ def reflected_indices(size: int, padded: int) -> np.ndarray:
   return np.pad(np.arange(size), (0, padded - size), mode='reflect')
 
 
-def scale_of(module: str) -> int:
-  """The scale (1 to 4) of a top-level module of `SADNet`: 'dres3' -> 3."""
+def scale_of(module: str) -> int | None:
+  """The scale (1 to 4) of a top-level module of `SADNet`: 'dres3' -> 3; None for one of another network."""
   if module in ('context', 'out'):
     return {'context': SCALES, 'out': 1}[module]
-  kind, number = re.match(r'([a-z]+)(\d)', module).groups()  # type: ignore[union-attr]
+  match = re.fullmatch(r'(res|down|offset|dres|up|dconv)([1-4])(_1)?', module)
   # 'down1' produces scale 2.
-  return int(number) + (kind == 'down')
+  return match and int(match[2]) + (match[1] == 'down')
 
 
 def mean_abs_offsets(intermediates: dict) -> dict[str, jax.Array]:

@@ -159,8 +159,11 @@ def _open_tiles(config):
       f'config.data.held_out names {", ".join(unknown)}, but the scenes are {", ".join(sorted(scenes))}'
     )
   held_out, unreadable = _readable(config, _find_held_out(config))
-  source = TileImages(sets, config.model.channels, fields.held_out)
-  problems = list(itertools.chain.from_iterable(s.problems for s in sets))
+  small = list(itertools.chain.from_iterable(_too_small(s, fields) for s in sets))
+  if small and not fields.skip_bad:
+    raise ValueError(f'{small[0]}; choose smaller patches, or skip such images with data.skip_bad')
+  source = TileImages(sets, config.model.channels, fields.held_out, patch_px=fields.patch_px)
+  problems = [*itertools.chain.from_iterable(s.problems for s in sets), *small]
   # Those of held-out images were found when the tiles were cut.
   problems += [text for text in unreadable if text not in problems]
   description = _describe(len(source), 'tiles', held_out, problems)
@@ -188,13 +191,17 @@ def _open_tile_set(config, name, folder):
     opened = tiles.load(name, source, tiles_dir, **size, check=True, skip_bad=fields.skip_bad)
   else:
     opened = tiles.prepare(name, source, tiles_dir, **size, skip_bad=fields.skip_bad)
-  if opened.smallest_px < fields.patch_px:
-    smallest = min(opened.images, key=lambda image: min(image['height'], image['width']))
-    raise ValueError(
-      f'{opened.path}: a tile of {smallest["name"]} has a side of {opened.smallest_px} pixels, but '
-      f'data.patch_px is {fields.patch_px}'
-    )
   return opened
+
+
+def _too_small(tile_set, fields):
+  """A sentence about each image to train on whose tiles are smaller than a patch."""
+  return [
+    f'{tile_set.path}: the tiles of {image["name"]} have a side of {side} pixels, but data.patch_px is '
+    f'{fields.patch_px}'
+    for image in tile_set.images
+    if (side := tile_set.shortest_side(image)) < fields.patch_px and image['scene'] not in fields.held_out
+  ]
 
 
 def _find_held_out(config):

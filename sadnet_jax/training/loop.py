@@ -173,23 +173,25 @@ def _make_validator(config, data):
   if not fields.every:
     return None, None
   uses_clean = bool(trained_on & set(CLEAN_SETS))
-  uses_pairs = bool(trained_on & set(PAIRED_SETS)) or config.noise.camera_share > 0
-  sets, missing = validation.find_validation_sets(
+  trains_on_pairs = bool(trained_on & set(PAIRED_SETS))
+  uses_pairs = trains_on_pairs or config.noise.camera_share > 0
+  sets, left_out = validation.find_validation_sets(
     fields.clean if uses_clean else (),
     fields.pairs if uses_pairs else (),
     data.held_out if fields.held_out else (),
     fields.images,
+    channels=config.model.channels,
+    pairs_first=trains_on_pairs,
   )
   unused = [*(() if uses_clean else fields.clean), *(() if uses_pairs else fields.pairs)]
   text = ', '.join(f'{s.name} ({len(s.images)} images)' for s in sets) or 'nothing'
-  for what, folders in (
-    ('not found', missing),
-    (
-      'unused, because of other noise than in training',
-      [folder for folder in unused if look_for_data_dir(folder)],
-    ),
-  ):
-    text += f'; {what}: {", ".join(folders)}' if folders else ''
+  if len(sets) > 1:
+    text += f', the best by {sets[0].name}'
+  left_out['unused, because of other noise than in training'] = [
+    folder for folder in unused if look_for_data_dir(folder)
+  ]
+  for reason, folders in left_out.items():
+    text += f'; {reason}: {", ".join(folders)}' if folders else ''
   print(f'validation on {text}', flush=True)
   for validation_set in sets:
     validation.check_images(validation_set, config.model.channels)

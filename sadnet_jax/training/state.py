@@ -1,5 +1,6 @@
 """What a run is made of, built from its config: network, schedule, optimiser, state, random keys."""
 
+from collections.abc import Callable
 import math
 import re
 from typing import Any
@@ -140,6 +141,32 @@ def make_schedule(
   )
 
 
+def _adam(schedule, *, b1, b2, eps, bias_rate):
+  del bias_rate  # Muon's alone.
+  return optax.adam(schedule, b1=b1, b2=b2, eps=eps)
+
+
+def _muon(schedule, *, b1, b2, eps, bias_rate):
+  return _orthogonalised(
+    optax.contrib.muon(
+      schedule,
+      # None by optax: it returns each kernel's update divided by its norm, times the rate.
+      ns_steps=0,
+      eps=eps,
+      adam_b1=b1,
+      adam_b2=b2,
+      adam_learning_rate=lambda step: bias_rate * schedule(step),
+      consistent_rms=0.2,
+      muon_weight_dimension_numbers=kernels_as_matrices,
+    )
+  )
+
+
+# By the name in a config, whose file may add others: functions of the schedule and of the numbers b1, b2, eps
+# and bias_rate of `make_optimizer`, all but the first by name.
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {'adam': _adam, 'muon': _muon}
+
+
 def make_optimizer(
   schedule: optax.Schedule,
   *,
@@ -155,8 +182,8 @@ def make_optimizer(
 
   Args:
     schedule: The learning rate.
-    name: 'adam' (the paper) or 'muon' (Jordan et al., 2024), which updates the kernels of all convolutions
-      by Muon and everything else by Adam.
+    name: A name of `OPTIMIZERS`: 'adam' (the paper), or 'muon' (Jordan et al., 2024), which updates the
+      kernels of all convolutions by Muon and everything else by Adam.
     b1: Adam's decay rate of the first moment.
     b2: Adam's decay rate of the second moment.
     eps: Adam's epsilon; under 'muon' also added to the norm that a kernel's update is divided by.
@@ -181,29 +208,13 @@ def make_optimizer(
       raise ValueError(f'{field} is {value}, but must be at least 0')
   if not clip_norm >= 0:
     raise ValueError(f'clip_norm is {clip_norm}, but must be positive, or 0 for no clipping')
-  if name == 'adam':
-    transform = optax.adam(schedule, b1=b1, b2=b2, eps=eps)
-  elif name == 'muon':
-    transform = _orthogonalised(
-      optax.contrib.muon(
-        schedule,
-        # None by optax: it returns each kernel's update divided by its norm, times the rate.
-        ns_steps=0,
-        eps=eps,
-        adam_b1=b1,
-        adam_b2=b2,
-        adam_learning_rate=lambda step: bias_rate * schedule(step),
-        consistent_rms=0.2,
-        muon_weight_dimension_numbers=kernels_as_matrices,
-      )
-    )
-  else:
-    raise ValueError(f"unknown optimizer {name!r}; choose 'adam' or 'muon'")
+  if name not in OPTIMIZERS:
+    raise ValueError(f'unknown optimizer {name!r}; choose one of {", ".join(map(repr, sorted(OPTIMIZERS)))}')
   parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
-  parts.append(transform)
+  parts.append(OPTIMIZERS[name](schedule, b1=b1, b2=b2, eps=eps, bias_rate=bias_rate))
   if offset_rate != 1:
     parts.append(optax.masked(optax.scale(offset_rate), _predicts_offsets))
-  return optax.chain(*parts) if len(parts) > 1 else transform
+  return optax.chain(*parts) if len(parts) > 1 else parts[0]
 
 
 def _predicts_offsets(params):

@@ -186,7 +186,8 @@ def _norms_by_scale(gradients):
   scales = {module: scale_of(module) for module in gradients}
   return {
     scale: optax.tree.norm({m: g for m, g in gradients.items() if scales[m] == scale})
-    for scale in sorted(set(scales.values()))
+    # Modules of other networks have none.
+    for scale in sorted({scale for scale in scales.values() if scale is not None})
   }
 
 

@@ -6,6 +6,7 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import itertools
+from pathlib import Path
 from typing import Any
 
 from absl import logging
@@ -63,8 +64,14 @@ class ValidationResult:
 
 
 def find_validation_sets(
-  clean: Sequence[str], pairs: Sequence[str], held_out: Sequence[Example], images: int
-) -> tuple[list[ValidationSet], list[str]]:
+  clean: Sequence[str],
+  pairs: Sequence[str],
+  held_out: Sequence[Example],
+  images: int,
+  *,
+  channels: int = 3,
+  pairs_first: bool = False,
+) -> tuple[list[ValidationSet], dict[str, list[str]]]:
   """Opens the validation sets that exist.
 
   Args:
@@ -72,30 +79,50 @@ def find_validation_sets(
     pairs: Folders of noisy and clean pairs, or of SIDD's validation blocks; likewise.
     held_out: Pairs held out from training; they become the first set.
     images: Number of images to use of each set, evenly spread; 0 for all.
+    channels: 3, or 1 for a network of grey images, which cannot use SIDD's blocks.
+    pairs_first: Whether the sets of pairs stand before those of clean images.
 
   Returns:
-    The sets, and the folders that do not exist.
+    The sets, and the folders that are left out, by the reason.
 
   Raises:
     ValueError: An existing folder contains no images of its kind.
   """
-  sets, missing = [], []
+  sets: list[ValidationSet] = []
+  left_out = collections.defaultdict(list)
   if held_out:
     sets.append(ValidationSet(HELD_OUT, _spread([FileImage(e) for e in held_out], images), ROUNDED))
-  for layout, folders in (('clean', clean), ('pairs', pairs)):
+  kinds = [('clean', clean), ('pairs', pairs)]
+  for layout, folders in reversed(kinds) if pairs_first else kinds:
     # An empty name, as of an empty flag, would be the working folder.
     for folder in filter(None, folders):
       found = look_for_data_dir(folder)
-      if found is None:
-        missing.append(folder)
+      blocks = _sidd_blocks(found) if found and layout == 'pairs' else None
+      if found is None or blocks == 'benchmark':
+        left_out['not found'].append(folder)
+      elif blocks and channels == 1:
+        left_out['in colour'].append(folder)
       else:
-        found_images, protocol = _images(layout, found)
-        if found_images is None:
-          missing.append(folder)
-        else:
-          name = _unused_name(folder, found, {s.name for s in sets})
-          sets.append(ValidationSet(name, _spread(found_images, images), protocol))
-  return sets, missing
+        name = _unused_name(folder, found, {s.name for s in sets})
+        sets.append(_validation_set(name, layout, found, blocks, images))
+  return sets, dict(left_out)
+
+
+def _sidd_blocks(folder: Path) -> str | None:
+  """The kind of SIDD's blocks in a folder: 'validation', or 'benchmark' alone, or None."""
+  for kind in ('validation', 'benchmark'):
+    if all((folder / name).is_file() for name in SIDD_FILES[kind]):
+      return kind
+  return None
+
+
+def _validation_set(name, layout, folder, blocks, images):
+  if blocks:
+    return ValidationSet(name, _spread(image_sets.sidd_blocks(folder), images), FLOAT)
+  if layout == 'clean':
+    refuse_pairs(folder)
+  found = [FileImage(example) for example in find_examples(layout, folder).examples]
+  return ValidationSet(name, _spread(found, images), ROUNDED if layout == 'pairs' else None)
 
 
 def _unused_name(folder, found, used):
@@ -103,18 +130,6 @@ def _unused_name(folder, found, used):
   name = found.resolve().name
   numbered = (f'{name} ({number})' for number in itertools.count(2))
   return next(n for n in itertools.chain((name, folder), numbered) if n not in used)
-
-
-def _images(layout, folder):
-  """Returns the images of a folder and their protocol; None twice if it has only SIDD's benchmark blocks."""
-  if layout == 'pairs' and all((folder / name).is_file() for name in SIDD_FILES['validation']):
-    return image_sets.sidd_blocks(folder), FLOAT
-  if layout == 'pairs' and all((folder / name).is_file() for name in SIDD_FILES['benchmark']):
-    return None, None
-  if layout == 'clean':
-    refuse_pairs(folder)
-  found = [FileImage(example) for example in find_examples(layout, folder).examples]
-  return found, ROUNDED if layout == 'pairs' else None
 
 
 def _spread(images, count):

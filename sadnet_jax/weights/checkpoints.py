@@ -249,7 +249,13 @@ def restore_latest(
   if step is None:
     return state
   saved = _restore(manager, step, config=ocp.args.JsonRestore(), progress=ocp.args.JsonRestore())
-  check_same(saved['config'], config, _free_on_resume(config))
+  try:
+    check_same(saved['config'], config, _free_on_resume(config))
+  except ValueError as error:
+    raise ValueError(
+      f'{error}; give the values of the checkpoint to continue this run, or begin a new one with another '
+      '--workdir, and with --config.init_from=FOLDER_OF_THIS_RUN to start from its weights'
+    ) from None
   if saved['progress']['images'] != images:
     raise ValueError(
       f'the training images have changed: their fingerprint is {images}, but the checkpoint was trained on '

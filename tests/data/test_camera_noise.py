@@ -40,6 +40,49 @@ def test_zero_noise_gives_the_picture_back(name):
   np.testing.assert_allclose(_noisy(none, clean), clean, atol=1e-6)
 
 
+def test_raw_values_are_those_of_the_curves_and_gains():
+  camera = dataclasses.replace(
+    camera_noise.draw_camera(jax.random.key(0), has_gains=True), gains=jnp.array([2.0, 1.25, 2.5])
+  )
+  # The tone curve 3 x^2 - 2 x^3 makes 0.15625 of 0.25 and 0.84375 of 0.75; 0.25^2.2 and 0.75^2.2 by hand.
+  # White stays white, though the gains are above 1.
+  grey = jnp.array([0.15625, 0.84375, 1.0])[:, None] * jnp.ones(3)
+  expected = [[0.04737 / gain for gain in (2.0, 1.25, 2.5)], [0.53104 / gain for gain in (2.0, 1.25, 2.5)]]
+  np.testing.assert_allclose(
+    camera_noise.unprocess(grey, camera), [*expected, [1, 1, 1]], rtol=2e-4, atol=1e-6
+  )
+
+
+@pytest.mark.parametrize('has_gains', [True, False])
+def test_developing_is_the_inverse_of_unprocessing(has_gains):
+  # Without colours that no camera sees, and without highlights.
+  colours = jax.random.uniform(jax.random.key(1), (500, 3), minval=0.3, maxval=0.6)
+  for seed in range(5):
+    camera = camera_noise.draw_camera(jax.random.key(seed), has_gains)
+    found = camera_noise.process(camera_noise.unprocess(colours, camera), camera)
+    np.testing.assert_allclose(found, colours, atol=1e-5)
+
+
+@pytest.mark.parametrize(('height', 'width'), [(6, 8), (7, 5)])
+@pytest.mark.parametrize(('row', 'column'), [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_what_a_mosaic_does_not_measure_is_the_mean_of_its_neighbours(height, width, row, column):
+  raw = np.random.default_rng(0).uniform(size=(height, width, 3))
+
+  def mirrored(index, size):
+    return size - 1 - abs(size - 1 - abs(index))
+
+  def measured_at(y, x):
+    return {(True, True): 0, (False, False): 2}.get((y % 2 == row, x % 2 == column), 1)
+
+  expected = np.empty_like(raw)
+  for y, x, channel in np.ndindex(raw.shape):
+    around = [(mirrored(y + i, height), mirrored(x + j, width)) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+    places = [(y, x)] if measured_at(y, x) == channel else [p for p in around if measured_at(*p) == channel]
+    expected[y, x, channel] = np.mean([raw[place][channel] for place in places])
+  found = camera_noise.demosaic(jnp.asarray(raw[None], jnp.float32), row, column)
+  np.testing.assert_allclose(found[0], expected, atol=1e-6)
+
+
 @pytest.mark.parametrize('level', [0.3, 0.5, 0.7])
 @pytest.mark.parametrize(
   ('fields', 'variance'),

@@ -22,6 +22,7 @@ class Tiles:
   def __init__(self, name, pixels, scenes, has_noisy):
     self.name, self.path, self.scenes, self.has_noisy = name, f'tiles/{name}', scenes, has_noisy
     self.channels = 3 if pixels[0].ndim == 3 else 1
+    self.shortest_sides = [min(image.shape[:2]) for image in pixels]
     self._pixels = pixels
 
   def __len__(self):
@@ -178,6 +179,13 @@ def test_tiles_of_several_sets_follow_each_other_without_held_out_scenes():
       loaded = _load(source, index)
       np.testing.assert_array_equal(loaded['clean'], labelled_image(number))
       np.testing.assert_array_equal(loaded['noisy'], 255 - labelled_image(number))
+
+
+def test_tiles_smaller_than_a_patch_are_left_out():
+  sizes = [(8, 30), (16, 16), (40, 15), (16, 40)]
+  pixels = [labelled_image(0)[:1, :1].repeat(height, 0).repeat(width, 1) for height, width in sizes]
+  source = TileImages([Tiles('clean', pixels, ['a', 'b', 'c', 'd'], has_noisy=False)], 3, patch_px=16)
+  assert [_load(source, index)['clean'].shape[:2] for index in range(len(source))] == [(16, 16), (16, 40)]
 
 
 def test_clean_tiles_come_alone_and_turn_grey():

@@ -1,6 +1,5 @@
 """Which files of a data set belong together, and what is said when they do not."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,8 @@ from sadnet_jax.data.examples import example_shape, fingerprint, hold_out, read_
 from sadnet_jax.data.layouts import find_examples, find_training_examples, refuse_pairs
 from sadnet_jax.data.pairs import find_pairs
 from tests.support import dataset_files
+from tests.support.real_data import DATA, needs
 from tests.support.work import growth
-
-DATA = os.environ.get('SADNET_DATA')
 
 
 def _pixels(path):
@@ -468,6 +466,37 @@ def test_names_of_files_need_not_be_utf8(tmp_path):
   assert batch['clean'].shape == (1, 4, 4, 3)
 
 
+def test_several_noisy_images_share_the_one_truth_of_their_folder(tmp_path):
+  names = 'a/gt a/noisy_1 a/noisy_2 b/x/ISO100_noisy b/x/ISO800_noisy b/x/Mean c/noisy c/gt'
+  for name in names.split():
+    dataset_files.write(tmp_path / f'{name}.png', dataset_files.picture(4, 4, 0))
+  found = find_examples('pairs', tmp_path)
+  assert [(e.name, e.scene, e.clean) for e in found.examples] == [
+    ('a/noisy_1', 'a', (tmp_path / 'a/gt.png',)),
+    ('a/noisy_2', 'a', (tmp_path / 'a/gt.png',)),
+    ('b/x/ISO100_noisy', 'b/x', (tmp_path / 'b/x/Mean.png',)),
+    ('b/x/ISO800_noisy', 'b/x', (tmp_path / 'b/x/Mean.png',)),
+    ('c/noisy', 'c/noisy', (tmp_path / 'c/gt.png',)),
+  ]
+  assert [e.scene for e in hold_out(found.examples, ['a'])[1]] == ['a', 'a']
+
+
+@pytest.mark.parametrize(
+  'names',
+  [
+    # The truth of which?
+    ('1_noisy', '2_noisy', '3_gt'),
+    ('1_noisy', '2_noisy', 'gt', 'mean'),
+    ('a/1_noisy', 'a/2_noisy', 'gt'),
+  ],
+)
+def test_several_noisy_images_without_one_truth_are_problems(tmp_path, names):
+  for name in names:
+    dataset_files.write(tmp_path / f'{name}.png', dataset_files.picture(4, 4, 0))
+  with pytest.raises(ValueError, match=r'1_noisy\.png: this noisy image'):
+    find_examples('pairs', tmp_path)
+
+
 def test_the_fingerprint_depends_on_the_files_not_on_their_location(tmp_path):
   for folder in ('a', 'b'):
     dataset_files.sidd(tmp_path / folder)
@@ -483,9 +512,9 @@ def test_the_fingerprint_depends_on_the_files_not_on_their_location(tmp_path):
     fingerprint(second)
 
 
-@pytest.mark.skipif(not DATA or not (Path(DATA) / 'real/PolyU').is_dir(), reason='PolyU is not there')
+@needs('real/PolyU')
 def test_the_real_polyu_crops():
-  found = find_examples('polyu', Path(DATA) / 'real/PolyU')
+  found = find_examples('polyu', DATA / 'real/PolyU')
   assert len(found.examples) == 100
   assert found.problems == []
   plants = [e.noisy.name for e in found.examples if e.scene == 'NikonD800_plant']
@@ -499,9 +528,9 @@ def test_the_real_polyu_crops():
   assert np.mean(errors) == pytest.approx(35.969, abs=1e-3)
 
 
-@pytest.mark.skipif(not DATA or not (Path(DATA) / 'test/Nam').is_dir(), reason='Nam is not there')
+@needs('test/Nam')
 def test_the_real_nam_patches():
-  examples = find_examples('pairs', Path(DATA) / 'test/Nam').examples
+  examples = find_examples('pairs', DATA / 'test/Nam').examples
   assert [e.noisy.name for e in examples] == [f'{i:02d}_noise.png' for i in range(1, 26)]
   assert [e.clean[0].name for e in examples] == [f'{i:02d}_gt.png' for i in range(1, 26)]
   images = [[image.astype(np.float64) for image in read_example(e, 3)] for e in examples]

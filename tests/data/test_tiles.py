@@ -25,8 +25,8 @@ from sadnet_jax.data import layouts, tile_builder, tiles
 from sadnet_jax.data.examples import fingerprint
 from sadnet_jax.data.folders import new_data_dir
 from tests.support import dataset_files
+from tests.support.real_data import DATA, needs
 
-DATA = os.environ.get('SADNET_DATA')
 ROOT = Path(__file__).resolve().parent.parent.parent
 SMALL = {'tile_px': 16, 'stride_px': 8}
 
@@ -82,7 +82,7 @@ def test_tiles_of_sidd_are_its_images_pixel_for_pixel(tmp_path, tile_px, stride_
   for tile in read:
     height, width = expected[tile['name']][1].shape[:2]
     assert tile['clean'].shape == tile['noisy'].shape == (min(tile_px, height), min(tile_px, width), 3)
-  assert found.smallest_px == min(min(tile['clean'].shape[:2]) for tile in read)
+  assert found.shortest_sides == [min(tile['clean'].shape[:2]) for tile in read]
   assert found.has_noisy
   assert (found.name, found.channels, found.problems) == ('sidd', 3, [])
 
@@ -96,7 +96,7 @@ def test_tiles_come_in_the_order_of_images_rows_and_columns(tmp_path):
   ] + [('b', 0, 0)]
   assert [(image['name'], image['tiles']) for image in found.images] == [('a', 8), ('b', 1)]
   assert found.scenes == ['a'] * 8 + ['b']
-  assert found.smallest_px == 9
+  assert found.shortest_sides == [16] * 8 + [9]
   assert not found.has_noisy
   assert found.feature_keys == ['clean']
 
@@ -506,11 +506,11 @@ def test_the_command_refuses_in_one_line(tmp_path):
   assert 'Traceback' not in errors
 
 
-@pytest.mark.skipif(not DATA or not (Path(DATA) / 'real/PolyU').is_dir(), reason='PolyU is not there')
+@needs('real/PolyU')
 def test_the_real_polyu_crops_become_tiles(tmp_path):
-  found = tiles.prepare('polyu', Path(DATA) / 'real/PolyU', tmp_path, tile_px=300, stride_px=212)
+  found = tiles.prepare('polyu', DATA / 'real/PolyU', tmp_path, tile_px=300, stride_px=212)
   assert len(found) == 100 * 4
-  folder = Path(DATA) / 'real/PolyU/CroppedImages'
+  folder = DATA / 'real/PolyU/CroppedImages'
   (tile,) = _read(found, [4 * 57 + 3])
   assert (tile['row'], tile['column']) == (212, 212)
   for key, suffix in (('noisy', 'real'), ('clean', 'mean')):

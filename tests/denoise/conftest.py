@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sadnet_jax.denoise.compiled_network import CompiledNetwork
+from sadnet_jax.denoise.denoiser import Denoiser
 
 
 @pytest.fixture
@@ -17,3 +18,9 @@ def stand_in_network():
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(CompiledNetwork, '__call__', denoise)
     yield patch
+
+
+@pytest.fixture
+def denoiser(weights):
+  """The denoiser of the tiny weights that the commands are given."""
+  return Denoiser.from_checkpoint(weights)

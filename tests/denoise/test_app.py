@@ -252,6 +252,27 @@ def test_the_page_is_on_this_machine_whatever_the_proxy(tmp_path, host):
   assert output.startswith(f'http://{f"[{host}]" if host == "::1" else host}:')
 
 
+def test_a_port_that_is_taken_at_the_last_moment_is_replaced(tmp_path):
+  weights = write_weights(tmp_path / 'tiny.safetensors')
+  program = """
+import socket, sys
+import gradio
+from sadnet_jax.denoise import app
+launch, others = gradio.Blocks.launch, []
+def launch_after_another_program(page, **options):
+  if not others:
+    others.append(socket.create_server((app.HOST, options['server_port'])))
+  return launch(page, **options)
+gradio.Blocks.launch = launch_after_another_program
+with app.serving(model=sys.argv[1]) as url:
+  print(others[0].getsockname()[1], url)
+"""
+  output, _ = finish(start('-c', program, weights))
+  taken, url = output.split()
+  assert re.fullmatch(r'http://127\.0\.0\.1:\d+/', url)
+  assert f':{taken}/' not in url
+
+
 def test_old_files_are_removed(tmp_path):
   for name, age in (('old/upload', 3601), ('new/upload', 3500)):
     (tmp_path / name).parent.mkdir()

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -75,8 +76,11 @@ def test_a_picture_that_another_process_works_on_comes_last(folder, other, capsy
   assert is_theirs
 
   def finish_after_the_others():
+    deadline = time.monotonic() + 120
     while not ((folder / 'out/b.png').exists() and (folder / 'out/c.png').exists()):
-      pass
+      if time.monotonic() > deadline:
+        break
+      time.sleep(0.01)
     process.communicate('theirs\n' if written else '\n')
 
   thread = threading.Thread(target=finish_after_the_others)

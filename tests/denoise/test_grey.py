@@ -1,6 +1,5 @@
 """Grey images through a network for colour, with the published weights."""
 
-import os
 from pathlib import Path
 import tracemalloc
 
@@ -12,9 +11,9 @@ from sadnet_jax.denoise.grey import as_colour, has_equal_channels, noise_deviati
 from sadnet_jax.evaluation.metrics import psnr
 from sadnet_jax.images.arrays import read_image
 from sadnet_jax.nn.sadnet import SADNet
+from tests.support.real_data import DATA, needs
 from tests.support.small_networks import SMALL
 
-DATA = os.environ.get('SADNET_DATA')
 CROP = Path(__file__).parents[1] / 'crops' / 'chelsea.png'
 
 
@@ -105,13 +104,13 @@ def test_a_grey_picture_takes_little_more_memory_than_its_result(channels):
   assert peak < (9 + channels) * height * width
 
 
-@pytest.mark.skipif(DATA is None, reason='needs SADNET_DATA with the real data sets')
+@needs('test/BSD68')
 @pytest.mark.parametrize(
   ('weights', 'wanted'), [('gray', [31.41, 28.94, 25.84]), ('color', [31.17, 28.32, 24.35])]
 )
 def test_the_figures_of_grey_pictures_in_the_documentation(weights, wanted):
   denoiser = Denoiser.from_pretrained(weights)
-  files = sorted(Path(DATA or '', 'test', 'BSD68').glob('*.png'))[:8]
+  files = sorted(Path(DATA, 'test', 'BSD68').glob('*.png'))[:8]
   figures = {}
   for sigma_255 in (15, 25, 50):
     pairs = []

@@ -1,7 +1,6 @@
 """Test sets found by name, and any folder: their images, and what is missing or wrong."""
 
 import io
-import os
 
 import numpy as np
 from PIL import Image
@@ -12,8 +11,8 @@ from sadnet_jax.evaluation.image_sets import open_set
 from sadnet_jax.evaluation.metrics import psnr
 from sadnet_jax.evaluation.protocols import FLOAT, ROUNDED
 from tests.support import dataset_files, matlab_files
+from tests.support.real_data import DATA, needs
 
-DATA = os.environ.get('SADNET_DATA')
 SIDD_FILES = ('ValidationNoisyBlocksSrgb', 'ValidationGtBlocksSrgb')
 
 
@@ -396,7 +395,7 @@ def test_complete_sidd_validation_needs_no_note(tmp_path):
   assert _names(image_set)[-1] == '0040_32'
 
 
-@pytest.mark.skipif(DATA is None, reason='needs SADNET_DATA with the real data sets')
+@needs('test/CBSD68', 'test/BSD68', 'test/Kodak24', 'test/Nam', 'real/PolyU')
 @pytest.mark.parametrize(
   ('name', 'channels', 'version'),
   [
@@ -415,7 +414,7 @@ def test_the_real_sets_are_complete(name, channels, version):
   assert not any('instead of' in note for note in image_set.notes)
 
 
-@pytest.mark.skipif(DATA is None, reason='needs SADNET_DATA with the real data sets')
+@needs('test/Nam', 'real/PolyU')
 @pytest.mark.parametrize(('name', 'expected'), [('nam', 37.064), ('polyu', 35.969)])
 def test_the_noisy_images_of_real_sets_have_the_known_psnr(name, expected):
   image_set = open_set(name, DATA)

@@ -1,7 +1,6 @@
 """Evaluation protocols: the noise that is added, what is cropped, and what is measured."""
 
 import math
-import os
 
 import numpy as np
 import pytest
@@ -17,8 +16,8 @@ from sadnet_jax.evaluation.protocols import (
   UNCLIPPED,
   protocol_for_training,
 )
+from tests.support.real_data import DATA, needs
 
-DATA = os.environ.get('SADNET_DATA')
 # Known PSNR of the noisy images in dB, by sigma on the scale of 8-bit images: (not clipped, clipped), with
 # numpy.random.seed(0) before every image.
 NOISY_PSNR = {
@@ -69,7 +68,7 @@ def test_unclipped_noise_has_the_known_psnr_on_any_image_of_the_sizes_of_a_set(n
     assert noisy_psnr == pytest.approx(NOISY_PSNR[name][sigma_255][0], abs=0.0006)
 
 
-@pytest.mark.skipif(DATA is None, reason='needs SADNET_DATA with the real data sets')
+@needs('test/CBSD68', 'test/Kodak24', 'test/BSD68')
 @pytest.mark.parametrize(('name', 'sigma_255'), [('cbsd68', 50), ('kodak24', 70), ('bsd68', 30)])
 def test_the_noisy_images_of_the_real_sets_have_the_known_psnr(name, sigma_255):
   image_set = open_set(name, DATA)

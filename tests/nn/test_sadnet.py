@@ -260,6 +260,7 @@ def test_the_scale_of_a_module_is_that_of_the_image_it_makes(row):
   for name, side in sides.items():
     assert side == (48 // 2 ** (scale_of(name) - 1), 80 // 2 ** (scale_of(name) - 1)), name
   assert {scale_of(name) for name in sides} == {1, 2, 3, 4}
+  assert [scale_of(name) for name in ('Conv_0', 'head', 'res5', 'res1x')] == [None] * 4
 
 
 # --- Residual learning and offsets.

@@ -23,7 +23,10 @@ def quick_to_compile():
 
 @pytest.fixture(scope='module')
 def compiled_once(quick_to_compile):
-  """Runs whose compiled programs are equal share their step and their first weights."""
+  """Runs whose compiled programs are equal share their step and their first weights.
+
+  Not those with images in memory, which belong to their step.
+  """
   steps, first = {}, {}
 
   def step_of(config, devices, images=None, pairs=None, teacher=None):
@@ -39,11 +42,12 @@ def compiled_once(quick_to_compile):
       del fields[name]
     if config.optimizer.schedule == 'step_halving':
       del fields['steps']
-    if images is None:
-      fields['data'] = config.data.patch_px
+    if images is not None or teacher is not None:
+      return step_from_config(config, devices, images, pairs, teacher)
+    fields['data'] = config.data.patch_px
     key = (json.dumps(fields, sort_keys=True), tuple(d.id for d in devices))
-    if key not in steps or teacher is not None:
-      steps[key] = step_from_config(config, devices, images, pairs, teacher)
+    if key not in steps:
+      steps[key] = step_from_config(config, devices)
     return steps[key]
 
   def first_state(config):

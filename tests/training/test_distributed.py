@@ -159,7 +159,8 @@ def test_sigterm_to_one_process_saves_and_ends_both(folder):
     if line.startswith('step '):
       break
   processes[1].send_signal(signal.SIGTERM)
-  (output, _), _ = (finish(process) for process in processes)
+  (output, _), _ = (finish(process, succeeds=False) for process in processes)
+  assert [process.returncode for process in processes] == [130, 130]
   saved = sorted(int(p.name) for p in (folder / 'stopped' / 'checkpoints').iterdir())
   assert f'stopped at step {saved[-1]}, which is saved' in output
   _train_on_one_device(folder, 'not_stopped', **{'steps': 2, 'data.reader': 'memory'})

@@ -84,6 +84,13 @@ def _assert_equal(a, b):
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+def _is_stopped(process):
+  """Stops a process for the moment; True once it is."""
+  process.send_signal(signal.SIGSTOP)
+  time.sleep(0.01)
+  return True
+
+
 def _kill(process):
   process.kill()
   process.communicate()
@@ -116,13 +123,17 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(folder
   assert step == first
   _assert_equal(after, before)
 
-  # In the middle of a save.
+  # In the middle of a save, which must not end between the look and the signal.
+  def is_saving():
+    return any(checkpoints.glob('*.orbax-checkpoint-tmp*'))
+
   process = _train(folder, 'run')
   _wait_for_step(process, first + 2)
-  while process.poll() is None and not any(checkpoints.glob('*.orbax-checkpoint-tmp*')):
+  while not (is_saving() and _is_stopped(process) and is_saving()):
+    assert process.poll() is None, process.stderr.read()
+    process.send_signal(signal.SIGCONT)
     time.sleep(1e-4)
   _kill(process)
-  assert any(checkpoints.glob('*.orbax-checkpoint-tmp*'))
   assert first < max(_saved(run))
 
   # By signals, upon which the run saves its step. Meanwhile no other process may train in the folder.
@@ -134,7 +145,8 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(folder
       _, errors = finish(_train(folder, 'run', RARELY), succeeds=False)
       assert f'run: process {process.pid} is training in this folder; give another --workdir' in errors
     process.send_signal(number)
-    output, _ = finish(process)
+    output, _ = finish(process, succeeds=False)
+    assert process.returncode == 130
     steps.append(_saved(run)[-1])
     assert f'stopped at step {steps[-1]}, which is saved; run the same command to continue' in output
   assert first < steps[0] < steps[1]

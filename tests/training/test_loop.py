@@ -465,18 +465,33 @@ def test_tiles_train_after_their_images_are_gone(pairs, tmp_path):
   assert int(train(_pairs_config(folder, tmp_path, 'tiles'), tmp_path / 'run', jax.devices()[:2]).step) == 3
 
 
-def test_damaged_files_are_skipped_and_counted_where_configured(photographs, tmp_path, capsys):
+@pytest.mark.parametrize(
+  ('reader', 'small', 'summary'),
+  [
+    ('files', 'small.png: 8x8 pixels are fewer than a patch of 16x16', '3 images, 2 skipped'),
+    ('tiles', 'the tiles of small have a side of 8 pixels, but data.patch_px is 16', ' tiles, 2 skipped'),
+  ],
+)
+def test_what_cannot_be_used_is_skipped_and_counted_where_configured(
+  photographs, tmp_path, reader, small, summary, capsys
+):
   folder = tmp_path / 'images'
   shutil.copytree(photographs, folder)
   content = (folder / '0.png').read_bytes()
   (folder / 'cut.png').write_bytes(content[: len(content) // 2])
   Image.new('RGB', (8, 8)).save(folder / 'small.png')
-  config = _config(folder, **{'data.skip_bad': True, 'steps': 1})
+  tiles = {'data.tiles_dir': str(tmp_path / 'tiles'), 'data.tile_px': 24, 'data.stride_px': 12}
+  config = _config(folder, **{'data.skip_bad': True, 'data.reader': reader, 'steps': 1, **tiles})
   train(config, tmp_path / 'run', jax.devices()[:1])
   output = capsys.readouterr().out
   assert 'cut.png: the file is damaged or incomplete' in output
-  assert 'small.png: 8x8 pixels are fewer than a patch of 16x16' in output
-  assert '3 images, 2 skipped' in output
+  assert small in output
+  assert summary in output
+  if reader == 'tiles':
+    (folder / 'cut.png').unlink()
+    config.data.update(skip_bad=False, tiles_dir=str(tmp_path / 'others'))
+    with pytest.raises(ValueError, match=r'the tiles of small have a side of 8 pixels, .*; choose smaller'):
+      train(config, tmp_path / 'other', jax.devices()[:1])
 
 
 def test_fine_tuning_starts_from_the_weights_of_a_run(stopped_run, photographs, tmp_path, monkeypatch):
@@ -495,7 +510,9 @@ def test_fine_tuning_starts_from_the_weights_of_a_run(stopped_run, photographs, 
   shutil.rmtree(tmp_path / 'first')
   longer = _config(photographs, **{**changes, 'steps': 3})
   other = _config(photographs, **{**changes, 'init_from': 'color'})
-  with pytest.raises(ValueError, match=r'with another config: init_from: checkpoint .*, config "color"'):
+  with pytest.raises(
+    ValueError, match=r'with another config: init_from: checkpoint .*, config "color"; give the values'
+  ):
     train(other, tmp_path / 'tuned', jax.devices()[:1])
   assert int(train(longer, tmp_path / 'tuned', jax.devices()[:1]).step) == 3
 

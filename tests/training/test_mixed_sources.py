@@ -137,7 +137,7 @@ def test_holding_out_all_pairs_is_refused(config):
 @pytest.mark.parametrize(
   ('camera', 'text'),
   [
-    ('photo', 'validation on clean (2 images), pairs (2 images)\n'),
+    ('photo', 'validation on clean (2 images), pairs (2 images), the best by clean\n'),
     ('', 'validation on clean (2 images); unused, because of other noise than in training: {pairs}\n'),
   ],
 )

@@ -71,7 +71,7 @@ def test_a_schedule_that_cannot_work_is_rejected(changes, message):
   [
     ({'b1': 1.0}, 'b1 is 1.0, but must be at least 0 and less than 1'),
     ({'eps': -1e-8}, 'eps is -1e-08, but must be at least 0'),
-    ({'name': 'sgd'}, "unknown optimizer 'sgd'; choose 'adam' or 'muon'"),
+    ({'name': 'sgd'}, "unknown optimizer 'sgd'; choose one of 'adam', 'muon'"),
     ({'offset_rate': -0.1}, 'offset_rate is -0.1, but must be at least 0'),
     ({'clip_norm': -1.0}, 'clip_norm is -1.0, but must be positive, or 0'),
   ],

@@ -169,6 +169,17 @@ def test_a_network_without_rsab_has_no_offsets_to_report():
   assert not any(name.startswith('offset') for name in metrics)
 
 
+def test_networks_of_other_modules_have_no_norms_by_scale():
+  class Other(nn.Module):
+    @nn.compact
+    def __call__(self, noisy):
+      return noisy + Conv(3, 3)(ResBlock(8, project=True, name='head')(noisy))
+
+  state = _first_state(_config(), Other())
+  _, metrics = jax.eval_shape(_step().__wrapped__, state, {'clean': _images(0)})
+  assert set(metrics) == {'loss', 'gradient_norm', 'finite', 'skipped_steps'}
+
+
 # --- Noise.
 
 

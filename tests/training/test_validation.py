@@ -13,7 +13,7 @@ def test_sidd_blocks_are_a_folder_of_pairs(tmp_path):
   names = ('ValidationNoisyBlocksSrgb', 'ValidationGtBlocksSrgb')
   content = matlab_files.sidd(tmp_path / 'SIDD', names, (2, 4, 16, 16, 3))
   (found,), missing = find_validation_sets((), (str(tmp_path / 'SIDD'), 'nowhere'), (), images=4)
-  assert (found.name, missing) == ('SIDD', ['nowhere'])
+  assert (found.name, missing) == ('SIDD', {'not found': ['nowhere']})
   assert [image.name for image in found.images] == ['0001_01', '0001_03', '0002_01', '0002_03']
   for read, name in zip(found.images[1].read(3), names, strict=True):
     np.testing.assert_array_equal(read, content[name][0, 2])
@@ -21,18 +21,31 @@ def test_sidd_blocks_are_a_folder_of_pairs(tmp_path):
   check_images(found, 3)
   with pytest.raises(ValueError, match='0001_01: the blocks of SIDD are in colour'):
     check_images(found, 1)
+  # A network of grey images trains without them.
+  folder = str(tmp_path / 'SIDD')
+  assert find_validation_sets((), (folder,), (), images=4, channels=1) == ([], {'in colour': [folder]})
+
+
+def test_pairs_come_first_where_they_decide(tmp_path):
+  for name in ('clean/1', 'pairs/1_noisy', 'pairs/1_gt'):
+    dataset_files.write(tmp_path / f'{name}.png', dataset_files.picture(16, 16, 0))
+  folders = [(str(tmp_path / name),) for name in ('clean', 'pairs')]
+  for first, names in ((False, ['clean', 'pairs']), (True, ['pairs', 'clean'])):
+    sets, _ = find_validation_sets(*folders, (), images=0, pairs_first=first)
+    assert [s.name for s in sets] == names
 
 
 def test_a_folder_with_the_benchmark_alone_is_no_validation_set(tmp_path):
   matlab_files.sidd(tmp_path / 'SIDD', ('BenchmarkNoisyBlocksSrgb',), (1, 1, 16, 16, 3))
-  assert find_validation_sets((), (str(tmp_path / 'SIDD'),), (), images=0) == ([], [str(tmp_path / 'SIDD')])
+  folder = str(tmp_path / 'SIDD')
+  assert find_validation_sets((), (folder,), (), images=0) == ([], {'not found': [folder]})
 
 
 def test_an_empty_name_is_not_the_working_folder(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   dataset_files.write(tmp_path / 'holiday' / '1.png', dataset_files.picture(16, 16, 0))
   # As a flag without a value gives it.
-  assert find_validation_sets(('',), ('',), (), images=0) == ([], [])
+  assert find_validation_sets(('',), ('',), (), images=0) == ([], {})
 
 
 def test_sets_of_one_name_are_kept_apart(tmp_path, monkeypatch):

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from sadnet_jax import pretrained
+from sadnet_jax import Denoiser, pretrained
+from sadnet_jax.evaluation.image_sets import open_set
 from sadnet_jax.evaluation.metrics import psnr
 from sadnet_jax.evaluation.protocols import protocol_for_training
 from sadnet_jax.images.arrays import read_image
@@ -17,6 +18,7 @@ from sadnet_jax.weights.index import FOLDER, TASKS
 from sadnet_jax.weights.loading import REPLACED
 from sadnet_jax.weights.safetensors import params_hash
 from tests.support.command import ROOT
+from tests.support.real_data import DATA, needs
 from tools import model_card, plot_training
 
 # 128x160, from row 80 and column 120 of scikit-image's photographs of these names, both CC0.
@@ -45,6 +47,20 @@ def test_psnr_on_photographs_they_were_not_trained_on(weights, crop, sigma_255):
   noisy, clean = protocol.prepare(None, image, sigma_255)
   denoised = protocol.finish(np.asarray(jax.jit(model.apply)({'params': params}, noisy[None])[0]))
   assert psnr(denoised, clean) == pytest.approx(MEASURED[weights, crop, sigma_255], abs=0.05)
+
+
+@needs('test/Nam', 'real/PolyU')
+@pytest.mark.parametrize('weights', ['photo', 'photo_fast'])
+@pytest.mark.parametrize('name', ['nam', 'polyu_held_out'])
+def test_a_photograph_is_denoised_as_well_as_when_it_was_measured(weights, name):
+  (result,) = (r for r in _results(weights)['results'] if r['dataset'] == name)
+  image_set, measured = open_set(name, DATA), result['images'][0]
+  image, protocol = image_set.images[0], image_set.protocol
+  assert (measured['name'], result['protocol']) == (image.name, protocol.name)
+  noisy, clean = protocol.prepare(*image.read(3), None)
+  denoised = protocol.finish(Denoiser.from_pretrained(weights).apply(noisy))
+  assert psnr(noisy, clean) == pytest.approx(measured['psnr_noisy'], abs=1e-4)
+  assert psnr(denoised, clean) == pytest.approx(measured['psnr'], abs=0.01)
 
 
 def _results(weights):
