@@ -15,7 +15,7 @@ import sys
 from sadnet_jax.extras import required
 
 with required('train'):
-  from absl import flags
+  from absl import flags, logging
   from ml_collections import config_flags
 
   from sadnet_jax import command_line, machine
@@ -41,6 +41,8 @@ def main() -> None:
   """Trains the experiment given on the command line."""
   if _DISTRIBUTED.value:
     distributed.initialize(_DISTRIBUTED.value)
+  if note := machine.slow_gradients_note():
+    logging.warning('%s', note)
   name = command_line.config_name(command_line.config_argument())
   on_error = distributed.exit_all_on_error('train.py') if _DISTRIBUTED.value else contextlib.nullcontext()
   with on_error, compilation_cache.enabled():

@@ -25,7 +25,8 @@ def environment(packages: Sequence[str]) -> dict[str, object]:
     packages: Distributions whose versions matter, besides JAX's; the version of a missing one is None.
 
   Returns:
-    Processor, cores and load, JAX's devices, versions, and the commit (None outside a clone).
+    Processor, cores and load, JAX's devices and precision of products, versions, and the commit (None outside
+    a clone).
   """
   # Here, because reading free memory must not load JAX.
   import jax
@@ -37,6 +38,7 @@ def environment(packages: Sequence[str]) -> dict[str, object]:
     'load_before': os.getloadavg()[0] if hasattr(os, 'getloadavg') else None,
     'device': jax.local_devices()[0].device_kind,
     'devices': jax.local_device_count(),
+    'matmul_precision': getattr(jax.config, 'jax_default_matmul_precision', None) or 'default',
     'python': platform.python_version(),
     'versions': {name: version(name) for name in ('jax', 'jaxlib', *packages)},
     'commit': _git('rev-parse', 'HEAD') if in_clone else None,
@@ -80,6 +82,29 @@ def may_have_accelerator():
   if os.environ.get('JAX_PLATFORMS') == 'cpu':
     return False
   return any(importlib.util.find_spec(name) for name in ('jax_plugins', 'libtpu'))
+
+
+# They add float32 in global memory by loops of compare and swap instead of by the instruction for it
+# (openxla/xla#46225).
+_SLOW_SCATTER = ('0.10.2', '0.11.0')
+_NATIVE_ATOMICS = '-nvptx-allow-ftz-atomics'
+
+
+def slow_gradients_note() -> str | None:
+  """What to say about training on GPUs with a version of jaxlib that is slow there; None if it is not."""
+  import jax
+
+  found = version('jaxlib')
+  if (
+    jax.default_backend() != 'gpu'
+    or found not in _SLOW_SCATTER
+    or _NATIVE_ATOMICS in os.environ.get('XLA_FLAGS', '')
+  ):
+    return None
+  return (
+    f'jaxlib {found} is slow at the gradients of deformable convolutions on NVIDIA GPUs; use another version '
+    f'than {" and ".join(_SLOW_SCATTER)}, or set XLA_FLAGS=--xla_backend_extra_options={_NATIVE_ATOMICS}'
+  )
 
 
 def _allocator_is_set_up():
@@ -148,7 +173,11 @@ def _free_in_system():
         return int(line.split()[1]) * 1024
   except (OSError, ValueError):
     pass
-  return None
+  # Not on Linux: what is free is not known, but half of the memory of the machine may be.
+  try:
+    return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // 2
+  except (AttributeError, OSError, ValueError):
+    return None
 
 
 def _processor():

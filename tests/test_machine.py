@@ -2,8 +2,10 @@
 
 import ctypes
 import importlib.util
+import os
 import sys
 
+import jax
 import pytest
 
 from sadnet_jax import machine
@@ -13,6 +15,30 @@ from tests.support.command import finish, start
 def test_free_memory_is_plausible():
   free = machine.free_host_bytes()
   assert free is None or 2**20 < free < 2**46
+
+
+def test_where_free_memory_is_not_known_half_of_the_memory_is_assumed(monkeypatch):
+  monkeypatch.setattr(machine.Path, 'read_text', lambda *_: 'MemTotal: 8 kB\n')
+  monkeypatch.setattr(machine, 'free_in_container', lambda: None)
+  monkeypatch.setattr(os, 'sysconf', {'SC_PHYS_PAGES': 1000, 'SC_PAGE_SIZE': 4096}.__getitem__)
+  assert machine.free_host_bytes() == 2_048_000
+
+
+@pytest.mark.parametrize(
+  ('backend', 'jaxlib', 'flags', 'is_slow'),
+  [
+    ('gpu', '0.10.2', '', True),
+    ('gpu', '0.11.0', '--xla_backend_extra_options=-nvptx-allow-ftz-atomics', False),
+    ('gpu', '0.10.1', '', False),
+    ('cpu', '0.10.2', '', False),
+  ],
+)
+def test_versions_that_are_slow_on_gpus_are_named(monkeypatch, backend, jaxlib, flags, is_slow):
+  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+  monkeypatch.setattr(machine, 'version', lambda _: jaxlib)
+  monkeypatch.setenv('XLA_FLAGS', flags)
+  note = machine.slow_gradients_note()
+  assert (note is not None and f'jaxlib {jaxlib} is slow' in note) == is_slow
 
 
 def test_the_memory_limit_of_a_container_counts(tmp_path):

@@ -7,6 +7,7 @@ lie in a temporary folder that is removed at the end; nothing is fetched from, o
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import errno
+import itertools
 import os
 from pathlib import Path
 import shutil
@@ -106,16 +107,18 @@ def serving(
   """
   # Before the libraries are imported, which takes a while.
   _free_port(host, port)
+  presses = Presses()
   with (
     tempfile.TemporaryDirectory(prefix='sadnet-denoise-') as folder,
     _environment(folder, host),
-    _swept(Path(folder)),
+    _swept(Path(folder), presses),
   ):
     gradio = _gradio()
     choices = _Choices(model, quality, dilations, options or {})
     page = _page(
       gradio,
       choices,
+      presses,
       Path(folder),
       quality or BALANCED,
       (strength, chroma_strength),
@@ -226,12 +229,13 @@ def _environment(folder, host):
 
 
 @contextlib.contextmanager
-def _swept(folder):
+def _swept(folder, presses):
   """Removes old files now and then, since Gradio does not know those of uploads that were broken off."""
   ended = threading.Event()
 
   def sweep():
     while not ended.wait(_SWEEP_SECONDS):
+      presses.keep_waiting()
       remove_old_files(folder, _KEPT_SECONDS)
 
   thread = threading.Thread(target=sweep, daemon=True)
@@ -309,29 +313,48 @@ class _Stopped(BaseException):
   """The visitor pressed Stop or left; no Exception, which would be an error of the picture."""
 
 
-class _Presses:
+class Presses:
   """Presses of Denoise by session, of which Stop ends the running one and those that wait for others."""
 
-  def __init__(self):
+  def __init__(self) -> None:
+    """Nothing is pressed yet."""
     self._running: dict[str, threading.Event] = {}
+    self._waiting: dict[str, list[str | Path | None]] = {}
     self._pressed: dict[str, float] = {}
     self._stopped: dict[str, float] = {}
 
-  def press(self, session):
+  def press(self, session: str, upload: str | Path | None = None) -> None:
+    """Denoise was pressed for an uploaded file."""
     self._pressed[session] = time.monotonic()
+    self._waiting.setdefault(session, []).append(upload)
 
-  def stop(self, session):
+  def keep_waiting(self) -> None:
+    """Touches the uploads that wait for their turn, because old files are removed."""
+    for upload in itertools.chain.from_iterable(list(self._waiting.values())):
+      if upload is not None:
+        with contextlib.suppress(OSError):
+          os.utime(upload)
+
+  def stop(self, session: str) -> None:
     """Also what is pressed already, but has not begun."""
     self._stopped[session] = time.monotonic()
     if session in self._running:
       self._running[session].set()
 
-  def is_running(self, session):
+  def leave(self, session: str) -> None:
+    """The visitor has gone: stops, and keeps no uploads."""
+    self.stop(session)
+    self._waiting.pop(session, None)
+
+  def is_running(self, session: str) -> bool:
+    """Whether a picture of the session is being denoised."""
     return session in self._running
 
   @contextlib.contextmanager
-  def running(self, session):
+  def running(self, session: str) -> Iterator[threading.Event]:
     """While a picture is denoised: an event, set if it is not wanted any more."""
+    if waiting := self._waiting.get(session):
+      waiting.pop(0)
     event = self._running[session] = threading.Event()
     if self._stopped.get(session, -1) > self._pressed.get(session, 0):
       event.set()
@@ -391,9 +414,8 @@ class _Progress(Report):
     return text
 
 
-def _page(gradio, choices, folder, first_quality, strengths, first_suffix, reading, writing):
+def _page(gradio, choices, presses, folder, first_quality, strengths, first_suffix, reading, writing):
   """The page; its files are written below `folder`."""
-  presses = _Presses()
 
   def nothing(text=''):
     """No result, and perhaps why."""
@@ -407,8 +429,8 @@ def _page(gradio, choices, folder, first_quality, strengths, first_suffix, readi
   def describe(name, quality):
     return gradio.update(info=choices.about(name, quality)), gradio.update(visible=name == _AUTOMATIC)
 
-  def press(request: gradio.Request):  # type: ignore[name-defined]
-    presses.press(request.session_hash)
+  def press(upload, request: gradio.Request):  # type: ignore[name-defined]
+    presses.press(request.session_hash, upload)
 
   def stop(request: gradio.Request):  # type: ignore[name-defined]
     presses.stop(request.session_hash)
@@ -417,7 +439,7 @@ def _page(gradio, choices, folder, first_quality, strengths, first_suffix, readi
     return gradio.update(value='Stopping after the current tile', visible=True)
 
   def leave(request: gradio.Request):  # type: ignore[name-defined]
-    presses.stop(request.session_hash)
+    presses.leave(request.session_hash)
 
   def denoise(
     upload,
@@ -531,7 +553,7 @@ def _page(gradio, choices, folder, first_quality, strengths, first_suffix, readi
     result = gradio.State()
     # Presses wait for each other: the second may be for another picture.
     button.click(
-      press, queue=False, trigger_mode='multiple', show_progress='hidden', api_visibility='private'
+      press, upload, queue=False, trigger_mode='multiple', show_progress='hidden', api_visibility='private'
     ).then(
       denoise,
       [upload, model, quality, form, luma, chroma],

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 import contextlib
 import functools
 import hashlib
+import importlib.metadata
 import os
 from pathlib import Path
 import pickle
 import platform
+import re
 import tempfile
 import time
 from typing import TYPE_CHECKING
@@ -31,6 +33,7 @@ _LEFT_BEHIND_S = 3600
 _MIN_COMPILE_SECONDS = 0.1
 # What a program of the network depends on, beside its arguments: the sources in these folders.
 _SOURCE_ROOMS = ('nn', 'ops', 'denoise')
+_ACCELERATOR_PACKAGE = re.compile(r'(nvidia|jax-(cuda|rocm)|libtpu)', re.IGNORECASE)
 _DAMAGED = 'Error reading persistent compilation cache entry'
 _SHA256_BYTES = 32
 # The folder of `compiled`, within `keeping_programs`.
@@ -127,10 +130,18 @@ def _key(arguments, device, about):
 
   shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), arguments)
   settings = sorted(item for item in os.environ.items() if item[0].startswith(('JAX_', 'XLA_')))
-  versions = [jax.__version__, jaxlib.__version__, flax.__version__]
+  versions = [jax.__version__, jaxlib.__version__, flax.__version__, *_accelerator_versions(device)]
   place = [str(device), device.device_kind, device.client.platform_version, os.cpu_count()]
   text = repr((about, shapes, settings, versions, place, _sources_sha256()))
   return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _accelerator_versions(device):
+  """Of cuDNN and the like, which are upgraded on their own and whose kernels programs have chosen."""
+  if device.platform == 'cpu':
+    return []
+  found = importlib.metadata.distributions()
+  return sorted(f'{d.name} {d.version}' for d in found if _ACCELERATOR_PACKAGE.match(d.name or ''))
 
 
 def _load(path, device):

@@ -1,6 +1,7 @@
 """A network on one device, with few compiled programs for images of many sizes."""
 
 from collections.abc import Mapping
+import contextlib
 import functools
 import math
 import threading
@@ -16,13 +17,17 @@ from sadnet_jax.nn.sadnet import STRIDE, SADNet, pad_to_multiple, round_up
 from sadnet_jax.ops.platform import target_platform
 
 # Sides of the arrays that images of different sizes share. A small picture is denoised much faster than a
-# program is compiled, so there are few sizes of small ones: 64, 128, 192 and 256.
+# program is compiled, so there are few sizes of small ones: 64, 128, 192 and 256. On accelerators compiling
+# costs more, and unused pixels less.
 SHARED_STEP_PX = 64
+SHARED_STEP_PX_ACCELERATOR = 256
 LARGEST_SQUARE_PX = 256
-# On two CPU cores compiling takes 5 to 10 s, and a megapixel 7 to 10 s. The value for accelerators is an
-# estimate: nothing was measured.
+# On two CPU cores compiling takes 5 to 10 s, and a megapixel 7 to 10 s. The values for accelerators are
+# estimates, half a minute and a megapixel in 15 ms: nothing was measured.
 _COMPILATION_PX_CPU = 2**20
-_COMPILATION_PX_ACCELERATOR = 2**26
+_COMPILATION_PX_ACCELERATOR = 2**31
+# Runs of less than this part of the memory's pixels may go on at once.
+_LARGE_SHARE = 8
 # Compiled programs that are kept in memory; each takes 20 to 50 MiB on a CPU.
 MAX_PROGRAMS = 12
 
@@ -55,6 +60,10 @@ class CompiledNetwork:
     # By batch, height and width: pixels computed for nothing because the size has no program of its own.
     self._unused_px: dict[tuple[int, int, int], int] = {}
     self._lock = threading.Lock()
+    # One thread compiles a program, and those with programs go on meanwhile.
+    self._compiling: dict[tuple[int, int, int, bool], threading.Lock] = {}
+    # Tiles are planned for the memory of one large run at a time.
+    self._large_run = threading.Lock()
 
   def __call__(self, noisy: np.ndarray, *, runs: int = 1, most_px: int | None = None) -> np.ndarray:
     """Denoises images in one piece.
@@ -76,8 +85,10 @@ class CompiledNetwork:
       larger = np.zeros((n, *size, padded.shape[3]), np.float32)
       larger[:, : inside[0], : inside[1]] = padded
       padded = larger
-    arguments = jax.device_put((padded, tuple(map(np.int32, inside))), self.device)
-    return np.asarray(program(self.params, *arguments))[:, :height, :width]
+    is_small = most_px is not None and _LARGE_SHARE * n * math.prod(size) < most_px
+    with contextlib.nullcontext() if is_small else self._large_run:
+      arguments = jax.device_put((padded, tuple(map(np.int32, inside))), self.device)
+      return np.asarray(program(self.params, *arguments))[:, :height, :width]
 
   def prepare(self, n: int, height: int, width: int) -> None:
     """Compiles a program for this size alone, whose sides are multiples of 8."""
@@ -99,7 +110,7 @@ class CompiledNetwork:
   def _program(self, shape, runs, most_px):
     """The program for images of a shape (N, H, W), and the height and width of its array."""
     n, *inside = shape
-    size = shared_size(*inside)
+    size = shared_size(inside[0], inside[1], self.device.platform)
     unused = n * (math.prod(size) - math.prod(inside))
     with self._lock:
       total = self._unused_px.get(shape, 0)
@@ -112,11 +123,25 @@ class CompiledNetwork:
         self._unused_px[shape] = total + unused
         shared = True
       key = (n, *size, shared)
-      program = self.programs.pop(key, None) or self._compile(key)
-      self.programs[key] = program
-      while len(self.programs) > MAX_PROGRAMS:
-        del self.programs[next(iter(self.programs))]
+      compiling = self._compiling.setdefault(key, threading.Lock())
+    with compiling:
+      with self._lock:
+        program = self.programs.get(key)
+      program = program or self._compile(key)
+      with self._lock:
+        self.programs.pop(key, None)
+        self.programs[key] = program
+        while len(self.programs) > MAX_PROGRAMS:
+          self._forget(next(iter(self.programs)))
     return program, size
+
+  def _forget(self, key):
+    *shape, shared = key
+    del self.programs[key]
+    self._compiling.pop(key, None)
+    if not shared:
+      # The size must earn a program again, or as many sizes in turn would compile each time.
+      self._unused_px.pop(tuple(shape), None)
 
   def _compile(self, key):
     *batch, shared = key
@@ -137,12 +162,16 @@ def _apply(model, platform, shared, params, noisy, inside):
     return model.apply({'params': params}, noisy, Inside(*inside) if shared else None)
 
 
-def shared_size(height: int, width: int) -> tuple[int, int]:
-  """The array that images of this size share with others: a square up to 256x256, else multiples of 64."""
+def shared_size(height: int, width: int, platform: str = 'cpu') -> tuple[int, int]:
+  """The array that images of this size share with others.
+
+  A square up to 256x256; else multiples of 64 on a CPU, of 256 on accelerators.
+  """
+  step = SHARED_STEP_PX if platform == 'cpu' else SHARED_STEP_PX_ACCELERATOR
   longest = round_up(max(height, width), SHARED_STEP_PX)
   if longest <= LARGEST_SQUARE_PX:
     return longest, longest
-  return round_up(height, SHARED_STEP_PX), round_up(width, SHARED_STEP_PX)
+  return round_up(height, step), round_up(width, step)
 
 
 def compilation_px(platform: str) -> int:

@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 import functools
 import math
 import numbers
@@ -27,7 +28,7 @@ from sadnet_jax.denoise.tiling import (
   plan_tiles_by_area,
 )
 from sadnet_jax.files import one_line
-from sadnet_jax.images.photograph import BT601_LUMA, to_float
+from sadnet_jax.images.photograph import BT601_LUMA, Photograph, to_float
 from sadnet_jax.nn.sadnet import STRIDE, SADNet, reflected_indices, round_up
 from sadnet_jax.weights import loading
 
@@ -170,10 +171,11 @@ class Denoiser:
     """Denoises an image, or a batch of images of one size.
 
     Args:
-      image: [H, W, C], [H, W] or [N, H, W, C]; uint8, uint16, or floats in [0, 1] that noise may have
-        moved out of that range. A colour network also takes grey images, and denoises those of a batch
-        whose channels are equal as grey ones (see `sadnet_jax.denoise.grey`); a grey network also takes
-        colour images whose channels are equal.
+      image: [H, W, C], [H, W] or [N, H, W, C], of red, green and blue in this order, display-referred (as
+        in sRGB files, not linear light); uint8, uint16, or floats in [0, 1] that noise may have moved out of
+        that range. For pictures with brighter values see `denoise_photograph`. A colour network also takes
+        grey images, and denoises those of a batch whose channels are equal as grey ones (see
+        `sadnet_jax.denoise.grey`); a grey network also takes colour images whose channels are equal.
       progress: Called as ``progress(done, total)`` after each run of the network. Starts over with a larger
         total if the first tiles did not fit in memory.
 
@@ -190,6 +192,27 @@ class Denoiser:
       denoised = self._denoise(np.asarray(image), progress)
       return jax.device_put(denoised, image.sharding)
     return self._denoise(image, progress)
+
+  def denoise_photograph(self, photograph: Photograph, *, progress: Progress | None = None) -> Photograph:
+    """Denoises what `read_photograph` reads, as the command does; transparency and metadata stay.
+
+    Of floating-point values the network sees those up to white, on which it was trained; the excess of
+    brighter ones is added to the result.
+
+    Args:
+      photograph: The photograph; a grey network also takes one in colour whose channels are equal.
+      progress: As for a call.
+
+    Raises:
+      ValueError: As for a call.
+    """
+    pixels = photograph.pixels
+    if pixels.dtype == np.float32:
+      known = np.clip(pixels, -1, 1)
+      denoised = self(known, progress=progress) + (pixels - known)
+    else:
+      denoised = self(pixels, progress=progress)
+    return dataclasses.replace(photograph, pixels=denoised)
 
   def apply(self, noisy: np.ndarray) -> np.ndarray:
     """What the network itself makes of an image, for measurements: in tiles if it is large.
@@ -325,7 +348,7 @@ class Denoiser:
         return
       except jax.errors.JaxRuntimeError as error:
         reason = one_line(error, 200)
-        if 'RESOURCE_EXHAUSTED' in reason and len(areas_px) > 1:
+        if tile_memory.is_out_of_memory(error) and len(areas_px) > 1:
           self._areas.drop_largest_of(areas_px)
           continue
         (height, width), (tile_height, tile_width) = batch.shape[1:3], plan.tile_size
@@ -351,8 +374,9 @@ class Denoiser:
     """Without tiles, several small images at once."""
     n = len(batch)
     everywhere = [np.arange(side) for side in batch.shape[1:3]]
-    size = min(n, max(1, run_px // image_px))
-    run = self._counted_runs(progress, -(-n // size), run_px)
+    runs = -(-n // max(1, run_px // image_px))
+    size = -(-n // runs)
+    run = self._counted_runs(progress, runs, run_px)
     for start in range(0, n, size):
       numbers = range(start, min(start + size, n))
       part = [self._network_input(batch[i], deviations[i], *everywhere) for i in numbers]

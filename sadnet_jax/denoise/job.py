@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 import copy
-import dataclasses
 import os
 from pathlib import Path
 import time
@@ -248,19 +247,11 @@ def _denoise(target, networks, report, outputs, reading):
   check_output(target.output, photograph)
   # Large pictures take much memory: drop the noisy one unless a comparison needs it.
   noisy = photograph if target.comparison is not None else None
-  photograph = dataclasses.replace(photograph, pixels=_denoised(photograph.pixels, denoiser, progress))
+  photograph = denoiser.denoise_photograph(photograph, progress=progress)
   report.note(target.output, outputs.write(target.output, photograph))
   if noisy is not None:
     _write_comparison(target, noisy, photograph, report, outputs)
   report.finish(target, width=width, height=height, seconds=time.perf_counter() - start)
-
-
-def _denoised(pixels, denoiser, progress):
-  if pixels.dtype != np.float32:
-    return denoiser(pixels, progress=progress)
-  # The network was trained on values up to white; the excess of brighter ones is added back unchanged.
-  known = np.clip(pixels, -1, 1)
-  return denoiser(known, progress=progress) + (pixels - known)
 
 
 def middle(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

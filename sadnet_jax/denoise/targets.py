@@ -102,6 +102,8 @@ def find_targets(
         f'end the name in {suffix}'
       )
     targets = [Target(found[0][0], Path(output))]
+  if skip_existing:
+    targets = _without_outputs(targets, notes)
   if compare:
     targets = _with_comparisons(targets)
   _check_clashes(targets)
@@ -290,6 +292,25 @@ def _unique(found):
   return list(
     {(os.path.abspath(source), relative): (source, relative) for source, relative in found}.values()
   )
+
+
+def _without_outputs(targets, notes):
+  """Drops what an earlier run has written beside its inputs: ``a.tif`` of ``a.cr2``, found with it."""
+  outputs = {file_identity(t.output): t for t in targets if not _is_same_file(t.source, t.output)}
+  outputs.pop(None, None)
+  kept = []
+  for target in targets:
+    other = outputs.get(file_identity(target.source))
+    if other is None:
+      kept.append(target)
+    else:
+      notes.append((target.source, f'left out, as the output of {shown(other.source)}'))
+  return kept
+
+
+def _is_same_file(path, other):
+  identity = file_identity(path)
+  return identity is not None and identity == file_identity(other)
 
 
 def _with_comparisons(targets):

@@ -14,6 +14,8 @@ from sadnet_jax.nn.sadnet import SADNet
 AREAS_PX = tuple(side**2 for side in (1504, 1280, 1024, 640, 512, 384, 256, 192, 128))
 # Largest where the device does not report its memory.
 _LARGEST_UNREPORTED_PX = 640**2
+# In messages of XLA, CUDA and cuDNN.
+_OUT_OF_MEMORY = ('RESOURCE_EXHAUSTED', 'CUDA_ERROR_OUT_OF_MEMORY', 'CUDNN_STATUS_ALLOC_FAILED')
 # Share of the free memory that a tile may take.
 _SHARE = 0.5
 
@@ -93,6 +95,11 @@ def compiler_options(platform: str) -> dict[str, str] | None:
   except jax.errors.JaxRuntimeError:
     return None
   return options
+
+
+def is_out_of_memory(error: Exception) -> bool:
+  """Whether a program failed for lack of memory, also while XLA tried out its kernels."""
+  return any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
 def free_bytes(device: jax.Device) -> int | None:

@@ -364,7 +364,7 @@ class SADNetMethod:
       reason, advice = one_line(error, 200), 'use smaller images or a device with more memory'
       if self.batch > len(self._devices):
         advice = 'use a smaller --batch_size'
-      elif 'RESOURCE_EXHAUSTED' in reason:
+      elif tile_memory.is_out_of_memory(error):
         self._tiled.add(size)
         return None
       height, width = self._program_size(size)

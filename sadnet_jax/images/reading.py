@@ -6,6 +6,7 @@ the header, and what `jpeg`, `png` and `tiff` check.
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import dataclasses
 import os
 from pathlib import Path
 import struct
@@ -99,7 +100,13 @@ def read_photograph(
     if _version(path) != before:
       # Decoders open it several times.
       raise ValueError('the file was changed while it was read; try again')
-    return photograph
+    notes = []
+    if linear and photograph.pixels.dtype != np.float32:
+      notes.append('has no floating-point values, so it was not read as linear light')
+    has_white_level = photograph.pixels.dtype == np.uint16 and _format_of(Path(path)) in ('PNG', 'TIFF')
+    if white_level is not None and not has_white_level:
+      notes.append('is no PNG or TIFF file of 16 bits, so the white level was ignored')
+    return dataclasses.replace(photograph, notes=(*photograph.notes, *notes))
 
 
 def _version(path):
@@ -446,11 +453,13 @@ def _read_tiff(path, linear, white_level):
   if alpha is not None and kind == 1:
     notes.append(_PREMULTIPLIED)
     pixels = _without_alpha_in_colours(pixels, alpha)
-  linear = bool(linear) and pixels.dtype == np.float32
+  given_linear, linear = linear, bool(linear) and pixels.dtype == np.float32
   if pixels.dtype == np.float32:
     pixels, float_notes = _from_floats(pixels, alpha, linear)
     notes += float_notes
   profile, profile_notes = blocks.checked_profile(tiff.content(tags, tiff.ICC_TAG), pixels.shape[2])
+  if given_linear is None and pixels.dtype == np.float32 and blocks.is_of_linear_light(profile):
+    notes.append('its colour profile is for linear light; if its values are, read it as such (--linear)')
   resources, photoshop_notes = blocks.checked_photoshop(tiff.content(tags, tiff.PHOTOSHOP_TAG))
   notes += [*profile_notes, *photoshop_notes]
   if tags.damaged:
@@ -493,10 +502,35 @@ def _read_bmp(path):
   # Run lengths of two bytes stand for 255 pixels.
   array, spec = _decode(path, 128 * path.stat().st_size)
   pixels, alpha = split_alpha(array, 1 if array.shape[2] < 3 else 3)
+  notes: list[str] = []
+  if alpha is not None and not _bmp_has_alpha(path):
+    alpha = None
+  elif alpha is not None and not alpha.any():
+    alpha = None
+    notes.append('its opacity is zero everywhere and was ignored')
   x, y = (spec.get_float_attribute(name, 0.0) for name in ('XResolution', 'YResolution'))
   in_metres = spec.get_string_attribute('ResolutionUnit') == 'm' and min(x, y) > 0
   metadata = Metadata(dpi=(x * blocks.METRES_PER_INCH, y * blocks.METRES_PER_INCH) if in_metres else None)
-  return Photograph(pixels, alpha, metadata)
+  return Photograph(pixels, alpha, metadata, notes=tuple(notes))
+
+
+# Of the header: its size, its compressions by masks, and the masks of red, green and blue that are decoded.
+_BMP_SIZE_WITH_ALPHA_MASK = 56
+_BMP_MASKS, _BMP_MASKS_WITH_ALPHA = 3, 6
+_BGR_MASKS = (0xFF0000, 0xFF00, 0xFF)
+
+
+def _bmp_has_alpha(path):
+  """Whether the fourth byte of 32 bits is opacity. OpenImageIO takes it for that in any case."""
+  with path.open('rb') as file:
+    header = file.read(70)
+  size, compression = (int.from_bytes(header[at : at + 4], 'little') for at in (14, 30))
+  if compression not in (_BMP_MASKS, _BMP_MASKS_WITH_ALPHA):
+    return False
+  *colours, alpha = struct.unpack_from('<4I', header, 54)
+  if tuple(colours) != _BGR_MASKS:
+    raise ValueError('is a BMP file of 32 bits in an unusual order; save it again, as PNG for example')
+  return alpha != 0 and (size >= _BMP_SIZE_WITH_ALPHA_MASK or compression == _BMP_MASKS_WITH_ALPHA)
 
 
 def _read_exr(path, linear):

@@ -37,6 +37,7 @@ from sadnet_jax.ops.sampling import (
   corner_products,
   locate,
   make_table,
+  rows_to_add_to,
   scatter_add_rows,
 )
 
@@ -387,10 +388,11 @@ def _backward(spec, residuals, dy):
     products = barrier(lambda: corner_products(table, at.row, dsampled, spec))
     doffset, dmask = barrier(lambda: _doffset_and_dmask(at, mask, products))
 
+    rows = rows_to_add_to(at, spec)
     for step, weight in zip(spec.corner_steps, at.corner_weights(), strict=True):
       factor = weight if mask is None else weight * mask
       updates = barrier(functools.partial(_scale, dsampled, factor))
-      dtable = scatter_add_rows(dtable, at.row + step, updates)
+      dtable = scatter_add_rows(dtable, rows + step, updates)
     return (dtable, dweights), offset_and_mask_block.gradient(doffset, dmask, mask)
 
   accumulate = accumulation_dtype(x.dtype)

@@ -19,7 +19,12 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from sadnet_jax.ops.platform import accumulation_dtype, choose_block_pixels, needs_fusion_barriers
+from sadnet_jax.ops.platform import (
+  accumulation_dtype,
+  choose_block_pixels,
+  current_platform,
+  needs_fusion_barriers,
+)
 
 # Up to this many channels in a group, a sum over them is written out. XLA's reduction on a CPU runs a
 # loop for each sample: 2.5 times slower at 4 channels, no slower at 16.
@@ -326,8 +331,23 @@ def _sum_channels(products):
 # --- Scatter.
 
 
+def rows_to_add_to(at: SampleLocations, spec: ConvSpec) -> jax.Array:
+  """The rows of the first corners, [p, S], that `scatter_add_rows` adds gradients to.
+
+  What is added for locations outside the image goes to the ring around it, and is cut off. On an accelerator
+  these rows are negative, for none: many additions to the few rows of the ring would wait for each other.
+  """
+  if current_platform() == 'cpu':
+    return at.row
+  return jnp.where(at.inside, at.row, -1 - max(spec.corner_steps))
+
+
 def scatter_add_rows(table: jax.Array, rows: jax.Array, updates: jax.Array) -> jax.Array:
-  """Adds updates [..., C / G] to the rows [...] of a table: the transpose of `gather_rows`."""
+  """Adds updates [..., C / G] to the rows [...] of a table: the transpose of `gather_rows`.
+
+  Rows must be inside the table, but on an accelerator may be negative, for none.
+  """
+  on_cpu = current_platform() == 'cpu'
   dimensions = lax.ScatterDimensionNumbers(
     update_window_dims=(rows.ndim,), inserted_window_dims=(0,), scatter_dims_to_operand_dims=(0,)
   )
@@ -336,5 +356,5 @@ def scatter_add_rows(table: jax.Array, rows: jax.Array, updates: jax.Array) -> j
     rows[..., None],
     updates.astype(table.dtype),
     dimensions,
-    mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
+    mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS if on_cpu else lax.GatherScatterMode.FILL_OR_DROP,
   )

@@ -2,8 +2,9 @@
 
 The state after step k is a function of (config, seed, k) alone: the patches of a step come from (seed, k)
 (see `data.pipeline` and `data.on_device`), its noise from (seed, k) and the position of the patch in the
-batch (see `step`). There is no random state to save, so a run that was stopped continues bit for bit, on the
-same number of cores and devices: with another, sums are rounded in another order.
+batch (see `step`). There is no random state to save, so on a CPU a run that was stopped continues bit for
+bit, on the same number of cores and devices: with another, sums are rounded in another order. On a GPU they
+are in any case.
 
 After each step these happen, in this order, each only if it is due:
 

@@ -43,9 +43,10 @@ def create_train_state(config: ml_collections.ConfigDict) -> TrainState:
   model = model_from_config(config.model)
   # The parameters do not depend on the size of the image.
   image = jnp.zeros((1, 8, 8, config.model.channels))
-  # This program runs once, so compile it fast rather than well.
+  # This program runs once, so compile it fast rather than well, where XLA can.
   fast = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
-  params = jax.jit(model.init, compiler_options=fast)(run_key(config, 'weights'), image)['params']
+  options = fast if jax.default_backend() == 'cpu' else None
+  params = jax.jit(model.init, compiler_options=options)(run_key(config, 'weights'), image)['params']
   return state_from_params(config, model, params)
 
 

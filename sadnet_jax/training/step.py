@@ -19,7 +19,7 @@ import optax
 
 from sadnet_jax.data import on_device
 from sadnet_jax.nn.sadnet import mean_abs_offsets, scale_of
-from sadnet_jax.ops.platform import fusion_barrier
+from sadnet_jax.ops.platform import fusion_barrier, target_platform
 from sadnet_jax.training import distributed
 from sadnet_jax.training.state import TrainState
 
@@ -272,17 +272,19 @@ def make_parallel_step(
   """
 
   def step(state, batch, teacher_params):
-    return train_step(
-      state,
-      batch,
-      noise_key=noise_key,
-      add_noise=add_noise,
-      loss=loss,
-      ema_decay=ema_decay,
-      accumulate=accumulate,
-      teacher=teacher and dataclasses.replace(teacher, params=teacher_params),
-      axis_name=_AXIS,
-    )
+    # The devices need not be of JAX's default platform.
+    with target_platform(devices[0].platform):
+      return train_step(
+        state,
+        batch,
+        noise_key=noise_key,
+        add_noise=add_noise,
+        loss=loss,
+        ema_decay=ema_decay,
+        accumulate=accumulate,
+        teacher=teacher and dataclasses.replace(teacher, params=teacher_params),
+        axis_name=_AXIS,
+      )
 
   local = distributed.local(devices)
   replicated = NamedSharding(Mesh(np.asarray(local), (_AXIS,)), PartitionSpec())

@@ -237,7 +237,7 @@ class _Network:
       try:
         return np.asarray(self._apply(params, noisy[None])[0])
       except jax.errors.JaxRuntimeError as error:
-        if 'RESOURCE_EXHAUSTED' not in str(error):
+        if not tile_memory.is_out_of_memory(error):
           raise
     return self._with(params).apply(noisy)
 

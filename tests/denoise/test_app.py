@@ -282,6 +282,23 @@ def test_old_files_are_removed(tmp_path):
   assert [path.parent.name for path in tmp_path.glob('*/upload')] == ['new']
 
 
+def test_uploads_that_wait_for_their_turn_are_kept(tmp_path):
+  uploads = [tmp_path / name for name in ('first', 'second', 'gone', 'other')]
+  presses = app.Presses()
+  for upload in uploads:
+    upload.touch()
+    presses.press('somebody' if upload.name == 'other' else 'me', upload)
+    os.utime(upload, 2 * (time.time() - 3601,))
+  presses.press('me', None)
+  uploads[2].unlink()
+  # One that is denoised is kept by its progress.
+  with presses.running('me'):
+    presses.leave('somebody')
+    presses.keep_waiting()
+    app.remove_old_files(tmp_path, 3600)
+    assert [path.name for path in tmp_path.iterdir()] == ['second']
+
+
 def test_a_taken_port_is_one_line(capsys):
   with socket.create_server((app.HOST, 0)) as other:
     port = other.getsockname()[1]

@@ -3,6 +3,7 @@
 import concurrent.futures
 import pickle
 import threading
+import time
 import types
 
 import jax
@@ -15,6 +16,7 @@ from sadnet_jax.denoise import tile_memory
 from sadnet_jax.denoise.compiled_network import MAX_PROGRAMS, CompiledNetwork, compilation_px
 from sadnet_jax.denoise.denoiser import Denoiser, self_ensemble
 from sadnet_jax.denoise.grey import as_colour, noise_deviation
+from sadnet_jax.images import Metadata, Photograph
 from sadnet_jax.images.photograph import BT601_LUMA
 from sadnet_jax.nn.sadnet import SADNet
 from sadnet_jax.weights.safetensors import save_weights
@@ -146,6 +148,57 @@ def test_a_size_that_repeats_gets_its_own_program(uncompiled):
   assert (1, 72, 72, False) in uncompiled.programs
 
 
+def test_a_size_whose_program_was_dropped_must_earn_it_again(uncompiled):
+  noisy = picture(1, 136, 136, 3)
+  uncompiled(noisy, runs=compilation_px('cpu'))
+  assert (1, 136, 136, False) in uncompiled.programs
+  for height in range(64, 64 * (MAX_PROGRAMS + 1), 64):
+    uncompiled(picture(1, height, 300, 3))
+  uncompiled(noisy)
+  assert (1, 192, 192, True) in uncompiled.programs
+  assert (1, 136, 136, False) not in uncompiled.programs
+
+
+def test_threads_compile_and_run_beside_each_other_but_for_large_runs(uncompiled, monkeypatch):
+  both = threading.Barrier(2, timeout=20)
+  running, most = [], []
+
+  class Function:
+    def lower(self, params, noisy, inside):
+      # Both threads must be compiling at once.
+      both.wait()
+      self.is_small = noisy.shape[1] == 64
+      return self
+
+    def compile(self):
+      def program(params, noisy, inside):
+        running.append(1)
+        most.append(len(running))
+        if self.is_small:
+          both.wait()
+        else:
+          time.sleep(0.05)
+        running.pop()
+        return noisy
+
+      return program
+
+  monkeypatch.setattr(uncompiled, 'function', lambda shared: Function())
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+
+    def run_at_once(sizes, most_px):
+      most.clear()
+      list(pool.map(lambda size: uncompiled(picture(1, *size, 3), most_px=most_px), sizes))
+      return max(most)
+
+    assert run_at_once([(200, 200), (300, 300)], None) == 1
+    assert run_at_once([(200, 200), (300, 300)], 400**2) == 1
+    assert run_at_once([(60, 64), (64, 400)], 800**2) == 2
+    # The same size is compiled once.
+    monkeypatch.setattr(uncompiled, 'function', lambda shared: pytest.fail('compiled again'))
+    assert run_at_once([(200, 200), (200, 200)], None) == 1
+
+
 def test_a_prepared_size_has_its_own_program_at_once(uncompiled):
   uncompiled.prepare(1, 136, 136)
   assert set(uncompiled.programs) == {(1, 136, 136, False)}
@@ -223,8 +276,22 @@ def test_a_batch_is_its_images():
   for shape in ((13, 16, 24, 3), (2, 70, 90, 3)):
     batch = picture(*shape)
     np.testing.assert_allclose(shared(batch), np.stack([shared(image) for image in batch]), atol=1e-6)
-  assert len(shared.network.tiles[0]) == 64**2 // (16 * 24)
-  assert len(shared.network.tiles[1]) == len(shared.network.tiles[0])
+  # Ten would fit.
+  assert [len(tile) for tile in shared.network.tiles[:2]] == [7, 7]
+
+
+def test_a_photograph_keeps_what_is_beside_its_pixels_and_brighter_than_white():
+  instance = denoiser()
+  pixels, alpha = picture(9, 7, 3), picture(9, 7)
+  pixels[2, 3] = 30
+  photograph = Photograph(pixels, alpha, Metadata(exif=b'exif'), linear=True)
+  denoised = instance.denoise_photograph(photograph)
+  np.testing.assert_allclose(denoised.pixels[2, 3], 30 + 0.25, rtol=1e-6)
+  others = pixels < 2
+  np.testing.assert_allclose(denoised.pixels[others], 1.5 * pixels[others] - 0.25, atol=1e-6)
+  assert (denoised.alpha is alpha, denoised.metadata, denoised.linear) == (True, photograph.metadata, True)
+  integers = Photograph(picture(9, 7, 3, dtype=np.uint16))
+  np.testing.assert_array_equal(instance.denoise_photograph(integers).pixels, instance(integers.pixels))
 
 
 def test_tiles_are_of_the_image_extended_by_reflection():

@@ -23,6 +23,24 @@ def _sources_and_outputs(*inputs, output='out', **options):
   return {str(target.source): ' '.join(map(str, target.files)) for target in targets}
 
 
+def test_what_an_earlier_run_wrote_beside_its_inputs_is_no_input_of_the_next(folder):
+  for name in ('in/a.bmp', 'in/b.bmp', 'in/c.png'):
+    picture(folder / name)
+  first = {'in/a.bmp': 'in/a.png', 'in/b.bmp': 'in/b.png'}
+  options = {'output': 'in', 'suffix': '.png'}
+  assert _sources_and_outputs('in/*.bmp', **options) == first
+  picture(folder / 'in/a.png')
+  notes = []
+  assert _sources_and_outputs('in/*.bmp', 'in/a.png', **options, skip_existing=True, notes=notes) == first
+  assert [(str(path), note) for path, note in notes] == [('in/a.png', 'left out, as the output of in/a.bmp')]
+  # Not by chance: with --overwrite, both would be denoised to the same file.
+  with pytest.raises(ValueError, match=r'in/a\.bmp and in/a\.png have the same output'):
+    find_targets(['in/a.bmp', 'in/a.png'], 'in', suffix='.png', overwrite=True)
+  # An input is never its own output.
+  with pytest.raises(ValueError, match=r'the output in/c\.png is the input in/c\.png'):
+    find_targets(['in'], 'in', suffix='.png', skip_existing=True)
+
+
 def test_pictures_of_a_folder_keep_their_relative_paths(folder):
   names = [
     'a.png',

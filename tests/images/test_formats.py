@@ -117,6 +117,8 @@ _SOUND = {
   'lossy.webp': None,
   'transparent.webp': None,
   'rgb.bmp': None,
+  # The fourth byte of 32 bits without masks is padding.
+  'rgba.bmp': None,
   'grey.bmp': None,
   'bilevel.bmp': 'RGB',
   'palette.bmp': 'RGB',
@@ -135,6 +137,46 @@ def test_files_of_8_bits_are_read_as_pillow_reads_them(sound, tmp_path, name):
   found = read.pixels if read.alpha is None else np.dstack([read.pixels, read.alpha])
   # A TIFF palette has 16 bits; libtiff rounds them as the standard says, where Pillow drops the lower 8.
   np.testing.assert_allclose(found.astype(int), wanted, atol=1 if name == 'palette.tif' else 0)
+
+
+def _bmp_of_32_bits(pixels, compression, header_bytes, masks):
+  """A BMP file of [H, W, 4]: red, green, blue and the fourth byte, with a header of 40 or more bytes."""
+  height, width, _ = pixels.shape
+  rows = pixels[::-1, :, [2, 1, 0, 3]].tobytes()
+  fields = (header_bytes, width, height, 1, 32, compression, len(rows), 2835, 2835, 0, 0)
+  info = struct.pack('<IiiHHIIiiII', *fields) + struct.pack(f'<{len(masks)}I', *masks)
+  info = info.ljust(header_bytes, b'\0')
+  start = 14 + len(info)
+  return struct.pack('<2sIHHI', b'BM', start + len(rows), 0, 0, start) + info + rows
+
+
+@pytest.mark.parametrize(
+  ('compression', 'header_bytes', 'masks', 'fourth', 'has_alpha'),
+  [
+    (0, 40, (), 0, False),
+    (0, 108, (0, 0, 0, 0xFF000000), 7, False),
+    (3, 40, (0xFF0000, 0xFF00, 0xFF), 0, False),
+    (3, 108, (0xFF0000, 0xFF00, 0xFF, 0), 7, False),
+    (3, 108, (0xFF0000, 0xFF00, 0xFF, 0xFF000000), 7, True),
+    (3, 124, (0xFF0000, 0xFF00, 0xFF, 0xFF000000), 0, False),
+  ],
+)
+def test_the_fourth_byte_of_bmp_is_opacity_only_where_the_header_says_so(
+  tmp_path, compression, header_bytes, masks, fourth, has_alpha
+):
+  pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 4), np.uint8)
+  pixels[..., 3] = fourth
+  path = write_file(tmp_path / 'a.bmp', _bmp_of_32_bits(pixels, compression, header_bytes, masks))
+  read = read_photograph(path)
+  np.testing.assert_array_equal(read.pixels, pixels[..., :3])
+  assert (read.alpha is not None) == has_alpha
+  if has_alpha:
+    np.testing.assert_array_equal(read.alpha, pixels[..., 3])
+  ignored = 'its opacity is zero everywhere and was ignored'
+  assert (ignored in read.notes) == (header_bytes == 124)
+  write_file(path, _bmp_of_32_bits(pixels, 3, 108, (0xFF, 0xFF00, 0xFF0000, 0)))
+  with pytest.raises(ValueError, match=r'is a BMP file of 32 bits in an unusual order; save it again'):
+    read_photograph(path)
 
 
 @pytest.mark.parametrize('extension', PHOTOGRAPH_SUFFIXES)

@@ -12,7 +12,7 @@ import pillow_heif
 import pytest
 import tifffile
 
-from sadnet_jax.images import Metadata, metadata, read_photograph, upright, write_photograph
+from sadnet_jax.images import Metadata, Photograph, metadata, read_photograph, upright, write_photograph
 from sadnet_jax.images.photograph import to_8_bits
 from tests.support.malformed_images import png_chunks, png_file, sound_images
 from tests.support.photograph_files import opened, random_photograph, smooth_photograph, write_file
@@ -83,6 +83,52 @@ def test_orientation_is_kept_and_can_be_applied(tmp_path, number):
   metadata = Image.Exif()
   metadata.load(b'Exif\0\0' + turned.metadata.exif)
   _assert_tags(metadata, orientation=1)
+
+
+def _profile(curve):
+  """An ICC profile for RGB whose curve of red is this."""
+  start = 128 + 4 + 12
+  tags = struct.pack('>I4sII', 1, b'rTRC', start, len(curve))
+  size = start + len(curve)
+  header = struct.pack('>I', size).ljust(16, b'\0') + b'RGB XYZ '
+  return header.ljust(36, b'\0') + b'acsp'.ljust(92, b'\0') + tags + curve
+
+
+@pytest.mark.parametrize(
+  ('curve', 'is_linear'),
+  [
+    (b'curv' + bytes(8), True),
+    (b'curv' + struct.pack('>IIH', 0, 1, 256), True),
+    (b'curv' + struct.pack('>IIH', 0, 1, 563), False),
+    (b'para' + struct.pack('>IHHI', 0, 0, 0, 65536), True),
+    (b'para' + struct.pack('>IHHI', 0, 3, 0, 65536), False),
+    (b'curv' + struct.pack('>IIHHH', 0, 3, 0, 10000, 65535), False),
+    (b'', False),
+  ],
+)
+def test_a_profile_of_linear_light_is_noted_where_the_values_may_be_that(tmp_path, curve, is_linear):
+  pixels = random_photograph().pixels.astype(np.float32) / 255
+  metadata = Metadata(icc_profile=_profile(curve))
+  write_photograph(tmp_path / 'a.tif', Photograph(pixels, metadata=metadata))
+  notes = read_photograph(tmp_path / 'a.tif').notes
+  note = 'its colour profile is for linear light; if its values are, read it as such (--linear)'
+  assert notes == ((note,) if is_linear else ())
+  for linear in (True, False):
+    assert read_photograph(tmp_path / 'a.tif', linear=linear).notes == ()
+  # Integers are encoded for display whatever the profile says.
+  write_photograph(tmp_path / 'b.tif', random_photograph(metadata=metadata))
+  assert read_photograph(tmp_path / 'b.tif').notes == ()
+
+
+def test_options_without_effect_on_a_file_are_noted(tmp_path):
+  write_photograph(tmp_path / 'a.png', random_photograph())
+  assert read_photograph(tmp_path / 'a.png', linear=False).notes == ()
+  assert read_photograph(tmp_path / 'a.png', linear=True, white_level=1023).notes == (
+    'has no floating-point values, so it was not read as linear light',
+    'is no PNG or TIFF file of 16 bits, so the white level was ignored',
+  )
+  write_photograph(tmp_path / 'b.png', random_photograph(dtype=np.uint16))
+  assert read_photograph(tmp_path / 'b.png', white_level=65535).notes == ()
 
 
 @pytest.mark.parametrize('extension', ['.png', '.webp', '.bmp', '.exr', '.jxl', '.jpg'])

@@ -76,6 +76,21 @@ def test_output_and_gradients_equal_torchvision(golden, name, platform, monkeypa
         assert relative_error(gradient, want) < 1e-10, key
 
 
+def test_samples_far_outside_have_no_gradient_on_any_platform():
+  x, offset, mask, kernel, bias = asymmetric_inputs(7)
+  cotangent = np.random.default_rng(8).normal(size=(3, 3, 5, 4))
+  # Most locations lie outside, some on the first and last row and column outside.
+  inputs = x, np.round(6 * offset), mask, kernel, bias
+  results = []
+  for platform in ('cpu', 'cuda'):
+    with jax.enable_x64(True), target_platform(platform):
+      results.append(
+        fast_output_and_gradients(lambda *args: deform_conv2d(*args, **ASYMMETRIC), inputs, cotangent)
+      )
+  assert np.abs(results[0][1][0]).max() > 0
+  chex.assert_trees_all_close(*results, rtol=1e-12, atol=1e-12)
+
+
 def test_packed_offsets_and_logits_equal_separate_arrays_in_value_and_gradients():
   x, offset, _, kernel, bias = asymmetric_inputs(5)
   rng = np.random.default_rng(6)
