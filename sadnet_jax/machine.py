@@ -84,25 +84,24 @@ def may_have_accelerator():
   return any(importlib.util.find_spec(name) for name in ('jax_plugins', 'libtpu'))
 
 
-# They add float32 in global memory by loops of compare and swap instead of by the instruction for it
-# (openxla/xla#46225).
-_SLOW_SCATTER = ('0.10.2', '0.11.0')
+# On NVIDIA GPUs before Hopper they add float32 in memory by loops of compare and swap instead of by the
+# instruction for it (openxla/xla#46225).
+_SLOW_SCATTER, _HOPPER = ('0.10.2', '0.11.0'), 9
 _NATIVE_ATOMICS = '-nvptx-allow-ftz-atomics'
 
 
 def slow_gradients_note() -> str | None:
-  """What to say about training on GPUs with a version of jaxlib that is slow there; None if it is not."""
+  """What to say about training on this GPU with a version of jaxlib that is slow on it; None if it is not."""
   import jax
 
-  found = version('jaxlib')
-  if (
-    jax.default_backend() != 'gpu'
-    or found not in _SLOW_SCATTER
-    or _NATIVE_ATOMICS in os.environ.get('XLA_FLAGS', '')
-  ):
+  found, device = version('jaxlib'), jax.local_devices()[0]
+  if device.platform != 'gpu' or found not in _SLOW_SCATTER:
+    return None
+  capability = getattr(device, 'compute_capability', '0')
+  if float(capability) >= _HOPPER or _NATIVE_ATOMICS in os.environ.get('XLA_FLAGS', ''):
     return None
   return (
-    f'jaxlib {found} is slow at the gradients of deformable convolutions on NVIDIA GPUs; use another version '
+    f'jaxlib {found} is slow at the gradients of deformable convolutions on this GPU; use another version '
     f'than {" and ".join(_SLOW_SCATTER)}, or set XLA_FLAGS=--xla_backend_extra_options={_NATIVE_ATOMICS}'
   )
 

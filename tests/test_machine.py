@@ -4,6 +4,7 @@ import ctypes
 import importlib.util
 import os
 import sys
+import types
 
 import jax
 import pytest
@@ -25,18 +26,19 @@ def test_where_free_memory_is_not_known_half_of_the_memory_is_assumed(monkeypatc
 
 
 @pytest.mark.parametrize(
-  ('backend', 'jaxlib', 'flags', 'is_slow'),
+  ('device', 'jaxlib', 'flags', 'is_slow'),
   [
-    ('gpu', '0.10.2', '', True),
-    ('gpu', '0.11.0', '--xla_backend_extra_options=-nvptx-allow-ftz-atomics', False),
-    ('gpu', '0.10.1', '', False),
-    ('cpu', '0.10.2', '', False),
+    ({'platform': 'gpu', 'compute_capability': '8.0'}, '0.10.2', '', True),
+    ({'platform': 'gpu', 'compute_capability': '9.0'}, '0.10.2', '', False),
+    ({'platform': 'gpu', 'compute_capability': '8.9'}, '0.11.0', '-nvptx-allow-ftz-atomics', False),
+    ({'platform': 'gpu', 'compute_capability': '8.0'}, '0.10.1', '', False),
+    ({'platform': 'cpu'}, '0.10.2', '', False),
   ],
 )
-def test_versions_that_are_slow_on_gpus_are_named(monkeypatch, backend, jaxlib, flags, is_slow):
-  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+def test_versions_that_are_slow_on_gpus_are_named(monkeypatch, device, jaxlib, flags, is_slow):
+  monkeypatch.setattr(jax, 'local_devices', lambda: [types.SimpleNamespace(**device)])
   monkeypatch.setattr(machine, 'version', lambda _: jaxlib)
-  monkeypatch.setenv('XLA_FLAGS', flags)
+  monkeypatch.setenv('XLA_FLAGS', f'--xla_backend_extra_options={flags}')
   note = machine.slow_gradients_note()
   assert (note is not None and f'jaxlib {jaxlib} is slow' in note) == is_slow
 

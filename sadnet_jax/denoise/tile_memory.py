@@ -65,9 +65,10 @@ def bytes_per_pixel(model: SADNet, platform: str) -> int:
   On a CPU, with `compiler_options`, it is a few feature maps of scale 1; the sampling blocks of a few MiB,
   which do not grow with the image, are counted as for 512x512. (An XLA without these options needs 1.3 times
   as much, 1.8 times for wide networks, for which tiles leave room: asking XLA takes as long as loading a
-  kept program.) Elsewhere
-  most of it is the offsets and masks of scale 1, 27 values for each deformable group (`ops.adaptive_conv`),
-  held twice. That estimate is the accelerator's program compiled for a CPU, not measured on an accelerator.
+  kept program.) Elsewhere most of it is the offsets and masks of scale 1, 27 values for each deformable
+  group (`ops.adaptive_conv`), held twice. That estimate is the accelerator's program compiled for a CPU;
+  compiled for an H100, the program for 32 channels takes 1,376 bytes per pixel of 1504x1504 instead of its
+  2,368, and 2,018 of 480x320.
   """
   if not model.use_rsab:
     return round(4 * 4.5 * model.width)
