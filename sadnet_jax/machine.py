@@ -7,6 +7,7 @@ import importlib.util
 import os
 from pathlib import Path
 import platform
+import re
 import subprocess
 import sys
 from typing import Any
@@ -97,8 +98,10 @@ def slow_gradients_note() -> str | None:
   found, device = version('jaxlib'), jax.local_devices()[0]
   if device.platform != 'gpu' or found not in _SLOW_SCATTER:
     return None
-  capability = getattr(device, 'compute_capability', '0')
-  if float(capability) >= _HOPPER or _NATIVE_ATOMICS in os.environ.get('XLA_FLAGS', ''):
+  # Such as 8.0, or gfx90a of another vendor.
+  capability = re.fullmatch(r'(\d+)\.\d+', str(getattr(device, 'compute_capability', '')))
+  is_older = capability is not None and int(capability[1]) < _HOPPER
+  if not is_older or _NATIVE_ATOMICS in os.environ.get('XLA_FLAGS', ''):
     return None
   return (
     f'jaxlib {found} is slow at the gradients of deformable convolutions on this GPU; use another version '
@@ -172,9 +175,13 @@ def _free_in_system():
         return int(line.split()[1]) * 1024
   except (OSError, ValueError):
     pass
-  # Not on Linux: what is free is not known, but half of the memory of the machine may be.
+  return None
+
+
+def host_bytes() -> int | None:
+  """Memory of this machine, used or not; None where the system does not say."""
   try:
-    return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // 2
+    return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
   except (AttributeError, OSError, ValueError):
     return None
 

@@ -190,11 +190,13 @@ def _find_clean(folder: Path) -> tuple[list[_Files], list[str]]:
 
 def _find_pairs(folder: Path) -> tuple[list[_Files], list[str]]:
   pairs, problems = find_pairs(arrays.find_images(folder), folder)
-  found = [
-    _Files((pair.clean,), pair.noisy, pair.scene.relative_to(folder).as_posix() if pair.scene else None)
-    for pair in pairs
-  ]
-  return found, problems
+  scenes = {p.scene: None if p.scene is None else _scene_name(p.scene, folder) for p in pairs}
+  return [_Files((pair.clean,), pair.noisy, scenes[pair.scene]) for pair in pairs], problems
+
+
+def _scene_name(path, folder):
+  """The path of a scene below the folder, which may be the scene itself."""
+  return path.name if path == folder else path.relative_to(folder).as_posix()
 
 
 def _find_sidd(folder: Path) -> tuple[list[_Files], list[str]]:

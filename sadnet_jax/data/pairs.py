@@ -6,8 +6,8 @@ Names are split into words at anything but letters and digits; case and file ext
 - The last word of a file's name that is one of NOISY_WORDS or CLEAN_WORDS decides whether it is noisy or
   clean. Without such a word, the nearest folder that has one in its name decides (the given folder itself
   does not count).
-- In a folder with one clean image whose name is such a word alone and several noisy ones, the clean one is
-  the truth of all: ``scene1/gt.png`` of ``scene1/noisy_1.png`` and ``scene1/noisy_2.png``.
+- In a folder with one clean image whose name is such a word alone and several noisy ones, by their own names,
+  the clean one is the truth of all: ``scene1/gt.png`` of ``scene1/noisy_1.png`` and ``scene1/noisy_2.png``.
 - Two files are a pair if the rest of their names is equal and they are in the same folder,
   or in folders that differ only in such words: ``a/1_noisy.png`` and ``a/1_gt.jpg``,
   ``noisy/1.png`` and ``clean/1.png``, ``0001/NOISY_SRGB_010.PNG`` and
@@ -40,6 +40,7 @@ class _File:
   word: str  # The word that makes it noisy or clean.
   folder: str  # Its folder, without such words.
   rest: str  # Its name, without that word.
+  is_named: bool  # Whether the word is in its own name, not in that of a folder.
   numbered: bool  # Whether a number stood directly behind such a word, as in noisy25.
   unnumbered: tuple[str, str]  # Folder and rest without such numbers.
 
@@ -75,7 +76,7 @@ def find_pairs(paths: Iterable[Path], folder: Path) -> tuple[list[Pair], list[st
         f'{path}: its name does not say whether it is noisy or clean; put one of the words '
         f'{", ".join(sorted(NOISY_WORDS))} or {", ".join(sorted(CLEAN_WORDS))} into it or its folder'
       )
-  shots, files = _of_scenes(files)
+  shots, files = _pairs_with_shared_truth(files)
   pairs, left = _match(files, lambda file: (file.folder, file.rest))
   # noisy1 is not the partner of clean2, nor noisy25 and noisy50 both of clean.
   numbered, _ = _match(_of_one_number(left, files), lambda file: file.unnumbered)
@@ -100,7 +101,7 @@ def find_pairs(paths: Iterable[Path], folder: Path) -> tuple[list[Pair], list[st
   return sorted([*shots, *(Pair(*pair) for pair in pairs + more)]), problems
 
 
-def _of_scenes(files):
+def _pairs_with_shared_truth(files):
   """The pairs of folders with one truth for several noisy images, and the files of the other folders."""
   folders = collections.defaultdict(list)
   for file in files:
@@ -108,8 +109,9 @@ def _of_scenes(files):
   shots, others = [], []
   for folder, inside in folders.items():
     clean = [file for file in inside if file.role == 'clean']
-    # The word must be of the name: clean/1.png is the truth of noisy/1.png.
-    if len(clean) == 1 and not clean[0].rest and len(inside) > 2:
+    # Not where the folder's name makes them noisy: then clean files of the same names are elsewhere.
+    is_named = all(file.is_named for file in inside)
+    if len(clean) == 1 and not clean[0].rest and len(inside) > 2 and is_named:
       shots += [Pair(file.path, clean[0].path, folder) for file in inside if file.role == 'noisy']
     else:
       others += inside
@@ -126,11 +128,11 @@ def _parse(path, folder):
   words, above = _words(Path(name).stem), [_words(part) for part in folders]
   for i in reversed(range(len(words))):
     if words[i] in _WORDS:
-      return _file(path, words[i], above, words[:i] + words[i + 1 :])
+      return _file(path, words[i], above, words[:i] + words[i + 1 :], is_named=True)
   for part in reversed(above):
     for word in reversed(part):
       if word in _WORDS:
-        return _file(path, word, above, words)
+        return _file(path, word, above, words, is_named=False)
   return None
 
 
@@ -145,11 +147,11 @@ def _words(text):
   return [part for word, m in matches for part in ((m[1], _NUMBER + m[2]) if m else (word,))]
 
 
-def _file(path, word, above, rest):
+def _file(path, word, above, rest, *, is_named):
   parts = [*([word for word in part if word not in _WORDS] for part in above), rest]
   unnumbered = [[word for word in part if not word.startswith(_NUMBER)] for part in parts]
   (folder, rest), bare = _joined(parts), _joined(unnumbered)
-  return _File(path, word, folder, rest, numbered=unnumbered != parts, unnumbered=bare)
+  return _File(path, word, folder, rest, is_named, numbered=unnumbered != parts, unnumbered=bare)
 
 
 def _joined(parts):

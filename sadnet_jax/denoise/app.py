@@ -319,21 +319,21 @@ class Presses:
   def __init__(self) -> None:
     """Nothing is pressed yet."""
     self._running: dict[str, threading.Event] = {}
-    self._waiting: dict[str, list[str | Path | None]] = {}
+    self._waiting: dict[str, list[str | Path]] = {}
     self._pressed: dict[str, float] = {}
     self._stopped: dict[str, float] = {}
 
-  def press(self, session: str, upload: str | Path | None = None) -> None:
-    """Denoise was pressed for an uploaded file."""
+  def press(self, session: str, upload: str | Path | None) -> None:
+    """Denoise was pressed for an uploaded file, or without one."""
     self._pressed[session] = time.monotonic()
-    self._waiting.setdefault(session, []).append(upload)
+    if upload is not None:
+      self._waiting.setdefault(session, []).append(upload)
 
   def keep_waiting(self) -> None:
     """Touches the uploads that wait for their turn, because old files are removed."""
     for upload in itertools.chain.from_iterable(list(self._waiting.values())):
-      if upload is not None:
-        with contextlib.suppress(OSError):
-          os.utime(upload)
+      with contextlib.suppress(OSError):
+        os.utime(upload)
 
   def stop(self, session: str) -> None:
     """Also what is pressed already, but has not begun."""
@@ -351,10 +351,10 @@ class Presses:
     return session in self._running
 
   @contextlib.contextmanager
-  def running(self, session: str) -> Iterator[threading.Event]:
+  def running(self, session: str, upload: str | Path) -> Iterator[threading.Event]:
     """While a picture is denoised: an event, set if it is not wanted any more."""
-    if waiting := self._waiting.get(session):
-      waiting.pop(0)
+    with contextlib.suppress(KeyError, ValueError):
+      self._waiting[session].remove(upload)
     event = self._running[session] = threading.Event()
     if self._stopped.get(session, -1) > self._pressed.get(session, 0):
       event.set()
@@ -457,7 +457,7 @@ def _page(gradio, choices, presses, folder, first_quality, strengths, first_suff
     # Inside Gradio's folder, so that Gradio makes no copy, and removes the files.
     results = Path(tempfile.mkdtemp(prefix='result-', dir=folder))
     output = writable_name(results / f'{source.stem}-denoised{source.suffix}', suffix or None)
-    with presses.running(request.session_hash) as stopped, contextlib.ExitStack() as on_failure:
+    with presses.running(request.session_hash, upload) as stopped, contextlib.ExitStack() as on_failure:
       report = _Progress(Target(source, output), progress, stopped)
       # Gradio knows the files only once they are returned.
       on_failure.callback(shutil.rmtree, results, ignore_errors=True)

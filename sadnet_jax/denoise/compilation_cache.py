@@ -137,7 +137,7 @@ def _key(arguments, device, about):
 
 
 def _accelerator_versions(device):
-  """Of cuDNN and the like, which are upgraded on their own and whose kernels programs have chosen."""
+  """Versions of cuDNN and similar packages: programs depend on their kernels, and JAX does not pin them."""
   if device.platform == 'cpu':
     return []
   found = importlib.metadata.distributions()

@@ -1,7 +1,6 @@
 """A network on one device, with few compiled programs for images of many sizes."""
 
 from collections.abc import Mapping
-import contextlib
 import functools
 import math
 import threading
@@ -26,8 +25,8 @@ LARGEST_SQUARE_PX = 256
 # estimates, half a minute and a megapixel in 15 ms: nothing was measured.
 _COMPILATION_PX_CPU = 2**20
 _COMPILATION_PX_ACCELERATOR = 2**31
-# Runs of less than this part of the memory's pixels may go on at once.
-_LARGE_SHARE = 8
+# Runs that may go on at once if all of them together fit into the memory for one.
+_SMALL_RUNS = 8
 # Compiled programs that are kept in memory; each takes 20 to 50 MiB on a CPU.
 MAX_PROGRAMS = 12
 
@@ -62,8 +61,8 @@ class CompiledNetwork:
     self._lock = threading.Lock()
     # One thread compiles a program, and those with programs go on meanwhile.
     self._compiling: dict[tuple[int, int, int, bool], threading.Lock] = {}
-    # Tiles are planned for the memory of one large run at a time.
-    self._large_run = threading.Lock()
+    # Tiles are planned for the memory of one large run at a time; a few small ones may go on beside it.
+    self._large_run, self._small_runs = threading.Lock(), threading.Semaphore(_SMALL_RUNS)
 
   def __call__(self, noisy: np.ndarray, *, runs: int = 1, most_px: int | None = None) -> np.ndarray:
     """Denoises images in one piece.
@@ -85,8 +84,8 @@ class CompiledNetwork:
       larger = np.zeros((n, *size, padded.shape[3]), np.float32)
       larger[:, : inside[0], : inside[1]] = padded
       padded = larger
-    is_small = most_px is not None and _LARGE_SHARE * n * math.prod(size) < most_px
-    with contextlib.nullcontext() if is_small else self._large_run:
+    is_small = most_px is not None and _SMALL_RUNS * n * math.prod(size) < most_px
+    with self._small_runs if is_small else self._large_run:
       arguments = jax.device_put((padded, tuple(map(np.int32, inside))), self.device)
       return np.asarray(program(self.params, *arguments))[:, :height, :width]
 
@@ -110,13 +109,14 @@ class CompiledNetwork:
   def _program(self, shape, runs, most_px):
     """The program for images of a shape (N, H, W), and the height and width of its array."""
     n, *inside = shape
-    size = shared_size(inside[0], inside[1], self.device.platform)
+    sizes = [shared_size(inside[0], inside[1], step) for step in shared_steps_px(self.device.platform)]
+    fitting = [size for size in sizes if most_px is None or n * math.prod(size) <= most_px]
+    size = fitting[0] if fitting else sizes[0]
     unused = n * (math.prod(size) - math.prod(inside))
     with self._lock:
       total = self._unused_px.get(shape, 0)
-      too_large = most_px is not None and n * math.prod(size) > most_px
       own = (*shape, False) in self.programs or total + runs * unused > compilation_px(self.device.platform)
-      if unused and (own or too_large):
+      if unused and (own or not fitting):
         size = tuple(inside)
         shared = False
       else:
@@ -162,16 +162,20 @@ def _apply(model, platform, shared, params, noisy, inside):
     return model.apply({'params': params}, noisy, Inside(*inside) if shared else None)
 
 
-def shared_size(height: int, width: int, platform: str = 'cpu') -> tuple[int, int]:
+def shared_size(height: int, width: int, step_px: int = SHARED_STEP_PX) -> tuple[int, int]:
   """The array that images of this size share with others.
 
-  A square up to 256x256; else multiples of 64 on a CPU, of 256 on accelerators.
+  A square with a side of 64, 128, 192 or 256 pixels, else sides that are multiples of ``step_px``.
   """
-  step = SHARED_STEP_PX if platform == 'cpu' else SHARED_STEP_PX_ACCELERATOR
   longest = round_up(max(height, width), SHARED_STEP_PX)
   if longest <= LARGEST_SQUARE_PX:
     return longest, longest
-  return round_up(height, step), round_up(width, step)
+  return round_up(height, step_px), round_up(width, step_px)
+
+
+def shared_steps_px(platform: str) -> tuple[int, ...]:
+  """Steps of the sides of shared arrays; the second is for images whose array by the first is too large."""
+  return (SHARED_STEP_PX,) if platform == 'cpu' else (SHARED_STEP_PX_ACCELERATOR, SHARED_STEP_PX)
 
 
 def compilation_px(platform: str) -> int:

@@ -374,9 +374,8 @@ class Denoiser:
     """Without tiles, several small images at once."""
     n = len(batch)
     everywhere = [np.arange(side) for side in batch.shape[1:3]]
-    runs = -(-n // max(1, run_px // image_px))
-    size = -(-n // runs)
-    run = self._counted_runs(progress, runs, run_px)
+    size = _run_length(n, max(1, run_px // image_px))
+    run = self._counted_runs(progress, -(-n // size), run_px)
     for start in range(0, n, size):
       numbers = range(start, min(start + size, n))
       part = [self._network_input(batch[i], deviations[i], *everywhere) for i in numbers]
@@ -428,6 +427,14 @@ class Denoiser:
     # Grey images have one denoised channel for three.
     noisy = noisy[..., : denoised.shape[-1]]
     store(out, blend(noisy, denoised, self._strength, self._chroma_strength))
+
+
+def _run_length(n, most):
+  """Images in each run of a batch of n. Of more than fit into a run, all or half of those: two programs."""
+  if n <= most:
+    return n
+  half = -(-most // 2)
+  return min((most, half), key=lambda size: -(-n // size) * size)
 
 
 def _is_grey(image):

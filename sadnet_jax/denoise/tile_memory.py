@@ -5,7 +5,7 @@ import threading
 
 import jax
 
-from sadnet_jax.machine import free_host_bytes
+from sadnet_jax.machine import free_host_bytes, host_bytes
 from sadnet_jax.nn.sadnet import SADNet
 
 # Pixels a tile may have, largest first. With the largest, 12 megapixels take less than 2 GiB on a CPU, and
@@ -104,9 +104,13 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def free_bytes(device: jax.Device) -> int | None:
-  """Free memory of a device, None if it does not report it."""
+  """Free memory of a device, None if it does not report it.
+
+  On a CPU whose system does not report it, such as macOS, half of the machine's memory is taken for free.
+  """
   if device.platform == 'cpu':
-    return free_host_bytes()
+    free, total = free_host_bytes(), host_bytes()
+    return total // 2 if free is None and total is not None else free
   stats = device.memory_stats() or {}
   if 'bytes_limit' not in stats:
     return None

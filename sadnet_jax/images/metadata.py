@@ -105,33 +105,32 @@ def refuse_hdr_profile(profile: bytes | None) -> None:
 
 def is_of_linear_light(profile: bytes | None) -> bool:
   """Whether the transfer curve of an ICC profile is the identity."""
-  tags = _profile_tags(profile or b'')
+  curve = _profile_tag(profile or b'', b'rTRC', b'kTRC')
   # A curve without points, or of one: a gamma of 8.8 bits. A formula of type 0: a gamma of 16.16 bits.
   linear = (
     b'curv' + bytes(8),
     b'curv' + bytes(4) + b'\0\0\0\1' + b'\1\0',
     b'para' + bytes(8) + b'\0\1\0\0',
   )
-  curve = tags.get(b'rTRC') or tags.get(b'kTRC') or b''
   return curve.startswith(linear)
 
 
 def _transfer_by_profile(profile):
   """The transfer characteristics of ITU-T H.273 that a profile names; None if it names none."""
-  content = _profile_tags(profile).get(b'cicp', b'')
+  content = _profile_tag(profile, b'cicp')
   # After its name again, and four bytes that are zero: primaries, transfer.
   return content[9] if len(content) >= 12 else None
 
 
-def _profile_tags(profile):
-  """Name and content of each tag of an ICC profile."""
+def _profile_tag(profile, *names):
+  """The content of the first tag of an ICC profile that has one of these names; empty if none has."""
   table = profile[_ICC_HEADER_BYTES:]
-  found: dict[bytes, bytes] = {}
   # Their number, then name, offset and length of each.
   for at in range(4, min(4 + 12 * int.from_bytes(table[:4], 'big'), len(table) - 11), 12):
     tag, offset, length = struct.unpack_from('>4sII', table, at)
-    found.setdefault(tag, profile[offset : offset + length])
-  return found
+    if tag in names:
+      return profile[offset : offset + length]
+  return b''
 
 
 def checked_photoshop(resources: bytes | None) -> tuple[bytes | None, tuple[str, ...]]:

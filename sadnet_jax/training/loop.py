@@ -3,8 +3,8 @@
 The state after step k is a function of (config, seed, k) alone: the patches of a step come from (seed, k)
 (see `data.pipeline` and `data.on_device`), its noise from (seed, k) and the position of the patch in the
 batch (see `step`). There is no random state to save, so on a CPU a run that was stopped continues bit for
-bit, on the same number of cores and devices: with another, sums are rounded in another order. On a GPU they
-are in any case.
+bit, on the same number of cores and devices: with another, sums are rounded in another order. On a GPU,
+results always differ by rounding.
 
 After each step these happen, in this order, each only if it is due:
 
@@ -176,7 +176,7 @@ def _make_validator(config, data):
   uses_clean = bool(trained_on & set(CLEAN_SETS))
   trains_on_pairs = bool(trained_on & set(PAIRED_SETS))
   uses_pairs = trains_on_pairs or config.noise.camera_share > 0
-  sets, left_out = validation.find_validation_sets(
+  sets, skipped = validation.find_validation_sets(
     fields.clean if uses_clean else (),
     fields.pairs if uses_pairs else (),
     data.held_out if fields.held_out else (),
@@ -188,10 +188,10 @@ def _make_validator(config, data):
   text = ', '.join(f'{s.name} ({len(s.images)} images)' for s in sets) or 'nothing'
   if len(sets) > 1:
     text += f', the best by {sets[0].name}'
-  left_out['unused, because of other noise than in training'] = [
+  skipped['unused, because of other noise than in training'] = [
     folder for folder in unused if look_for_data_dir(folder)
   ]
-  for reason, folders in left_out.items():
+  for reason, folders in skipped.items():
     text += f'; {reason}: {", ".join(folders)}' if folders else ''
   print(f'validation on {text}', flush=True)
   for validation_set in sets:

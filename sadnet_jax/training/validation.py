@@ -83,13 +83,13 @@ def find_validation_sets(
     pairs_first: Whether the sets of pairs stand before those of clean images.
 
   Returns:
-    The sets, and the folders that are left out, by the reason.
+    The sets, and the folders that are skipped, by the reason.
 
   Raises:
     ValueError: An existing folder contains no images of its kind.
   """
   sets: list[ValidationSet] = []
-  left_out = collections.defaultdict(list)
+  skipped = collections.defaultdict(list)
   if held_out:
     sets.append(ValidationSet(HELD_OUT, _spread([FileImage(e) for e in held_out], images), ROUNDED))
   kinds = [('clean', clean), ('pairs', pairs)]
@@ -99,13 +99,13 @@ def find_validation_sets(
       found = look_for_data_dir(folder)
       blocks = _sidd_blocks(found) if found and layout == 'pairs' else None
       if found is None or blocks == 'benchmark':
-        left_out['not found'].append(folder)
+        skipped['not found'].append(folder)
       elif blocks and channels == 1:
-        left_out['in colour'].append(folder)
+        skipped['in colour'].append(folder)
       else:
         name = _unused_name(folder, found, {s.name for s in sets})
         sets.append(_validation_set(name, layout, found, blocks, images))
-  return sets, dict(left_out)
+  return sets, dict(skipped)
 
 
 def _sidd_blocks(folder: Path) -> str | None:

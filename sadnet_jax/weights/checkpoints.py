@@ -308,8 +308,8 @@ def _free_on_resume(config):
     free.add('steps')  # This schedule does not depend on the length of the run.
   else:
     free.add('optimizer.halve_every')
-  if config['optimizer']['name'] != 'muon':
-    free.add('optimizer.bias_rate')
+  if config['optimizer']['name'] == 'adam':
+    free.add('optimizer.bias_rate')  # Other optimisers may use it.
   if tuple(config['noise']['sigma_255_range']):
     free.add('noise.sigma_255')  # Then it is that of validation alone.
   return free

@@ -479,6 +479,19 @@ def test_several_noisy_images_share_the_one_truth_of_their_folder(tmp_path):
     ('c/noisy', 'c/noisy', (tmp_path / 'c/gt.png',)),
   ]
   assert [e.scene for e in hold_out(found.examples, ['a'])[1]] == ['a', 'a']
+  assert {e.scene for e in find_examples('pairs', tmp_path / 'a').examples} == {'a'}
+
+
+def test_a_picture_whose_name_is_such_a_word_is_no_truth_of_its_folder(tmp_path):
+  for name in ('book', 'car', 'target_1'):
+    for role in ('noisy', 'clean'):
+      dataset_files.write(tmp_path / role / f'{name}.png', dataset_files.picture(4, 4, 0))
+  dataset_files.write(tmp_path / 'noisy' / 'target.png', dataset_files.picture(4, 4, 0))
+  found = find_examples('pairs', tmp_path, skip_bad=True)
+  assert [(e.noisy.name, e.clean[0].name) for e in found.examples] == [
+    ('book.png', 'book.png'),
+    ('car.png', 'car.png'),
+  ]
 
 
 @pytest.mark.parametrize(

@@ -292,7 +292,7 @@ def test_uploads_that_wait_for_their_turn_are_kept(tmp_path):
   presses.press('me', None)
   uploads[2].unlink()
   # One that is denoised is kept by its progress.
-  with presses.running('me'):
+  with presses.running('me', uploads[0]):
     presses.leave('somebody')
     presses.keep_waiting()
     app.remove_old_files(tmp_path, 3600)

@@ -12,8 +12,14 @@ import numpy as np
 import pytest
 
 from configs import default
-from sadnet_jax.denoise import tile_memory
-from sadnet_jax.denoise.compiled_network import MAX_PROGRAMS, CompiledNetwork, compilation_px
+from sadnet_jax.denoise import compiled_network, tile_memory
+from sadnet_jax.denoise.compiled_network import (
+  MAX_PROGRAMS,
+  CompiledNetwork,
+  compilation_px,
+  shared_size,
+  shared_steps_px,
+)
 from sadnet_jax.denoise.denoiser import Denoiser, self_ensemble
 from sadnet_jax.denoise.grey import as_colour, noise_deviation
 from sadnet_jax.images import Metadata, Photograph
@@ -194,9 +200,42 @@ def test_threads_compile_and_run_beside_each_other_but_for_large_runs(uncompiled
     assert run_at_once([(200, 200), (300, 300)], None) == 1
     assert run_at_once([(200, 200), (300, 300)], 400**2) == 1
     assert run_at_once([(60, 64), (64, 400)], 800**2) == 2
-    # The same size is compiled once.
-    monkeypatch.setattr(uncompiled, 'function', lambda shared: pytest.fail('compiled again'))
-    assert run_at_once([(200, 200), (200, 200)], None) == 1
+
+
+def test_threads_that_need_the_same_program_compile_it_once(uncompiled, monkeypatch):
+  compiled = []
+
+  class Function:
+    def lower(self, *_):
+      compiled.append(1)
+      # The other thread asks meanwhile.
+      time.sleep(0.3)
+      return self
+
+    def compile(self):
+      return lambda params, noisy, inside: noisy
+
+  monkeypatch.setattr(uncompiled, 'function', lambda shared: Function())
+  both, noisy = threading.Barrier(2, timeout=20), picture(1, 200, 200, 3)
+
+  def run(_):
+    both.wait()
+    return uncompiled(noisy)
+
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    list(pool.map(run, range(2)))
+  assert len(compiled) == 1
+
+
+def test_large_images_share_programs_on_accelerators_too(uncompiled, monkeypatch):
+  assert [shared_size(1080, 1920, step) for step in shared_steps_px('gpu')] == [(1280, 2048), (1088, 1920)]
+  assert [shared_size(100, 60, step) for step in shared_steps_px('gpu')] == [(128, 128)] * 2
+  assert shared_steps_px('cpu') == (64,)
+  monkeypatch.setattr(compiled_network, 'shared_steps_px', lambda _: shared_steps_px('gpu'))
+  # The larger array would not fit in memory.
+  uncompiled(picture(1, 1080, 1920, 3), most_px=1504**2)
+  uncompiled(picture(1, 480, 320, 3), most_px=1504**2)
+  assert set(uncompiled.programs) == {(1, 1088, 1920, True), (1, 512, 512, True)}
 
 
 def test_a_prepared_size_has_its_own_program_at_once(uncompiled):
@@ -276,8 +315,8 @@ def test_a_batch_is_its_images():
   for shape in ((13, 16, 24, 3), (2, 70, 90, 3)):
     batch = picture(*shape)
     np.testing.assert_allclose(shared(batch), np.stack([shared(image) for image in batch]), atol=1e-6)
-  # Ten would fit.
-  assert [len(tile) for tile in shared.network.tiles[:2]] == [7, 7]
+  # Ten would fit: two runs of ten, or three of five.
+  assert [len(tile) for tile in shared.network.tiles[:3]] == [5, 5, 5]
 
 
 def test_a_photograph_keeps_what_is_beside_its_pixels_and_brighter_than_white():

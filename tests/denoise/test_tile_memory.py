@@ -103,3 +103,9 @@ def test_a_cpu_has_the_memory_of_the_machine(monkeypatch):
   assert tile_memory.tile_areas(MODEL, cpu)[0] == 1504**2
   monkeypatch.setattr(tile_memory, 'free_host_bytes', lambda: 2**29)
   assert tile_memory.tile_areas(MODEL, cpu)[0] < 640**2
+  # Where the system does not say what is free.
+  monkeypatch.setattr(tile_memory, 'free_host_bytes', lambda: None)
+  monkeypatch.setattr(tile_memory, 'host_bytes', lambda: 16 * 2**30)
+  assert tile_memory.free_bytes(cpu) == 8 * 2**30
+  monkeypatch.setattr(tile_memory, 'host_bytes', lambda: None)
+  assert tile_memory.free_bytes(cpu) is None

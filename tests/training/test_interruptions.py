@@ -84,13 +84,6 @@ def _assert_equal(a, b):
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def _is_stopped(process):
-  """Stops a process for the moment; True once it is."""
-  process.send_signal(signal.SIGSTOP)
-  time.sleep(0.01)
-  return True
-
-
 def _kill(process):
   process.kill()
   process.communicate()
@@ -127,9 +120,14 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(folder
   def is_saving():
     return any(checkpoints.glob('*.orbax-checkpoint-tmp*'))
 
+  def stops_while_saving():
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(0.01)
+    return is_saving()
+
   process = _train(folder, 'run')
   _wait_for_step(process, first + 2)
-  while not (is_saving() and _is_stopped(process) and is_saving()):
+  while not (is_saving() and stops_while_saving()):
     assert process.poll() is None, process.stderr.read()
     process.send_signal(signal.SIGCONT)
     time.sleep(1e-4)
