@@ -54,6 +54,15 @@ def refuse_uncommitted(file: Path, environment: Mapping[str, Any]) -> None:
     raise SystemExit(f'{file}: measured on uncommitted code; measure again in a clean clone')
 
 
+def refuse_other_device(file: Path, environment: Mapping[str, Any], device: str) -> None:
+  """Raises SystemExit unless results were measured on this kind of device, a name of DEVICES."""
+  found = environment['device']
+  if (found == 'cpu') != (device == 'cpu'):
+    raise SystemExit(
+      f'{file}: measured on {found}, not on a {device.upper()}; JAX may not have found the device'
+    )
+
+
 # Performance.
 
 
@@ -83,13 +92,14 @@ class Benchmark:
     """The results on a kind of device, or None if there are none.
 
     Raises:
-      SystemExit: They were measured on uncommitted code.
+      SystemExit: They were measured on uncommitted code, or on another kind of device.
     """
     file = RESULTS / f'{self.name}_{device}.json'
     if not file.exists():
       return None
     content = json.loads(file.read_text())
     refuse_uncommitted(file, content)
+    refuse_other_device(file, content, device)
     return content
 
   def lines(self, device: str) -> list[str]:
@@ -267,7 +277,8 @@ def evaluations() -> dict[str, dict[str, Any]]:
     refuse_uncommitted(file, content['environment'])
     failures = [*content['failures'], *(failure for r in content['results'] for failure in r['failures'])]
     missing = [r['title'] for r in content['results'] if None in r['mean'].values()]
-    if failures or missing or not content['results']:
+    # Results that were written before the field existed are complete.
+    if failures or missing or not content['results'] or not content.get('complete', True):
       raise SystemExit(f'{file}: the evaluation is incomplete; evaluate again')
   return found
 
@@ -417,6 +428,7 @@ def ablation_page() -> str:
   for device, file in files.items():
     if file.exists():
       content = json.loads(file.read_text())
+      refuse_other_device(file, content, device)
       starts = list(_starts(content))
       for environment in [content, *starts]:
         refuse_uncommitted(file, environment)

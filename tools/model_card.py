@@ -106,6 +106,8 @@ def check_results(source: str | Path, content: Mapping[str, Any], params_sha256:
       f'{source}: has results of the weights {", ".join(sorted(hashes))}, not of {params_sha256}; evaluate '
       'the weights as they will be published, in the same dtype'
     )
+  if not content.get('complete', True):
+    raise ValueError(f'{source}: the evaluation was interrupted; evaluate again')
   if failures:
     raise ValueError(f'{source}: the evaluation has {len(failures)} failure(s); evaluate again')
   if not committed:

@@ -130,7 +130,7 @@ def curve_of_runs(
   Args:
     runs: Folders in the order of the training. A run counts up to its newest checkpoint or, without
       checkpoints, up to its last line; RUN/checkpoints/STEP counts up to that step. The first may be the
-      .json file of a stored curve, if the runs before are gone.
+      .json file of a stored curve, if the runs before are gone; of the runs given, what it has is replaced.
     name: Name of the curve.
     about: `Curve.about`.
 
@@ -145,7 +145,9 @@ def curve_of_runs(
   logs = [_read_log(Path(run)) for run in (runs if stored is None else runs[1:])]
   if not logs:
     raise ValueError('--curve: give the folder of a run, or of several in order')
-  earlier = () if stored is None else stored.stages
+  # Of a run that is published again, the file may have an earlier state.
+  given = {log.run for log in logs}
+  earlier = [] if stored is None else [stage for stage in stored.stages if stage.run not in given]
   for before, log in itertools.pairwise([*earlier[-1:], *logs]):
     # Weights that were published with a curve have its name.
     published_as = stored.name if stored is not None and log is logs[0] else before.run

@@ -383,7 +383,8 @@ def _add_reading_options(group):
   group.add_argument(
     '--linear',
     action=argparse.BooleanOptionalAction,
-    help='whether floating-point files hold linear light (default: OpenEXR does, TIFF does not)',
+    help='whether floating-point files hold linear light (default: OpenEXR does, TIFF does not, JPEG XL '
+    'says which)',
   )
   group.add_argument(
     '--white-level',

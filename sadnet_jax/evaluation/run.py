@@ -107,6 +107,7 @@ def evaluate(methods: Sequence[Method], options: Options) -> None:
     for method, dataset, data in submissions:
       if done := attempt(f'{dataset}, {method.name}', _submit, method, dataset, data, options):
         output.add_submission(*done)
+    output.is_complete = True
   finally:
     output.finish()
   if failures:
@@ -254,10 +255,15 @@ def _submit(method, dataset, data, options):
 
 
 class _OutputFolder:
-  """The output except pictures and submissions: results.json, images.csv, and at the end index.html."""
+  """The output except pictures and submissions: results.json, images.csv, and at the end index.html.
+
+  Attributes:
+    is_complete: Whether everything has been evaluated, as results.json says.
+  """
 
   def __init__(self, options: Options, failures: list[results.Failure]):
     """Creates the folder. Failures that are added to the list later are written, too."""
+    self.is_complete = False
     self._folder, self._root, self._failures = options.output, options.data, failures
     self._results: list[results.SetResult] = []
     self._showcases: list[Showcase] = []
@@ -329,6 +335,7 @@ class _OutputFolder:
       **results.shareable(self._about, self._root),
       'results': [results.shareable_result(r, self._root) for r in self._results],
       **results.shareable(others, self._root),
+      'complete': self.is_complete,
     }
     results.write_json(self._folder / results.RESULTS_FILE, content)
     results.write_csv(self._folder / results.IMAGES_FILE, self._results)

@@ -9,7 +9,14 @@ import numpy as np
 from sadnet_jax.files import mapped
 from sadnet_jax.images import metadata as blocks
 from sadnet_jax.images.metadata import Directory, Metadata
-from sadnet_jax.images.photograph import DecodingError, Photograph, check_size, split_alpha
+from sadnet_jax.images.photograph import (
+  PREMULTIPLIED,
+  DecodingError,
+  Photograph,
+  check_size,
+  split_alpha,
+  without_alpha_in_colours,
+)
 
 # Description, maker, model, software, date, artist, copyright; a raw file's other tags are of the sensor.
 _KEPT_RAW_TAGS = (270, 271, 272, 305, 306, 315, 33432)
@@ -58,6 +65,9 @@ def read_heic(path: Path) -> Photograph:
   exif, exif_notes = blocks.checked_exif(image.info.get('exif'))
   profile, profile_notes = blocks.checked_profile(image.info.get('icc_profile'), pixels.shape[2])
   notes = (*exif_notes, *profile_notes)
+  if alpha is not None and image.premultiplied_alpha:
+    pixels = without_alpha_in_colours(pixels, alpha)
+    notes += (PREMULTIPLIED,)
   primaries = nclx.get('color_primaries', _SRGB_PRIMARIES[0])
   if profile is None and primaries not in _SRGB_PRIMARIES:
     notes += (f'its primaries (number {primaries} of ITU-T H.273) were ignored, so its colours look paler',)

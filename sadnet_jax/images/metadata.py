@@ -252,6 +252,10 @@ def _without_thumbnail(block: bytes) -> bytes:
   unlinked = block[:link] + bytes(4) + block[link + 4 :]
   try:
     second = read_directory(block, header, tags.next_offset, depth=0)
+  except ValueError:
+    # No link: some programs leave it out, and values follow.
+    return block
+  try:
     start, length = (second.integers(tag)[0] for tag in _THUMBNAIL)
   except (ValueError, IndexError):
     return unlinked
@@ -431,6 +435,17 @@ def read_directory(
       _read_child(found, tag, data, header, depth, room)
       room -= found.children[tag].value_bytes if tag in found.children else 0
   return found
+
+
+def value_position(data, header: Header, tag: int) -> int | None:
+  """Where a value that fits into its entry of the first directory is; None if it has no such tag."""
+  form, count_bytes, entry_bytes, offset_bytes = ('Q', 8, 20, 8) if header.big else ('H', 2, 12, 4)
+  (count,) = struct.unpack_from(header.order + form, data, header.offset)
+  start = header.offset + count_bytes
+  for at in range(start, min(start + count * entry_bytes, len(data) - entry_bytes + 1), entry_bytes):
+    if struct.unpack_from(f'{header.order}H', data, at) == (tag,):
+      return at + entry_bytes - offset_bytes
+  return None
 
 
 def _read_child(parent, tag, data, header, depth, max_bytes):

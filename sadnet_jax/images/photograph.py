@@ -222,6 +222,21 @@ def from_full_range(array: np.ndarray, white_level: int) -> np.ndarray:
   return ((levels * white_level + 32767) // 65535).astype(np.uint16)[array]
 
 
+PREMULTIPLIED = 'its colours, which were stored multiplied by their opacity, are divided by it'
+
+
+def without_alpha_in_colours(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+  """Divides colours [H, W, C] that are stored times their opacity [H, W] by it."""
+  result = pixels.copy()
+  opaque = 1.0 if pixels.dtype == np.float32 else np.iinfo(pixels.dtype).max
+  # Row by row: whole images as floats are large.
+  for row, opacity in zip(result, alpha, strict=True):
+    share = np.where(opacity > 0, opacity, opaque).astype(np.float64)[:, None] / opaque
+    divided = row / share
+    row[...] = divided if pixels.dtype == np.float32 else np.minimum(np.round(divided), opaque)
+  return result
+
+
 def to_float(array: np.ndarray) -> np.ndarray:
   """Converts to float32, integers of the full range to [0, 1]; float32 is returned as it is."""
   if np.issubdtype(array.dtype, np.integer):

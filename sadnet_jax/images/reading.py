@@ -25,6 +25,7 @@ from sadnet_jax.images.photograph import (
   ABOVE_WHITE,
   FULL_WHITE,
   MAX_PIXELS,
+  PREMULTIPLIED,
   DecodingError,
   Photograph,
   check_size,
@@ -32,6 +33,7 @@ from sadnet_jax.images.photograph import (
   split_alpha,
   srgb_from_linear,
   to_full_range,
+  without_alpha_in_colours,
 )
 
 _READABLE = 'PNG, JPEG, TIFF, WebP, BMP, OpenEXR, JPEG XL, HEIC or camera raw'
@@ -42,7 +44,7 @@ _LONGEST_REASON = 200
 # Names in a message.
 _MOST_NAMED = 8
 _TIFF_STARTS = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
-_RAW_STARTS = (b'FUJIFILMCCD-RAW', b'IIRO', b'IIRS', b'MMOR', b'IIU\0')
+_RAW_STARTS = (b'FUJIFILMCCD-RAW', b'IIRO', b'IIRS', b'MMOR', b'IIU\0', b'II\x1a\0\0\0HEAPCCDR', b'\0MRM')
 _HEIC_BRANDS = (b'heic', b'heix', b'hevc', b'mif1', b'msf1')
 # Starts of files in formats that are not read, each with its name and what to do.
 _OTHER_FORMATS = (
@@ -81,7 +83,7 @@ def read_photograph(
     path: A PNG, JPEG, TIFF, WebP, BMP, OpenEXR or JPEG XL file, HEIC with the extra ``heic``, or camera raw
       with the extra ``raw``.
     linear: Whether floating-point files hold linear light, which is then converted to display-referred
-      values; None for what is usual: OpenEXR does, TIFF and JPEG XL do not.
+      values; None for what is usual: OpenEXR does, TIFF does not, and JPEG XL files say themselves.
     white_level: White in 16-bit PNG and TIFF files, from 1 to 65535, such as 4095 for data of 12 bits; see
       `Photograph`. None for what the file's tags say, or the full range. Ignored for other files.
 
@@ -332,21 +334,6 @@ def _in_full_range(array, given, tagged):
   return to_full_range(array, level), level, notes
 
 
-def _without_alpha_in_colours(pixels, alpha):
-  """Divides colours that are stored times their opacity by it."""
-  result = pixels.copy()
-  opaque = 1.0 if pixels.dtype == np.float32 else np.iinfo(pixels.dtype).max
-  # Row by row: whole images as floats are large.
-  for row, opacity in zip(result, alpha, strict=True):
-    share = np.where(opacity > 0, opacity, opaque).astype(np.float64)[:, None] / opaque
-    divided = row / share
-    row[...] = divided if pixels.dtype == np.float32 else np.minimum(np.round(divided), opaque)
-  return result
-
-
-_PREMULTIPLIED = 'its colours, which were stored multiplied by their opacity, are divided by it'
-
-
 def _from_floats(pixels, alpha, linear):
   """Display-referred colours, and notes for the user; refuses what a network would spread over the image."""
   if not (np.isfinite(pixels).all() and (alpha is None or np.isfinite(alpha).all())):
@@ -385,20 +372,37 @@ def _first_image(path, end, size):
   if end == size:
     yield path
     return
+  with _copy(path, 'first.jpg', 'its first image', lambda data: data[:end]) as first:
+    yield first
+
+
+@contextlib.contextmanager
+def _without_orientation(path, tags, header):
+  """The file, or a copy without orientation, by which libtiff turns some JPEG images, partly wrongly."""
+  if tags.number(259, 1) not in tiff.JPEG or tags.number(blocks.ORIENTATION, 1) == 1:
+    yield path
+    return
+  with _copy(path, 'upright.tif', 'it', lambda data: tiff.with_orientation_1(data, header)) as upright_file:
+    yield upright_file
+
+
+@contextlib.contextmanager
+def _copy(path, name, what, change):
+  """A temporary file of a function of the bytes of a file."""
   with contextlib.ExitStack() as stack:
     try:
-      first = Path(stack.enter_context(tempfile.TemporaryDirectory()), 'first.jpg')
-      first.write_bytes(stack.enter_context(mapped(path))[:end])
+      copy = Path(stack.enter_context(tempfile.TemporaryDirectory()), name)
+      copy.write_bytes(change(stack.enter_context(mapped(path))))
     except OSError as error:
       raise ValueError(
-        f'a copy of its first image cannot be written ({error.strerror}); make room in the folder for '
-        'temporary files, or name another in TMPDIR'
+        f'a copy of {what} cannot be written ({error.strerror}); make room in the folder for temporary '
+        'files, or name another in TMPDIR'
       ) from error
     try:
-      yield first
+      yield copy
     except DecodingError as error:
       # OpenImageIO names its file.
-      raise DecodingError(str(error).replace(str(first), path.name)) from error
+      raise DecodingError(str(error).replace(str(copy), path.name)) from error
 
 
 def _read_png(path, white_level):
@@ -439,7 +443,8 @@ def _read_tiff(path, linear, white_level):
     tags, header = tiff.first_tags(data)
     notes = tiff.check_pages(data, header, tags)
     max_pixels = tiff.check_photograph(tags, len(data))
-  array, _ = _decode(path, max_pixels, single=False)
+  with _without_orientation(path, tags, header) as file:
+    array, _ = _decode(file, max_pixels, single=False)
   photometric = tags.number(262, -1)
   pixels, alpha = split_alpha(array, tiff.COLOURS[photometric])
   pixels, white_level, white_notes = _in_full_range(pixels, white_level, tiff.tagged_white(tags))
@@ -451,8 +456,8 @@ def _read_tiff(path, linear, white_level):
   if alpha is not None and kind == 0:
     notes.append('its extra channel is assumed to be transparency')
   if alpha is not None and kind == 1:
-    notes.append(_PREMULTIPLIED)
-    pixels = _without_alpha_in_colours(pixels, alpha)
+    notes.append(PREMULTIPLIED)
+    pixels = without_alpha_in_colours(pixels, alpha)
   given_linear, linear = linear, bool(linear) and pixels.dtype == np.float32
   if pixels.dtype == np.float32:
     pixels, float_notes = _from_floats(pixels, alpha, linear)
@@ -464,6 +469,8 @@ def _read_tiff(path, linear, white_level):
   notes += [*profile_notes, *photoshop_notes]
   if tags.damaged:
     notes.append('some of its tags are damaged and were ignored')
+  if tiff.CREDENTIALS in tags.entries:
+    notes.append(blocks.NO_CREDENTIALS)
   if tiff.PHOTOSHOP_LAYERS in tags.entries:
     notes.append('its layers were ignored; the flattened image is read')
   metadata = Metadata(profile, tiff.exif(tags), tiff.content(tags, tiff.XMP_TAG), resources, dpi=tags.dpi())
@@ -481,7 +488,8 @@ def _read_webp(path):
   exif, exif_notes = blocks.checked_exif(chunks.get(b'EXIF'))
   profile, profile_notes = blocks.checked_profile(chunks.get(b'ICCP'), 3)
   metadata = Metadata(icc_profile=profile, exif=exif, xmp=chunks.get(b'XMP '))
-  return Photograph(pixels, alpha, metadata, b'VP8L' in chunks, notes=exif_notes + profile_notes)
+  notes = exif_notes + profile_notes + ((blocks.NO_CREDENTIALS,) if b'C2PA' in chunks else ())
+  return Photograph(pixels, alpha, metadata, b'VP8L' in chunks, notes=notes)
 
 
 def _riff_chunks(data):
@@ -546,8 +554,8 @@ def _read_exr(path, linear):
   alpha = np.ascontiguousarray(array[:, :, names.index('A')]) if 'A' in names else None
   if alpha is not None:
     # OpenEXR defines colours as multiplied by opacity; opaque pixels do not change.
-    pixels = _without_alpha_in_colours(pixels, alpha)
-    notes += [_PREMULTIPLIED] if (alpha != 1).any() else []
+    pixels = without_alpha_in_colours(pixels, alpha)
+    notes += [PREMULTIPLIED] if (alpha != 1).any() else []
   if (spec.x, spec.y, spec.width, spec.height) != (
     spec.full_x,
     spec.full_y,
@@ -575,11 +583,13 @@ _EXR_TEXTS = {'owner': 'Copyright', 'comments': 'ImageDescription'}
 
 # Width to height, by the number in the header.
 _JXL_RATIOS = {1: (1, 1), 2: (12, 10), 3: (4, 3), 4: (3, 2), 5: (16, 9), 6: (5, 4), 7: (2, 1)}
-_JXL_HEADER_BYTES = 16
+_JXL_HEADER_BYTES = 48
+# Linear light, of the transfer characteristics of ITU-T H.273.
+_LINEAR_TRANSFER = 8
 
 
-def _jxl_size(data):
-  """Width and height in the header of a JPEG XL file, before rotation."""
+def _jxl_header(data):
+  """Width and height in the header of a JPEG XL file, before rotation, and whether it has several frames."""
   header = b''
   for kind, start, end in blocks.jxl_boxes(data):
     if kind in (b'jxlc', b'jxlp') and len(header) < _JXL_HEADER_BYTES:
@@ -594,26 +604,43 @@ def _jxl_size(data):
     value, bits = bits % 2**count, bits >> count
     return value
 
-  in_eights = field(1)
+  def size():
+    in_eights = field(1)
 
-  def side():
-    return 8 * field(5) + 8 if in_eights else field((9, 13, 18, 30)[field(2)]) + 1
+    def side():
+      return 8 * field(5) + 8 if in_eights else field((9, 13, 18, 30)[field(2)]) + 1
 
-  height = side()
-  ratio = _JXL_RATIOS.get(field(3))
-  return (height * ratio[0] // ratio[1] if ratio else side()), height
+    height = side()
+    ratio = _JXL_RATIOS.get(field(3))
+    return (height * ratio[0] // ratio[1] if ratio else side()), height
+
+  width, height = size()
+  has_defaults = field(1)
+  if has_defaults or not field(1):
+    return width, height, False
+  field(3)  # Orientation.
+  if field(1):
+    size()  # That for which the picture is meant.
+  has_preview = field(1)
+  # How a preview says its size is not read here.
+  return width, height, not has_preview and bool(field(1))
 
 
 def _read_jxl(path, linear):
   with mapped(path) as data:
-    width, height = _jxl_size(data)
+    width, height, has_frames = _jxl_header(data)
+  # OpenImageIO would read the last one.
+  if has_frames:
+    raise ValueError('is an animated JPEG XL file; save one of its frames')
   # Before OpenImageIO opens the file. The decoder computes in 32 bits.
   check_size(width, height, 4)
   array, spec = _decode(path)
-  if (spec.getattribute('CICP') or (1, 1))[1] in blocks.HDR_TRANSFERS:
+  transfer = (spec.getattribute('CICP') or (1, 1))[1]
+  if transfer in blocks.HDR_TRANSFERS:
     raise ValueError('is a JPEG XL file of high dynamic range (PQ or HLG); convert it to sRGB')
   pixels, alpha = split_alpha(array, 1 if array.shape[2] < 3 else 3)
-  linear = bool(linear) and pixels.dtype == np.float32
+  is_linear = transfer == _LINEAR_TRANSFER if linear is None else linear
+  linear = is_linear and pixels.dtype == np.float32
   float_notes = []
   if pixels.dtype == np.float32:
     pixels, float_notes = _from_floats(pixels, alpha, linear)
@@ -624,10 +651,12 @@ def _read_jxl(path, linear):
     boxes = {
       kind: data[start + 8 : end]
       for kind, start, end in blocks.jxl_boxes(data)
-      if kind in (b'Exif', b'xml ', b'brob')
+      if kind in (b'Exif', b'xml ', b'brob', b'jumb')
     }
   # The first four bytes are the offset of the EXIF block from their end.
   exif, exif_notes = blocks.checked_exif(boxes.get(b'Exif', b'')[4:])
+  if b'jumb' in boxes:
+    notes += (blocks.NO_CREDENTIALS,)
   if b'brob' in boxes:
     notes += ('its compressed EXIF or XMP data were ignored',)
   # The decoder has rotated the pixels already.

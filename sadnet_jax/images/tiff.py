@@ -1,5 +1,7 @@
 """Tags of TIFF files: what they mean, and what is refused before libtiff decodes the pixels."""
 
+import struct
+
 from sadnet_jax.images import metadata as blocks
 from sadnet_jax.images.metadata import Directory, Header
 from sadnet_jax.images.photograph import FULL_WHITE, DecodingError, check_size
@@ -32,6 +34,7 @@ _OTHER_COLOURS = {
   32844: 'LogL',
   32845: 'LogLuv',
 }
+CREDENTIALS, _EXTRA_SAMPLES = 52545, 338
 # Compressions by JPEG.
 JPEG = (6, 7)
 _OTHER_COMPRESSIONS = {
@@ -81,6 +84,14 @@ def exif(tags: Directory) -> bytes | None:
   if not set(entries) - _RESOLUTION_TAGS and not tags.children:
     return None
   return blocks.build_exif(Directory(tags.order, entries, tags.children))
+
+
+def with_orientation_1(data, header: Header) -> bytes:
+  """The bytes of a file whose first directory has the orientation 1."""
+  changed, at = bytearray(data), blocks.value_position(data, header, blocks.ORIENTATION)
+  if at is not None:
+    struct.pack_into(f'{header.order}H', changed, at, 1)
+  return bytes(changed)
 
 
 def check_pages(data, header: Header, tags: Directory) -> list[str]:
@@ -139,7 +150,9 @@ def check_photograph(tags: Directory, file_bytes: int) -> float:
   floating = kinds == {3}
   if not floating and not kinds <= {1, 4}:
     raise ValueError('is a TIFF file of signed or complex numbers; convert it to 16 bits')
-  if len(bits) != 1 or not bits <= ({16, 24, 32, 64} if floating else {1, 2, 4, 8, 16}):
+  if compression in JPEG and content(tags, _EXTRA_SAMPLES) is not None:
+    raise ValueError('is a TIFF file with transparency compressed by JPEG; save it with LZW or Deflate')
+  if len(bits) != 1 or not bits <= ({16, 32, 64} if floating else {1, 2, 4, 8, 16}):
     name = '/'.join(map(str, sorted(bits)[:4]))
     raise ValueError(f'is a TIFF file of {name} bits per channel; convert it to 8 or 16')
   expansion = 1 if compression == 1 else _MAX_EXPANSION

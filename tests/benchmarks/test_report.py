@@ -64,6 +64,15 @@ def test_results_of_uncommitted_code_are_refused(tmp_path, monkeypatch, environm
     report.performance_page('')
 
 
+@pytest.mark.parametrize(('name', 'found'), [('memory_gpu', 'cpu'), ('memory_cpu', 'NVIDIA H200')])
+def test_results_of_another_kind_of_device_are_refused(tmp_path, monkeypatch, name, found):
+  content = {'commit': 'a', 'uncommitted_changes': False, 'device': found}
+  (tmp_path / f'{name}.json').write_text(json.dumps(content))
+  monkeypatch.setattr(report, 'RESULTS', tmp_path)
+  with pytest.raises(SystemExit, match=rf'{name}\.json: measured on {found}, not on a (GPU|CPU)'):
+    report.performance_page('')
+
+
 def test_incomplete_evaluations_are_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(report, 'RESULTS', tmp_path)
   (tmp_path / 'evaluation').mkdir()
@@ -74,6 +83,7 @@ def test_incomplete_evaluations_are_refused(tmp_path, monkeypatch):
     {'failures': [{'name': 'dnd'}]},
     {'results': [result | {'failures': [{'name': '1'}]}]},
     {'results': [result | {'mean': {'psnr': None}}]},
+    {'complete': False},
   ):
     content = {'environment': environment, 'failures': [], 'results': [result], **wrong}
     (tmp_path / 'evaluation' / 'a.json').write_text(json.dumps(content))

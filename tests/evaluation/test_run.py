@@ -292,6 +292,7 @@ def test_a_bad_image_is_named_and_the_rest_evaluated_if_asked(photographs, tmp_p
   assert [failure['name'] for failure in result['failures']] == ['2']
   assert result['failures'][0]['error'].startswith('photographs/2.png: ')  # Relative to the data.
   assert content['failures'] == result['failures']
+  assert content['complete']
   assert f'photographs: {readable} images' in capsys.readouterr().out
 
 
@@ -370,7 +371,9 @@ def test_images_that_a_method_fails_on_are_failures(photographs, tmp_path):
 def test_results_before_an_error_are_kept(photographs, tmp_path):
   with pytest.raises(ValueError, match='13 columns are too few'):
     run.evaluate([Noisy(), Fails()], _options(tmp_path, photographs))
-  assert [r['method']['name'] for r in _results(tmp_path / 'output')['results']] == ['noisy']
+  content = _results(tmp_path / 'output')
+  assert [r['method']['name'] for r in content['results']] == ['noisy']
+  assert not content['complete']
   assert '</html>' in (tmp_path / 'output' / 'index.html').read_text()
 
 

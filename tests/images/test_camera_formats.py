@@ -18,7 +18,7 @@ import tifffile
 from sadnet_jax.images import Metadata, Photograph, camera_formats, read_photograph, upright, write_photograph
 from sadnet_jax.images import photograph as photograph_module
 from sadnet_jax.images.metadata import Directory, Entry, build_exif, parse_exif
-from sadnet_jax.images.photograph import linear_from_srgb, srgb_from_linear, to_8_bits
+from sadnet_jax.images.photograph import PREMULTIPLIED, linear_from_srgb, srgb_from_linear, to_8_bits
 from sadnet_jax.images.reading import read_shape
 from tests.images.test_metadata import RGB_PROFILE, XMP, exif_block
 from tests.support.photograph_files import (
@@ -239,6 +239,42 @@ def test_jpeg_xl_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, mo
     for read in (read_photograph, read_shape):
       with pytest.raises(ValueError, match=rf'\.jxl: {width}x{height} pixels are more than 0; cut the image'):
         read(path)
+
+
+def test_jpeg_xl_of_several_frames_is_refused(tmp_path):
+  frames = np.random.default_rng(0).integers(0, 256, (2, 40, 24, 3), np.uint8)
+  for boxes in (False, True):
+    path = write_file(tmp_path / 'a.jxl', imagecodecs.jpegxl_encode(frames, usecontainer=boxes))
+    with pytest.raises(ValueError, match=r'a\.jxl: is an animated JPEG XL file; save one of its frames'):
+      read_photograph(path)
+  assert read_photograph(write_file(path, imagecodecs.jpegxl_encode(frames[0]))).pixels.shape == (40, 24, 3)
+
+
+@pytest.mark.parametrize(('space', 'is_linear'), [('lin_rec709', True), ('sRGB', False)])
+def test_floats_of_jpeg_xl_are_what_the_file_says(tmp_path, space, is_linear):
+  values = np.random.default_rng(0).random((16, 24, 3), np.float32)
+  spec = OpenImageIO.ImageSpec(24, 16, 3, 'float')
+  spec.attribute('oiio:ColorSpace', space)
+  writer = OpenImageIO.ImageOutput.create(str(tmp_path / 'a.jxl'))
+  assert writer.open(str(tmp_path / 'a.jxl'), spec)
+  assert writer.write_image(values)
+  writer.close()
+  stored = OpenImageIO.ImageInput.open(str(tmp_path / 'a.jxl')).read_image('float')
+  read = read_photograph(tmp_path / 'a.jxl')
+  assert read.linear == is_linear
+  wanted = srgb_from_linear(stored) if is_linear else stored
+  np.testing.assert_allclose(read.pixels, wanted, atol=1e-6)
+  np.testing.assert_allclose(read_photograph(tmp_path / 'a.jxl', linear=False).pixels, stored, atol=1e-6)
+
+
+def test_colours_of_heic_that_are_multiplied_by_opacity_are_divided_by_it(tmp_path):
+  pixels = np.full((32, 32, 4), (100, 60, 20, 128), np.uint8)
+  image = pillow_heif.from_bytes(mode='RGBa', size=(32, 32), data=pixels.tobytes())
+  image.save(tmp_path / 'a.heic', quality=-1)
+  read = read_photograph(tmp_path / 'a.heic')
+  np.testing.assert_allclose(read.pixels[4, 5].astype(int), (199, 120, 40), atol=4)
+  assert read.alpha[4, 5] == 128
+  assert read.notes == (PREMULTIPLIED,)
 
 
 def test_exif_data_of_jpeg_xl(tmp_path):

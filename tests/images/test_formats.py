@@ -9,7 +9,7 @@ from PIL import Image
 import pytest
 import tifffile
 
-from sadnet_jax.images import PHOTOGRAPH_SUFFIXES, Photograph, read_photograph, write_photograph
+from sadnet_jax.images import PHOTOGRAPH_SUFFIXES, Photograph, read_photograph, upright, write_photograph
 from sadnet_jax.images.arrays import read_image
 from tests.support.malformed_images import png_chunks, png_file, sound_images
 from tests.support.photograph_files import (
@@ -299,6 +299,20 @@ def test_jpeg_in_tiff_follows_the_colours_of_the_tiff_tags(tmp_path):
     )
     read = read_photograph(tmp_path / f'{colours}.tif')
     np.testing.assert_allclose(read.pixels.astype(int), photograph.pixels, atol=12)
+
+
+@pytest.mark.parametrize('orientation', [1, 2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize('mode', ['L', 'RGB', 'YCbCr'])
+def test_jpeg_in_tiff_is_read_as_stored_whatever_its_orientation(tmp_path, mode, orientation):
+  # libtiff turns grey ones and YCbCr ones, and mirrors those of a quarter turn.
+  pixels = smooth_photograph().pixels
+  image = Image.fromarray(pixels).convert(mode)
+  image.save(tmp_path / 'a.tif', compression='jpeg', quality=95, tiffinfo={274: orientation})
+  read = read_photograph(tmp_path / 'a.tif')
+  wanted = np.atleast_3d(np.asarray(image.convert('L' if mode == 'L' else 'RGB')))
+  assert np.abs(read.pixels.astype(int) - wanted).mean() < 3
+  turned = upright(read).pixels
+  assert turned.shape[:2] == (wanted.shape[:2] if orientation < 5 else wanted.shape[1::-1])
 
 
 def test_two_hundred_megapixels_are_read_without_warnings(tmp_path):

@@ -354,6 +354,28 @@ def test_the_thumbnail_of_the_noisy_file_is_dropped_and_all_else_kept(tmp_path, 
   assert read.metadata.exif[: len(plain)] == plain
 
 
+def test_values_that_follow_a_directory_without_a_link_are_kept():
+  # Entry of Make, whose value begins where the link to the next directory should be.
+  start = 8 + 2 + 12
+  block = struct.pack('<2sHIHHHII', b'II', 42, 8, 1, 271, 2, 8, start) + b'Maker 1\0'
+  assert metadata.checked_exif(block) == (block, ())
+
+
+@pytest.mark.parametrize('extension', ['.tif', '.webp'])
+def test_content_credentials_that_are_lost_are_noted(tmp_path, extension):
+  path = tmp_path / f'a{extension}'
+  pixels = random_photograph().pixels
+  if extension == '.tif':
+    tifffile.imwrite(path, pixels, photometric='rgb', extratags=[(52545, 7, 8, b'jumbjumb', True)])
+  else:
+    Image.fromarray(pixels).save(path, lossless=True)
+    data = path.read_bytes() + b'C2PA' + struct.pack('<I', 8) + b'jumbjumb'
+    path.write_bytes(data[:4] + struct.pack('<I', len(data) - 8) + data[8:])
+  read = read_photograph(path)
+  np.testing.assert_array_equal(read.pixels, pixels)
+  assert read.notes == (metadata.NO_CREDENTIALS,)
+
+
 @pytest.mark.parametrize('extension', ['.png', '.jpg', '.tif', '.webp'])
 def test_profile_for_other_colours_is_dropped(tmp_path, extension):
   (note,) = write_photograph(

@@ -83,6 +83,8 @@ def test_other_kinds_of_images_are_refused_by_name(sound, tmp_path, name, messag
     (b'\0\0\0\x18ftypisom', 'is a video'),
     (b'\0\0\0\x18ftypavif', 'is an AVIF file; convert it'),
     (b'II*\0\x10\0\0\0CR', 'LibRaw cannot develop this camera raw file'),
+    (b'II\x1a\0\0\0HEAPCCDR', 'LibRaw cannot develop this camera raw file'),
+    (b'\0MRM', 'LibRaw cannot develop this camera raw file'),
     (b'8BPS', 'is a Photoshop document; export it'),
     (b'#?RADIANCE', 'is a Radiance file; convert it to OpenEXR'),
   ],
@@ -91,6 +93,15 @@ def test_other_files_are_refused_by_their_first_bytes(tmp_path, start, message):
   path = write_file(tmp_path / 'a.jpg', start + bytes(100) * bool(start))
   with pytest.raises(ValueError, match=rf'a\.jpg: {message}'):
     read_photograph(path)
+
+
+def test_tiff_with_transparency_compressed_by_jpeg_is_refused(tmp_path):
+  # libtiff multiplies its colours by the opacity.
+  Image.new('RGBA', (32, 24), (90, 120, 150, 100)).save(tmp_path / 'a.tif', compression='jpeg')
+  with pytest.raises(
+    ValueError, match=r'a\.tif: is a TIFF file with transparency compressed by JPEG; save it'
+  ):
+    read_photograph(tmp_path / 'a.tif')
 
 
 @pytest.mark.parametrize('transfer', [16, 18])

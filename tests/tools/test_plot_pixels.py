@@ -1,14 +1,16 @@
 """PSNR against pixels: stages that follow each other, across curves."""
 
+import re
+
 import numpy as np
 import pytest
 
 from sadnet_jax.nn.sadnet import SADNet
-from tests.support.command import finish, start
+from tests.support.command import ROOT, finish, start
 from tests.support.logged_runs import losses, save_checkpoint, small_config, write_log
 from tests.support.small_networks import SMALL, random_variables
 from tools.plot_pixels import Measured, draw, fitted_line, measured_stages
-from tools.plot_training import Curve, Stage
+from tools.plot_training import Curve, Stage, read_curve
 
 
 def _stage(run, steps, batch_size, start='', sigma_255=50.0, psnr=(27.0, 28.0)):
@@ -95,3 +97,13 @@ def test_the_command_draws_runs(tmp_path):
   assert 'Nam: first, first: 40.00 dB after 10 million pixels' in output
   assert 'by the fitted line, 29 dB takes' in output
   assert (tmp_path / 'a.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_the_figure_of_the_documentation_can_be_drawn_again():
+  text = (ROOT / 'docs/weights.md').read_text()
+  (names,) = re.findall(r'--curves=(\S+)', text)
+  curves = [read_curve(ROOT / name.replace('$C', 'docs/curves')) for name in names.split(',')]
+  labels, before = re.findall("--set='([^']+)'", text), re.findall(r'--before=(\w+):(\d+)', text)
+  assert len(labels) == 4
+  for label in labels:
+    assert measured_stages(curves, label, {run: int(pixels) for run, pixels in before})

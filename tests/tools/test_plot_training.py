@@ -122,6 +122,10 @@ def test_a_stored_curve_stands_for_runs_that_are_gone(tmp_path):
   assert curve.stages[2] == _curve(third).stages[0]
   assert curve.about == {'commit': 'abc'}
   jax.tree.map(np.testing.assert_array_equal, params, PARAMS)
+  # Publishing it again replaces what is stored of it.
+  (tmp_path / 'small.json').write_text(curve.to_json())
+  again, _ = curve_of_runs([tmp_path / 'small.json', third], 'small', {'commit': 'abc'})
+  assert again == curve
   save_checkpoint(third, PARAMS, small_config(init_from=''), 30)
   with pytest.raises(ValueError, match='third started from no weights, not from second'):
     curve_of_runs([tmp_path / 'small.json', third], 'small', {})

@@ -509,6 +509,7 @@ def _changed(content, **changes):
   [
     (lambda c: {**c, 'results': c['results'][:1]}, 'has no result of sadnet'),
     (lambda c: {**c, 'failures': [{'name': 'dnd'}]}, r'the evaluation has 1 failure\(s\)'),
+    (lambda c: {**c, 'complete': False}, r'the evaluation was interrupted'),
     (lambda c: _changed(c, failures=[{'name': '1'}]), r'the evaluation has 1 failure\(s\)'),
     (
       lambda c: {**c, 'environment': {**c['environment'], 'uncommitted_changes': True}},
