@@ -201,14 +201,23 @@ def exif_made_upright(exif: bytes | None) -> bytes | None:
   parsed = parse_exif(exif) if exif else None
   if not exif or parsed is None or orientation(exif) == 1:
     return exif
-  header, changed = parsed[0], bytearray(exif)
-  (count,) = struct.unpack_from(header.order + 'H', exif, header.offset)
-  for at in range(header.offset + 2, header.offset + 2 + 12 * count, 12):
-    tag, kind, number = struct.unpack_from(header.order + 'HHI', exif, at)
+  return with_orientation_1(exif, parsed[0])
+
+
+def with_orientation_1(data, header: 'Header') -> bytes:
+  """The bytes of a TIFF file or an EXIF block with orientation 1 in its first directory; nothing moves."""
+  form, number_form, head, entry_bytes, value_bytes = (
+    ('Q', 'HHQ', 8, 20, 8) if header.big else ('H', 'HHI', 2, 12, 4)
+  )
+  changed = bytearray(data)
+  (count,) = struct.unpack_from(header.order + form, data, header.offset)
+  start = header.offset + head
+  for at in range(start, start + entry_bytes * count, entry_bytes):
+    tag, kind, number = struct.unpack_from(header.order + number_form, data, at)
     if (tag, number) == (ORIENTATION, 1):
-      changed[at + 8 : at + 12] = struct.pack(header.order + ('H' if kind == SHORT else 'I'), 1).ljust(
-        4, b'\0'
-      )
+      value = struct.pack(header.order + ('H' if kind == SHORT else 'I'), 1)
+      end = at + entry_bytes
+      changed[end - value_bytes : end] = value.ljust(value_bytes, b'\0')
   return bytes(changed)
 
 
@@ -435,17 +444,6 @@ def read_directory(
       _read_child(found, tag, data, header, depth, room)
       room -= found.children[tag].value_bytes if tag in found.children else 0
   return found
-
-
-def value_position(data, header: Header, tag: int) -> int | None:
-  """Where a value that fits into its entry of the first directory is; None if it has no such tag."""
-  form, count_bytes, entry_bytes, offset_bytes = ('Q', 8, 20, 8) if header.big else ('H', 2, 12, 4)
-  (count,) = struct.unpack_from(header.order + form, data, header.offset)
-  start = header.offset + count_bytes
-  for at in range(start, min(start + count * entry_bytes, len(data) - entry_bytes + 1), entry_bytes):
-    if struct.unpack_from(f'{header.order}H', data, at) == (tag,):
-      return at + entry_bytes - offset_bytes
-  return None
 
 
 def _read_child(parent, tag, data, header, depth, max_bytes):

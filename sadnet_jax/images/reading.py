@@ -382,7 +382,7 @@ def _without_orientation(path, tags, header):
   if tags.number(259, 1) not in tiff.JPEG or tags.number(blocks.ORIENTATION, 1) == 1:
     yield path
     return
-  with _copy(path, 'upright.tif', 'it', lambda data: tiff.with_orientation_1(data, header)) as upright_file:
+  with _copy(path, 'upright.tif', 'it', lambda data: blocks.with_orientation_1(data, header)) as upright_file:
     yield upright_file
 
 

@@ -1,7 +1,5 @@
 """Tags of TIFF files: what they mean, and what is refused before libtiff decodes the pixels."""
 
-import struct
-
 from sadnet_jax.images import metadata as blocks
 from sadnet_jax.images.metadata import Directory, Header
 from sadnet_jax.images.photograph import FULL_WHITE, DecodingError, check_size
@@ -84,14 +82,6 @@ def exif(tags: Directory) -> bytes | None:
   if not set(entries) - _RESOLUTION_TAGS and not tags.children:
     return None
   return blocks.build_exif(Directory(tags.order, entries, tags.children))
-
-
-def with_orientation_1(data, header: Header) -> bytes:
-  """The bytes of a file whose first directory has the orientation 1."""
-  changed, at = bytearray(data), blocks.value_position(data, header, blocks.ORIENTATION)
-  if at is not None:
-    struct.pack_into(f'{header.order}H', changed, at, 1)
-  return bytes(changed)
 
 
 def check_pages(data, header: Header, tags: Directory) -> list[str]:
