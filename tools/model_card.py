@@ -121,6 +121,8 @@ def card(
   facts: Mapping[str, str],
   content: Mapping[str, Any],
   curve: str | None = None,
+  *,
+  load_as: str,
 ) -> str:
   """The text of the card, which begins with the metadata that the Hugging Face Hub reads.
 
@@ -130,6 +132,7 @@ def card(
     facts: The result of `read_facts`.
     content: The content of a results.json that `check_results` accepts.
     curve: Path of the picture of the training curve, relative to the card's folder, if there is one.
+    load_as: What loads the weights: a published name, or their file.
   """
   # The facts may give the seeds of all stages, and the file that of the last one.
   known = {**{name: stored.metadata[name] for name in OPTIONAL if name in stored.metadata}, **facts}
@@ -175,14 +178,14 @@ def card(
       *_table(_HEAD, [_row(r) for r in check_results(entry.name, content, stored.params_sha256)]),
       '',
       f'Measured by {measured_by(content)}.',
-      f'`--checkpoint={entry.name}` now loads the same weights.',
+      f'`--checkpoint={load_as}` now loads the same weights.',
       '',
       '## Use',
       '',
       '```python',
       'from sadnet_jax import Denoiser',
       '',
-      f"denoised = Denoiser.from_pretrained('{entry.name}')(noisy)",
+      f"denoised = Denoiser.from_pretrained('{load_as}')(noisy)",
       '```',
       '',
       '<!-- Written by python -m tools.publish_weights: do not edit. -->',

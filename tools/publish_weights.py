@@ -141,8 +141,11 @@ def publish(request: Request) -> Entry:
   noise = entries[request.name].noise if published and request.name in entries else _noise(request.config)
   entry = _entry(request, entries, path, source, facts, measured, noise)
   picture = plot_training.link(request.folder, request.name)
+  # Only weights in the package's own folder are found by name.
+  load_as = request.name if request.folder.resolve() == FOLDER.resolve() else path.name
+  stored = model_card.read_stored(path)
   write_text(
-    path.with_suffix('.md'), model_card.card(entry, model_card.read_stored(path), facts, content, picture)
+    path.with_suffix('.md'), model_card.card(entry, stored, facts, content, picture, load_as=load_as)
   )
   # A task has one default.
   others = {

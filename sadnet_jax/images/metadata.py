@@ -28,8 +28,13 @@ MAX_TAGS = 4096
 EXIF, GPS, INTEROPERABILITY = 34665, 34853, 40965
 _POINTERS = (EXIF, GPS, INTEROPERABILITY)
 ORIENTATION = 274
+# Orientations from here on exchange width and height.
+_FIRST_QUARTER_TURN = 5
 _MAKERS_NOTE = 37500
 X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 282, 283, 296
+# What is said of the image across and down: its size in pixels (TIFF's and EXIF's tags), pixels per unit of
+# length in print and on the sensor.
+_ACROSS_AND_DOWN = ((256, 257), (40962, 40963), (X_RESOLUTION, Y_RESOLUTION), (41486, 41487))
 # Offset and length of the thumbnail, in the second directory.
 _THUMBNAIL = (513, 514)
 # What JPEG puts before an EXIF block, and some writers of other formats too.
@@ -197,11 +202,37 @@ def exif_without_makers_note(exif: bytes) -> bytes:
 
 
 def exif_made_upright(exif: bytes | None) -> bytes | None:
-  """The block with orientation 1 in place of another."""
+  """The block with orientation 1 in place of another, and its sizes exchanged if that was a quarter turn."""
   parsed = parse_exif(exif) if exif else None
-  if not exif or parsed is None or orientation(exif) == 1:
+  if not exif or parsed is None or (turn := orientation(exif)) == 1:
     return exif
-  return with_orientation_1(exif, parsed[0])
+  header, tags = parsed
+  upright = with_orientation_1(exif, header)
+  return (
+    upright if turn < _FIRST_QUARTER_TURN else _with_exchanged_sizes(upright, header, EXIF in tags.children)
+  )
+
+
+def _with_exchanged_sizes(block, header, has_details):
+  """What an EXIF block says of across is said of down, and the reverse; nothing moves."""
+  changed = bytearray(block)
+  places = _entry_offsets(block, header, header.offset)
+  if has_details:
+    kind, _, offset = struct.unpack_from(header.order + 'HII', block, places[EXIF] + 2)
+    places |= _entry_offsets(block, header, offset) if kind == LONG else {}
+  for pair in _ACROSS_AND_DOWN:
+    if all(tag in places for tag in pair):
+      # Type, number, and value or offset of it.
+      across, down = (slice(places[tag] + 2, places[tag] + 12) for tag in pair)
+      changed[across], changed[down] = changed[down], changed[across]
+  return bytes(changed)
+
+
+def _entry_offsets(block, header, offset):
+  """Where each tag of a directory of a classic TIFF file is listed."""
+  (count,) = struct.unpack_from(header.order + 'H', block, offset)
+  listed = range(offset + 2, offset + 2 + 12 * count, 12)
+  return {struct.unpack_from(header.order + 'H', block, at)[0]: at for at in listed}
 
 
 def with_orientation_1(data, header: 'Header') -> bytes:

@@ -178,6 +178,26 @@ def test_decoders_that_turn_the_pixels_leave_no_orientation_in_xmp_data(tmp_path
     assert (read.orientation, read.metadata.xmp) == (1, xmp % 1)
 
 
+@pytest.mark.parametrize('order', '<>')
+@pytest.mark.parametrize('number', range(1, 9))
+def test_sizes_in_exif_data_are_those_of_the_turned_pixels(order, number):
+  before = Image.Exif()
+  before.endian = order
+  before[256], before[257] = 70_000, 3000  # LONG and SHORT
+  before[274], before[282], before[283] = number, 300.0, 72.0
+  before[34665] = {40962: 4000, 40963: 3000, 41486: 1234.5, 37500: MAKER_NOTE}
+  turned = metadata.exif_made_upright(before.tobytes().removeprefix(b'Exif\0\0'))
+  after = Image.Exif()
+  after.load(b'Exif\0\0' + turned)
+  details = after.get_ifd(ExifTags.IFD.Exif)
+  step = 1 if number < 5 else -1
+  assert (after[256], after[257]) == (70_000, 3000)[::step]
+  assert (after[282], after[283]) == (300.0, 72.0)[::step]
+  assert (details[40962], details[40963]) == (4000, 3000)[::step]
+  # One without its partner, and everything else, stay.
+  assert (after[274], float(details[41486]), details[37500]) == (1, 1234.5, MAKER_NOTE)
+
+
 def test_crafted_exif_data_take_no_longer_than_others():
   orientation = struct.pack('<HHIHH', 274, 3, 1, 6, 0)
   exif = b'II*\0\x08\0\0\0' + struct.pack('<H', 4000) + 4000 * orientation + bytes(2**23)

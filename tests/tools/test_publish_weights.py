@@ -154,7 +154,8 @@ def test_file_card_and_index_are_written(request_, monkeypatch):
     f'| SHA-256 of the weights (as in results.json) | `{params_hash(_rounded())}` |',
     '| CBSD68, 68 images | 25 | clipped8 | 20.17 | 31.23 | 0.9123 | unknown |',
     'Measured by `python evaluate.py`; 2 cores, A, cpu; commit 0123456.',
-    '`--checkpoint=small` now loads the same weights.',
+    '`--checkpoint=small.safetensors` now loads the same weights.',
+    "denoised = Denoiser.from_pretrained('small.safetensors')(noisy)",
   ):
     assert line in card.splitlines()
   assert card.count('CBSD68') == 1
