@@ -157,6 +157,7 @@ def _sadnet(config) -> tuple[Method, Path, str]:
     'checkpoint': str(_CHECKPOINT.value),
     'step': step,
     'sha256': params_hash(params),
+    'dtype': config.model.dtype,
   }
   method = SADNetMethod(
     model,

@@ -18,7 +18,7 @@ from sadnet_jax.evaluation.metrics import psnr
 from sadnet_jax.evaluation.protocols import Protocol
 from sadnet_jax.evaluation.results import measured_by, shareable
 from sadnet_jax.machine import is_committed
-from sadnet_jax.nn.sadnet import SADNet
+from sadnet_jax.nn.sadnet import STRIDE, SADNet
 from sadnet_jax.weights import safetensors
 from sadnet_jax.weights.index import Entry
 from sadnet_jax.weights.safetensors import params_hash
@@ -87,8 +87,8 @@ def check_results(source: str | Path, content: Mapping[str, Any], params_sha256:
     params_sha256: Hash of the weights that must have been evaluated.
 
   Raises:
-    ValueError: There are no such results; they are of other weights or incomplete; or they were measured on
-      uncommitted code.
+    ValueError: There are no such results; they are of other weights or incomplete; they were measured in
+      another dtype or with other padding than networks have by default; or on uncommitted code.
   """
   try:
     results = [result for result in content['results'] if result['method']['name'] == 'sadnet']
@@ -106,6 +106,13 @@ def check_results(source: str | Path, content: Mapping[str, Any], params_sha256:
       f'{source}: has results of the weights {", ".join(sorted(hashes))}, not of {params_sha256}; evaluate '
       'the weights as they will be published, in the same dtype'
     )
+  for name, wanted in (('dtype', 'float32'), ('pad_to_px', STRIDE)):
+    # Older results do not name their dtype.
+    if others := {found for r in results if (found := r['method'].get(name, wanted)) != wanted}:
+      raise ValueError(
+        f'{source}: measured with {name} = {", ".join(map(str, others))}; cards are about {name} = {wanted}, '
+        'so evaluate again without that option'
+      )
   if not content.get('complete', True):
     raise ValueError(f'{source}: the evaluation was interrupted; evaluate again')
   if failures:

@@ -505,12 +505,22 @@ def _changed(content, **changes):
   return {**content, 'results': [result | changes for result in content['results']]}
 
 
+def _measured_with(content, **changes):
+  noisy, result = content['results']
+  return {**content, 'results': [noisy, {**result, 'method': result['method'] | changes}]}
+
+
 @pytest.mark.parametrize(
   ('change', 'match'),
   [
     (lambda c: {**c, 'results': c['results'][:1]}, 'has no result of sadnet'),
     (lambda c: {**c, 'failures': [{'name': 'dnd'}]}, r'the evaluation has 1 failure\(s\)'),
     (lambda c: {**c, 'complete': False}, r'the evaluation was interrupted'),
+    (
+      lambda c: _measured_with(c, dtype='bfloat16'),
+      r'measured with dtype = bfloat16; .* without that option',
+    ),
+    (lambda c: _measured_with(c, dtype='float32', pad_to_px=16), r'measured with pad_to_px = 16; cards are'),
     (lambda c: _changed(c, failures=[{'name': '1'}]), r'the evaluation has 1 failure\(s\)'),
     (
       lambda c: {**c, 'environment': {**c['environment'], 'uncommitted_changes': True}},
