@@ -21,7 +21,8 @@ def add_gaussian_noise(
   """Adds Gaussian noise to a batch of training images, white unless ``texture`` changes that.
 
   Args:
-    keys: One random key per image, [N]; an image's noise depends on its own key alone.
+    keys: One random key per image, [N]; an image's noise depends on its own key alone,
+      if they are of JAX's default implementation (not rbg).
     clean: [N, H, W, C] in [0, 1].
     sigma_255_range: Lowest and highest standard deviation on the scale of 8-bit images, 0 to 255. Each image
       draws its own uniformly; if both are equal, nothing is drawn.

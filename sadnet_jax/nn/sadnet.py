@@ -73,6 +73,8 @@ class SADNet(nn.Module):
 
   def __post_init__(self):
     """Raises ValueError for invalid fields when the module is created."""
+    # A list could not be hashed, as static arguments of `jax.jit` are.
+    object.__setattr__(self, 'dilations', tuple(self.dilations))
     check_option('SADNet.rsab_order', self.rsab_order, Order)
     check_option('SADNet.offset_init', self.offset_init, OffsetInit)
     groups = self.deformable_groups
@@ -113,7 +115,8 @@ class SADNet(nn.Module):
 
     Raises:
       ValueError: ``noisy`` is not [N, H, W, channels] with at least one pixel, or is
-        not floating point; ``inside`` is given, but H or W is not a multiple of 8.
+        not floating point; ``inside`` is given, but H or W is not a multiple of 8, or its sides
+        are not, or larger than H and W, as far as they are not traced.
     """
     if not jnp.issubdtype(noisy.dtype, jnp.floating):
       raise ValueError(f'noisy must be floating point with values in [0, 1], but has dtype {noisy.dtype}')
@@ -121,10 +124,8 @@ class SADNet(nn.Module):
       raise ValueError(
         f'noisy must be [N, H, W, {self.channels}] with H and W at least 1, but has shape {noisy.shape}'
       )
-    if inside is not None and any(side % STRIDE for side in noisy.shape[1:3]):
-      raise ValueError(
-        f'with `inside`, noisy must have sides that are multiples of {STRIDE}, but has shape {noisy.shape}'
-      )
+    if inside is not None:
+      _check_inside(inside, noisy.shape)
     padded = pad_to_multiple(noisy, STRIDE)
     negative_noise = self._negative_noise(padded, inside)
     denoised = padded + negative_noise.astype(padded.dtype)
@@ -295,6 +296,19 @@ def scale_of(module: str) -> int | None:
   match = re.fullmatch(r'(res|down|offset|dres|up|dconv)([1-4])(_1)?', module)
   # 'down1' produces scale 2.
   return match and int(match[2]) + (match[1] == 'down')
+
+
+def _check_inside(inside, shape):
+  if any(side % STRIDE for side in shape[1:3]):
+    raise ValueError(
+      f'with `inside`, noisy must have sides that are multiples of {STRIDE}, but has shape {shape}'
+    )
+  for side, largest in zip(inside, shape[1:3], strict=True):
+    if isinstance(side, int | np.integer) and (side % STRIDE or not 0 < side <= largest):
+      raise ValueError(
+        f'inside must have sides that are multiples of {STRIDE} and at most those of noisy, not {inside} for '
+        f'noisy of shape {shape}'
+      )
 
 
 def mean_abs_offsets(intermediates: dict) -> dict[str, jax.Array]:

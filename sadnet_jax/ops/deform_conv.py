@@ -73,7 +73,8 @@ def deform_conv2d(
 
   Locations and blending weights are computed in float32 (float64 if ``offset``
   is), products accumulate in float32 (float64 if ``x`` or ``kernel`` is).
-  Differentiable once, in reverse mode; forward mode is not supported.
+  Differentiable in reverse mode, also twice (`jax.grad` of `jax.grad`), which stores the samples of
+  all blocks; forward mode, and with it `jax.hessian`, is not supported.
 
   Args:
     x: Input, [N, H, W, C], finite.
@@ -419,7 +420,9 @@ def _doffset_and_dmask(at: SampleLocations, mask, products):
   dlocation = jnp.stack([dlocation_y, dlocation_x], axis=-1)
   if mask is not None:
     dlocation *= mask[..., None]
-  doffset = jnp.where(at.inside[..., None], dlocation, 0)
+  # Zero, but NaN where the location is.
+  outside = 0 * (fy + fx)[..., None]
+  doffset = jnp.where(at.inside[..., None], dlocation, outside)
   return doffset.reshape(doffset.shape[0], -1), dmask
 
 

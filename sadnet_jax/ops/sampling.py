@@ -130,7 +130,8 @@ def check_arguments(
         f'{options}, deformable_groups {deformable_groups}'
       )
   rows = n * (h + 2) * (w + 2) * deformable_groups
-  if rows >= 2**31:
+  # A symbolic size, of `jax.export`, has no number yet.
+  if isinstance(rows, int | np.integer) and rows >= 2**31:
     raise ValueError(
       f'x of shape {x.shape} is too large: it has {rows} rows to sample from, but indices are limited to '
       'fewer than 2**31; split the image into tiles'

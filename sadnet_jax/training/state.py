@@ -64,7 +64,9 @@ def state_from_params(config: ml_collections.ConfigDict, model: SADNet, params: 
 
 def run_key(config: ml_collections.ConfigDict, purpose: str) -> jax.Array:
   """Returns the random key of a run for 'weights', 'noise' or 'data'."""
-  return jax.random.fold_in(jax.random.key(config.seed), ('weights', 'noise', 'data').index(purpose))
+  # Of this implementation whatever JAX's options say: the same run everywhere.
+  key = jax.random.key(config.seed, impl='threefry2x32')
+  return jax.random.fold_in(key, ('weights', 'noise', 'data').index(purpose))
 
 
 def model_from_config(fields: ml_collections.ConfigDict) -> SADNet:

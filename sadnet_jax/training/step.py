@@ -85,14 +85,15 @@ def train_step(
 
   Args:
     state: The state; its step selects the noise.
-    batch: This device's share of the batch, uint8 [N, P, P, C]: ``clean``, and ``noisy`` if the images come
-      with noise of their own. Noise is added only without ``noisy``, or where ``is_pair`` (bool [N]), if
-      there is one, is false.
-    noise_key: Random key for the noise of the whole run.
+    batch: This device's share of the batch, [N, P, P, C], uint8 or floating point in [0, 1]: ``clean``, and
+      ``noisy`` if the images come with noise of their own. Noise is added only without ``noisy``, or where
+      ``is_pair`` (bool [N]), if there is one, is false.
+    noise_key: Random key for the noise of the whole run, of JAX's default implementation: those of others
+      (rbg) draw other numbers for another ``accumulate`` or number of devices.
     add_noise: Makes noisy images of clean ones.
     loss: Compares denoised with clean images.
-    ema_decay: Share of the average that remains after a step; 0 for no average. In the first steps it is
-      limited to (1 + step) / (10 + step), to forget the initial weights.
+    ema_decay: Share of the average that remains after a step; 0 for a state without one. In the first steps
+      it is limited to (1 + step) / (10 + step), to forget the initial weights.
     accumulate: Number of parts the share is processed in, one after the other, to save memory; divides N.
     teacher: A network to learn from beside the clean images: its loss and theirs are added by shares.
     axis_name: Name of the device axis to average over, None for a single device.
@@ -101,13 +102,22 @@ def train_step(
     The next state, and scalars: ``loss``; ``gradient_norm``, in total and per scale (``gradient_norm/scale1``
     to 4, the modules that work at that resolution); ``offset/scale1`` to 4 (mean absolute offset in pixels of
     that scale); ``finite`` (bool) and ``skipped_steps``.
+
+  Raises:
+    ValueError: Images are neither uint8 nor floating point, or ``ema_decay`` is given for a state without an
+      average.
   """
+  if ema_decay and state.ema is None:
+    raise ValueError(
+      f'ema_decay is {ema_decay}, but the state has no average; create it with ema=a copy of its parameters, '
+      'or pass 0'
+    )
   share = batch['clean'].shape[0]
   first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * share
   keys = patch_keys(noise_key, state.step, first, share)
 
   def loss_of(params, part):
-    clean = part['clean'].astype(jnp.float32) / 255
+    clean = _unit_range('clean', part)
     # Else XLA computes the noise again for each channel of the first layer and of its gradient.
     noisy = fusion_barrier(jnp.asarray(state.step) >= 0, lambda: noisy_images(part, add_noise))
     denoised, variables = state.apply_fn({'params': params}, noisy, mutable=['intermediates'])
@@ -142,13 +152,23 @@ def noisy_images(batch: Batch, add_noise: AddNoise) -> jax.Array:
     batch: As in `train_step`, and ``keys``, one random key per patch.
     add_noise: As in `train_step`.
   """
-  clean = batch['clean'].astype(jnp.float32) / 255
+  clean = _unit_range('clean', batch)
   if 'noisy' not in batch:
     return add_noise(batch['keys'], clean)
-  noisy = batch['noisy'].astype(jnp.float32) / 255
+  noisy = _unit_range('noisy', batch)
   if 'is_pair' not in batch:
     return noisy
   return jnp.where(batch['is_pair'][:, None, None, None], noisy, add_noise(batch['keys'], clean))
+
+
+def _unit_range(name, batch):
+  """Images of a batch as float32 in [0, 1]."""
+  images = batch[name]
+  if images.dtype == jnp.uint8:
+    return images.astype(jnp.float32) / 255
+  if not jnp.issubdtype(images.dtype, jnp.floating):
+    raise ValueError(f'batch[{name!r}] must be uint8 or floating point in [0, 1], not {images.dtype}')
+  return images.astype(jnp.float32)
 
 
 def _mean_over_parts(function, batch, parts):
@@ -266,9 +286,10 @@ def make_parallel_step(
     sampling: How the devices sample the batch themselves; None if every step is given a batch.
 
   Returns:
-    A function (state, batch) -> (state, metrics). The batch is the share of this process, uint8 [N, P, P, C],
-    or already split among its devices, [devices, N, P, P, C], or None with ``sampling``. The state has no
-    device axis. Its buffers are donated: the state passed in cannot be used again.
+    A function (state, batch) -> (state, metrics). The batch is the share of this process, [N, P, P, C], or
+    already split among its devices, [devices, N, P, P, C], or None with ``sampling``. The state has no device
+    axis. A first state is copied; one that the function returned is used up when it is passed in again, since
+    its buffers are donated.
   """
 
   def step(state, batch, teacher_params):
@@ -294,9 +315,10 @@ def make_parallel_step(
   )
 
   def replicate(state):
-    # Only the first state: left on one device, it would need a second compilation of the step.
+    # Only the first state: left on one device, it would need a second compilation of the step. Its arrays may
+    # be used elsewhere, or twice in it, and those of a state are donated.
     is_replicated = getattr(state.step, 'sharding', None) == replicated
-    return state if is_replicated else jax.device_put(state, replicated)
+    return state if is_replicated else jax.device_put(jax.tree.map(jnp.copy, state), replicated)
 
   teacher_params = jax.device_put(teacher and teacher.params, replicated)
   if sampling is None:
@@ -304,9 +326,9 @@ def make_parallel_step(
 
     def split_and_step(state, batch):
       assert batch is not None
-      shares = {
-        name: a if a.ndim == 5 else a.reshape(len(local), -1, *a.shape[1:]) for name, a in batch.items()
-      }
+      shares = batch
+      if batch['clean'].ndim == 4:
+        shares = {name: a.reshape(len(local), -1, *a.shape[1:]) for name, a in batch.items()}
       return parallel(replicate(state), shares, teacher_params)
 
     return split_and_step

@@ -169,7 +169,7 @@ def save(
     return
   items = {
     'params': ocp.args.StandardSave(_on_host(state.params)),
-    'optimizer': ocp.args.StandardSave(_on_host(state.opt_state)),
+    'optimizer': ocp.args.StandardSave(_on_host(_keys_as_numbers(state.opt_state))),
     'config': ocp.args.JsonSave(config),
     'progress': ocp.args.JsonSave(
       {'skipped_steps': int(state.skipped), 'images': images, 'teacher': teacher}
@@ -210,6 +210,24 @@ def add_validation(manager: ocp.CheckpointManager, step: int, validation: Mappin
   with _write_errors(manager.directory):
     write_text(Path(manager.directory, str(step), *_METRICS_FILE), json.dumps(dict(validation)))
     manager.reload()
+
+
+def _is_key(leaf):
+  return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _keys_as_numbers(tree):
+  """With the numbers of random keys, which optimisers that add noise have in their state."""
+  return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
+
+
+def _keys_again(tree, like):
+  """Inverse of `_keys_as_numbers`, given a tree with keys in the same places."""
+  return jax.tree.map(
+    lambda key, leaf: jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(key)) if _is_key(key) else leaf,
+    like,
+    tree,
+  )
 
 
 def _on_host(tree):
@@ -261,13 +279,14 @@ def restore_latest(
       f'the training images have changed: their fingerprint is {images}, but the checkpoint was trained on '
       f'{saved["progress"]["images"]}; restore the original images, or start a new run with another --workdir'
     )
-  trees = {'params': state.params, 'optimizer': state.opt_state}
+  trees = {'params': state.params, 'optimizer': _keys_as_numbers(state.opt_state)}
   if state.ema is not None:
     trees['ema'] = state.ema
   restored = _restore(
     manager, step, **{name: ocp.args.StandardRestore(_template(tree)) for name, tree in trees.items()}
   )
   restored = jax.tree.map(jnp.asarray, restored)
+  restored['optimizer'] = _keys_again(restored['optimizer'], state.opt_state)
   return state.replace(
     step=step,
     params=restored['params'],

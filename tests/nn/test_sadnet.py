@@ -88,6 +88,16 @@ def test_an_image_in_a_larger_array_is_denoised_as_if_alone(fields):
   np.testing.assert_allclose(network(larger, height, width)[:, :height, :width], alone, atol=1e-6)
   with pytest.raises(ValueError, match=r'multiples of 8, but has shape \(1, 12, 8, 3\)'):
     model.apply(variables, image(size=(12, 8)), Inside(8, 8))
+  for inside in (Inside(12, 8), Inside(8, np.int32(24)), Inside(0, 8)):
+    with pytest.raises(ValueError, match=r'inside must have sides that are multiples of 8 and at most those'):
+      model.apply(variables, image(size=(16, 16)), inside)
+
+
+def test_a_list_of_dilations_gives_the_same_network():
+  model = SADNet(**SMALL, dilations=[1, 2])
+  assert model == SADNet(**SMALL, dilations=(1, 2))
+  # As a static argument of `jax.jit` must be.
+  assert hash(model) == hash(SADNet(**SMALL, dilations=(1, 2)))
 
 
 def test_empty_batch_keeps_its_shape():

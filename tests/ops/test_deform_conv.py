@@ -5,6 +5,7 @@ import re
 import chex
 import jax
 from jax import lax
+import jax.export
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -283,6 +284,14 @@ def test_nan_offset_spoils_only_its_own_pixel(channel):
   np.testing.assert_allclose(y[~spoiled], clean[~spoiled], atol=1e-6)
 
 
+@pytest.mark.parametrize('channel', [6, 7])
+def test_the_gradient_of_a_nan_offset_is_nan(channel):
+  x, offset, mask, kernel, bias = simple_inputs(9)
+  offset[1, 4, 2, channel] = np.nan
+  _, doffset, *_ = gradients(simple, (x, offset, mask, kernel, bias), np.ones(x.shape, np.float32))
+  assert np.isnan(doffset[1, 4, 2, channel])
+
+
 def test_nan_offset_spoils_no_gradient_of_other_pixels():
   x, offset, mask, kernel, bias = simple_inputs(9)
   offset[1, 4, 2, 7] = np.nan
@@ -293,6 +302,36 @@ def test_nan_offset_spoils_no_gradient_of_other_pixels():
   assert np.isfinite(np.asarray(doffset)[other]).all()
   assert np.isfinite(np.asarray(dmask)[other]).all()
   assert np.isfinite(np.asarray(dx)[0]).all()
+
+
+def test_second_derivatives_by_reverse_over_reverse():
+  """Of the squared gradients, as gradient penalties need, against differences in float64."""
+  with jax.enable_x64(True):
+    inputs = tuple(np.float64(a) for a in simple_inputs(10, batch=1, size=(3, 4), channels=2, features=2))
+    first = jax.grad(lambda *args: jnp.sum(simple(*args) ** 2), argnums=(0, 1, 2, 3))
+
+    def penalty(*args):
+      return sum(jnp.sum(g**2) for g in first(*args))
+
+    second = jax.jit(jax.grad(penalty, argnums=(0, 1, 2, 3)))(*inputs)
+    penalty = jax.jit(penalty)
+    rng, step = np.random.default_rng(11), 1e-6
+    for which, gradient in enumerate(second):
+      along = rng.normal(size=gradient.shape)
+      ends = []
+      for sign in (1, -1):
+        moved = list(inputs)
+        moved[which] = inputs[which] + sign * step * along
+        ends.append(float(penalty(*moved)))
+      assert np.vdot(gradient, along) == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-5)
+
+
+def test_one_exported_program_takes_images_of_any_size():
+  shapes = jax.export.symbolic_args_specs(simple_inputs(), ('n,h,w,4', 'n,h,w,36', 'n,h,w,18', '...', '...'))
+  exported = jax.export.export(jax.jit(simple))(*shapes)
+  for batch, size in ((1, (7, 9)), (3, (2, 5))):
+    inputs = simple_inputs(12, batch=batch, size=size)
+    np.testing.assert_allclose(exported.call(*inputs), simple(*inputs), atol=1e-5)
 
 
 # --- Mathematical laws.

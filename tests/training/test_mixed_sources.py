@@ -58,6 +58,36 @@ def test_each_patch_is_a_pair_with_the_probability_of_the_share():
   assert len(set(losses)) > 3
 
 
+@pytest.mark.parametrize('is_split', [False, True])
+def test_a_batch_of_both_may_be_split_among_the_devices_before(is_split):
+  devices = jax.devices()[:1]
+  step = make_parallel_step(
+    devices,
+    noise_key=jax.random.key(0),
+    add_noise=lambda keys, clean: clean + 1,
+    loss=lambda denoised, clean: jnp.mean(denoised - clean),
+    ema_decay=0.5,
+  )
+  start = {'out': jnp.zeros(())}
+  state = TrainState.create(
+    apply_fn=lambda variables, noisy, mutable: (noisy + variables['params']['out'], {}),
+    params=start,
+    tx=optax.sgd(1.0),
+    # The same array as the parameters, where a state's arrays are donated.
+    ema=start,
+    skipped=jnp.int32(0),
+  )
+  images = np.full((4, 8, 8, 3), 51, np.uint8)
+  batch = {'clean': images, 'noisy': images, 'is_pair': np.array([True, False, True, True])}
+  if is_split:
+    batch = {name: a.reshape(len(devices), -1, *a.shape[1:]) for name, a in batch.items()}
+  state, metrics = step(state, batch)
+  assert float(metrics['loss']) == pytest.approx(0.25)
+  assert (float(state.params['out']), float(state.ema['out'])) == pytest.approx((-1, -0.9))
+  # What the first state was made of can still be used.
+  assert float(start['out']) == 0
+
+
 @pytest.fixture
 def config(tmp_path):
   rng = np.random.default_rng(0)

@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 
+from configs import default
 from sadnet_jax.nn.sadnet import SADNet, param_shapes
-from sadnet_jax.training.state import kernels_as_matrices, make_optimizer, make_schedule
+from sadnet_jax.training.state import kernels_as_matrices, make_optimizer, make_schedule, run_key
 from tests.support.fast_jit import fast_jit
 from tests.support.small_networks import SMALL
 
@@ -35,6 +36,13 @@ def _optimizer(schedule, **changes):
 )
 def test_step_halving_at_its_corners(step, rate):
   assert float(_schedule()(step)) == pytest.approx(rate, rel=1e-6)
+
+
+def test_the_random_keys_of_a_run_do_not_depend_on_options_of_jax():
+  config = default.get_config()
+  want = jax.random.normal(run_key(config, 'noise'))
+  with jax.default_prng_impl('rbg'):
+    assert jax.random.normal(run_key(config, 'noise')) == want
 
 
 def test_warmup_rises_linearly_and_the_schedule_starts_after_it():

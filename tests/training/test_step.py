@@ -209,6 +209,18 @@ def test_pairs_are_taken_as_they_are():
   _assert_equal(first.params, later.params)
 
 
+def test_images_may_be_floating_point_in_the_unit_range():
+  state, batch = _start(), _pairs(4)
+  want, metrics = _step(_root_mean_square)(state, batch)
+  as_floats = {name: image.astype(np.float32) / 255 for name, image in batch.items()}
+  got, same = _step(_root_mean_square)(state, as_floats)
+  assert float(same['loss']) == pytest.approx(float(metrics['loss']), rel=1e-5)
+  assert _distance(got.params, want.params) < 1e-5
+  for name in batch:
+    with pytest.raises(ValueError, match=rf"batch\['{name}'\] must be uint8 or floating point .* not uint16"):
+      _step(_root_mean_square)(state, batch | {name: batch[name].astype(np.uint16)})
+
+
 # --- The average.
 
 
@@ -238,8 +250,11 @@ def test_without_decay_there_is_no_average_and_the_parameters_are_evaluated():
   state = _first_state(_config(ema_decay=0.0), OneScale())
   assert state.ema is None
   assert state.best_params is state.params
-  new, _ = jax.eval_shape(_step().__wrapped__, state, {'clean': _images(0)})
+  without = functools.partial(_step().__wrapped__, ema_decay=0.0)
+  new, _ = jax.eval_shape(without, state, {'clean': _images(0)})
   assert new.ema is None
+  with pytest.raises(ValueError, match=r'ema_decay is 0\.2, but the state has no average'):
+    jax.eval_shape(_step().__wrapped__, state, {'clean': _images(0)})
 
 
 # --- Skipped steps.

@@ -1,5 +1,6 @@
 """Runs of earlier versions continue: no field of a config orphans them."""
 
+import jax
 import numpy as np
 import optax
 import pytest
@@ -79,3 +80,21 @@ def test_with_another_value_of_a_later_field_it_does_not_continue(field):
 def test_the_comparison_finds_a_field_without_an_entry():
   with pytest.raises(ValueError, match='later: checkpoint None, config 1'):
     checkpoints.check_same(CONFIG, {**CONFIG, 'later': 1}, set())
+
+
+def test_optimisers_with_random_keys_continue_where_they_were(tmp_path):
+  tx = optax.chain(optax.add_noise(0.01, 0.55, jax.random.key(3)), optax.scale_by_adam())
+
+  def start():
+    return TrainState.create(
+      apply_fn=SADNet(**SMALL).apply, params=PARAMS, tx=tx, ema=None, skipped=np.int32(0)
+    )
+
+  state = start().apply_gradients(grads=PARAMS)
+  with checkpoints.open_for_training(tmp_path, keep=1) as manager:
+    checkpoints.save(manager, state, CONFIG, 'images')
+    checkpoints.wait(manager)
+    restored = checkpoints.restore_latest(manager, start(), CONFIG, 'images')
+  continued, want = (s.apply_gradients(grads=PARAMS) for s in (restored, state))
+  assert (continued.params['kernel'] == want.params['kernel']).all()
+  assert (continued.params['kernel'] != restored.params['kernel']).all()
