@@ -13,7 +13,7 @@ PolyU's original scenes without those that its held-out crops show, and RENOIR's
 six. ``fast`` is a network of half the width and half the deformable groups (a quarter of the parameters) that
 also learns from the output of the published weights ``photo``.
 
-Ours: 8,000 of these steps from ``color``, then 5,300 with 65% real pairs (see
+Ours: 8,000 of these steps from the first ``color``, then 5,300 with 65% real pairs (see
 sadnet_jax/weights/pretrained/photo.md): PolyU's held-out crops 38.77 dB, Nam 43.00 dB, CBSD68 at sigma 25,
 clipped8, 30.83 dB. ``fast``, 8,000 of these steps with patches of 80 pixels and eight groups, then 18,500
 with 50% real pairs (photo_fast.md beside it): 38.56, 42.60 and 30.31 dB.
