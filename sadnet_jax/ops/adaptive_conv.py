@@ -157,12 +157,15 @@ def _unpack_parts(parts, bias, spec):
 
 @jax.custom_vjp
 def _conv2d_to_many_channels(x, kernel):
-  return conv2d(x, kernel)
+  outputs = kernel.shape[3]
+  first = outputs // _OUTPUT_CHANNEL_MULTIPLE * _OUTPUT_CHANNEL_MULTIPLE
+  parts = jnp.split(kernel, [first], axis=3) if 0 < first < outputs else [kernel]
+  return jnp.concatenate([conv2d(x, part) for part in parts], axis=3)
 
 
 @usual_promotion()
 def _conv2d_forward(x, kernel):
-  return conv2d(x, kernel), (x, kernel)
+  return _conv2d_to_many_channels(x, kernel), (x, kernel)
 
 
 @usual_promotion()

@@ -15,6 +15,10 @@ _MAX_UNROLLED_CHANNELS = 8
 _MAX_NARROW_INPUTS, _MAX_NARROW_OUTPUTS = 16, 4
 # Neighbouring pixels whose outputs are computed together then: of 2, 4, 5 and 8, this is fastest.
 _PIXELS_TOGETHER = 4
+# XLA on a CPU (jax 0.10.2) runs a convolution of this many channels or more on one core only, unless a row of
+# outputs takes about this many multiplications for each tap of the kernel: rows of 256 pixels with 32 to 32
+# channels run on one core, rows of 480 on two.
+_MIN_CHANNELS_TO_JOIN, _MIN_ROW_PRODUCTS = 32, 480 * 32 * 32
 
 
 @usual_promotion()
@@ -41,10 +45,13 @@ def conv2d(
   Returns:
     [N, Ho, Wo, O] in the dtype of ``x``; with the default padding Ho, Wo are H, W for stride 1.
   """
+  keeps_size = padding is None and (stride, dilation) == (1, 1) and kernel.shape[0] % 2
   if padding is None and kernel.shape[:2] == (stride, stride) and dilation == 1:
     y = _conv2d_without_overlap(x, kernel)
-  elif padding is None and kernel.shape[0] % 2 and (stride, dilation) == (1, 1) and _is_narrow(x, kernel):
+  elif keeps_size and _is_narrow(x, kernel):
     y = _conv2d_to_few_channels(x, kernel)
+  elif keeps_size and _images_per_row(x, kernel) > 1:
+    y = _conv2d_side_by_side(x, kernel)
   else:
     padding = padding or ('SAME' if stride == 1 else 'VALID')
     y = _xla_conv2d(x, kernel, strides=(stride, stride), padding=padding, dilation=dilation)
@@ -99,6 +106,50 @@ def _narrow_backward(pullback, dy):
 
 
 _conv2d_to_few_channels.defvjp(_narrow_forward, _narrow_backward)
+
+
+def _images_per_row(x, kernel):
+  """How many images `_conv2d_side_by_side` should join; 1 if joining is no use or impossible."""
+  inputs, outputs = kernel.shape[2:]
+  if (
+    current_platform() != 'cpu'
+    or x.dtype != jnp.float32
+    or min(inputs, outputs) < _MIN_CHANNELS_TO_JOIN
+    or any(map(jax.export.is_symbolic_dim, x.shape))
+  ):
+    return 1
+  n, _, w, _ = x.shape
+  counts = (count for count in range(1, n + 1) if n % count == 0)
+  return next((count for count in counts if count * w * inputs * outputs >= _MIN_ROW_PRODUCTS), 1)
+
+
+@jax.custom_vjp
+def _conv2d_side_by_side(x, kernel):
+  """`conv2d` of stride 1 on images that are joined side by side, so that XLA on a CPU uses all cores.
+
+  Zeros between them are their padding. The gradient of the kernel is that of the separate images, which is
+  faster.
+  """
+  (n, h, w, inputs), (size, _, _, outputs) = x.shape, kernel.shape
+  count, border = _images_per_row(x, kernel), size // 2
+  x = x.reshape(n // count, count, h, w, inputs).swapaxes(1, 2)
+  x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, border), (0, 0)))
+  y = _xla_conv2d(x.reshape(n // count, h, count * (w + border), inputs), kernel)
+  y = y.reshape(n // count, h, count, w + border, outputs)[:, :, :, :w]
+  return y.swapaxes(1, 2).reshape(n, h, w, outputs)
+
+
+def _side_by_side_forward(x, kernel):
+  return _conv2d_side_by_side(x, kernel), (x, kernel)
+
+
+def _side_by_side_backward(residuals, dy):
+  x, kernel = residuals
+  (dkernel,) = jax.vjp(lambda kernel: _xla_conv2d(x, kernel), kernel)[1](dy)
+  return conv2d(dy, jnp.flip(kernel, (0, 1)).swapaxes(2, 3)), dkernel
+
+
+_conv2d_side_by_side.defvjp(_side_by_side_forward, _side_by_side_backward)
 
 
 def _conv2d_without_overlap(x, kernel):

@@ -47,6 +47,40 @@ def test_convolution_to_few_channels_equals_that_of_xla(size, width, channels):
   jax.tree.map(np.testing.assert_array_equal, pullback(y), xla_pullback(y))
 
 
+@pytest.mark.parametrize(
+  ('batch', 'size', 'channels', 'outputs', 'joined'),
+  [(4, (3, 128), 32, 32, (1, 3, 516)), (8, (2, 64), 32, 64, (2, 2, 260)), (4, (2, 64), 64, 64, (2, 2, 130))],
+)
+def test_narrow_images_are_joined_side_by_side_without_seeing_each_other(
+  batch, size, channels, outputs, joined
+):
+  x = image(40, batch=batch, size=size, channels=channels)
+  kernel = image(41, size=(3, 3), channels=channels * outputs).reshape(3, 3, channels, outputs)
+
+  def xla_conv(x, kernel):
+    numbers = ('NHWC', 'HWIO', 'NHWC')
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=numbers)
+
+  def joins(platform, dtype):
+    with target_platform(platform):
+      # A new function, since JAX keeps what it has traced without regard to the platform.
+      program = str(jax.make_jaxpr(lambda *args: conv2d(*args))(x.astype(dtype), kernel.astype(dtype)))
+    return f'[{",".join(map(str, (*joined, outputs)))}] = conv_general_dilated' in program
+
+  assert joins('cpu', jnp.float32)
+  assert not joins('cuda', jnp.float32)
+  assert not joins('cpu', jnp.bfloat16)
+
+  with target_platform('cpu'):
+    y, pullback = jax.vjp(conv2d, x, kernel)
+    dx, dkernel = pullback(y)
+  expected, xla_pullback = jax.vjp(xla_conv, x, kernel)
+  expected_dx, expected_dkernel = xla_pullback(y)
+  np.testing.assert_allclose(y, expected, rtol=1e-5)
+  np.testing.assert_allclose(dx, expected_dx, rtol=1e-5)
+  np.testing.assert_array_equal(dkernel, expected_dkernel)
+
+
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 def test_bias_is_added_to_every_channel_in_the_dtype_of_the_image(dtype):
   y, bias = jnp.zeros((2, 3, 5, 4), dtype), jnp.array([0.5, -1.0, 2.0, 3.0])
