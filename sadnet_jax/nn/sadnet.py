@@ -196,7 +196,7 @@ def model_from_fields(fields: Mapping[str, Any]) -> SADNet:
   rates = values['dilations']
   if not isinstance(rates, list | tuple) or not all(type(r) is int for r in rates):
     raise ValueError(f'model.dilations must be a list of integers, not {rates!r}')
-  return SADNet(**{**values, 'dtype': jnp.dtype(values['dtype']), 'dilations': tuple(rates)})
+  return SADNet(**{**values, 'dtype': jnp.dtype(values['dtype'])})
 
 
 def param_shapes(model: SADNet) -> dict:

@@ -25,6 +25,8 @@ pytestmark = pytest.mark.usefixtures('quick_to_compile')
 CHANGES = {
   **{f'model.{name}': value for name, value in PLAIN.items()},
   'data.train.clean': 'images',
+  # Needs no TensorFlow, whose import would take most of the time.
+  'data.reader': 'memory',
   'data.patch_px': 16,
   # With its usual value Adam would turn rounding in gradients near zero into whole steps.
   'optimizer.name': 'adam',
@@ -102,8 +104,10 @@ def _distance(a, b):
 
 
 def test_two_processes_of_two_devices_give_the_weights_of_one_device(folder):
-  outputs = _train_on_two_processes(folder, 'two')
-  _train_on_one_device(folder, 'one')
+  # With tf.data, of which each process reads its share.
+  files = {'data.reader': 'files'}
+  outputs = _train_on_two_processes(folder, 'two', **files)
+  _train_on_one_device(folder, 'one', **files)
   assert '3 images, 4 device(s), from step 0' in outputs[0][0]
   assert 'step' not in outputs[1][0]
   one, two = folder / 'one', folder / 'two'
@@ -115,7 +119,7 @@ def test_two_processes_of_two_devices_give_the_weights_of_one_device(folder):
   # Continued by two processes, the run is the same bit for bit.
   shutil.copytree(two, folder / 'continued')
   shutil.rmtree(folder / 'continued' / 'checkpoints' / '4')
-  outputs = _train_on_two_processes(folder, 'continued')
+  outputs = _train_on_two_processes(folder, 'continued', **files)
   assert 'from step 2' in outputs[0][0]
   jax.tree.map(np.testing.assert_array_equal, _weights(folder / 'continued'), _weights(two))
 
