@@ -33,6 +33,9 @@ def conv2d(
 ) -> jax.Array:
   """Convolves an image with a square kernel.
 
+  Derivatives of any order are in reverse mode. `jax.jvp` fails where the convolution has a form of its own on
+  a CPU: to a few channels, or of narrow images in a batch.
+
   Args:
     x: [N, H, W, C].
     kernel: [K, K, C, O], in the dtype of ``x``.

@@ -7,6 +7,11 @@ from sadnet_jax.ops import add_bias, conv2d, target_platform
 from tests.support.small_networks import image
 
 
+def xla_conv(x, kernel):
+  numbers = ('NHWC', 'HWIO', 'NHWC')
+  return jax.lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=numbers)
+
+
 @pytest.mark.parametrize('platform', ['cpu', 'cuda'])
 @pytest.mark.parametrize(('size', 'channels'), [(1, 3), (1, 9), (2, 3)])
 def test_convolution_without_overlap_equals_that_xla_conv(platform, size, channels):
@@ -16,15 +21,15 @@ def test_convolution_without_overlap_equals_that_xla_conv(platform, size, channe
   )
   kernel, bias = kernel.reshape(size, size, channels, 5), np.arange(5, dtype=np.float32)
 
-  def xla_conv(padding):
+  def strided(padding):
     numbers = ('NHWC', 'HWIO', 'NHWC')
     return jax.lax.conv_general_dilated(x, kernel, (size, size), padding, dimension_numbers=numbers) + bias
 
   with target_platform(platform):
-    np.testing.assert_allclose(conv2d(x, kernel, bias, stride=size), xla_conv('VALID'), rtol=1e-5)
+    np.testing.assert_allclose(conv2d(x, kernel, bias, stride=size), strided('VALID'), rtol=1e-5)
     around = ((1, 2), (2, 1))
     got = conv2d(x, kernel, bias, stride=size, padding=around)
-  np.testing.assert_allclose(got, xla_conv(around), rtol=1e-5)
+  np.testing.assert_allclose(got, strided(around), rtol=1e-5)
 
 
 @pytest.mark.parametrize('size', [3, 5])
@@ -32,10 +37,6 @@ def test_convolution_without_overlap_equals_that_xla_conv(platform, size, channe
 def test_convolution_to_few_channels_equals_that_of_xla(size, width, channels):
   x = image(38, batch=2, size=(6, width), channels=channels)
   kernel = image(39, size=(size, size), channels=channels * 3).reshape(size, size, channels, 3)
-
-  def xla_conv(x, kernel):
-    numbers = ('NHWC', 'HWIO', 'NHWC')
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=numbers)
 
   with target_platform('cpu'):
     y, pullback = jax.vjp(conv2d, x, kernel)
@@ -57,10 +58,6 @@ def test_narrow_images_are_joined_side_by_side_without_seeing_each_other(
   x = image(40, batch=batch, size=size, channels=channels)
   kernel = image(41, size=(3, 3), channels=channels * outputs).reshape(3, 3, channels, outputs)
 
-  def xla_conv(x, kernel):
-    numbers = ('NHWC', 'HWIO', 'NHWC')
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=numbers)
-
   def joins(platform, dtype):
     with target_platform(platform):
       # A new function, since JAX keeps what it has traced without regard to the platform.
@@ -79,6 +76,22 @@ def test_narrow_images_are_joined_side_by_side_without_seeing_each_other(
   np.testing.assert_allclose(y, expected, rtol=1e-5)
   np.testing.assert_allclose(dx, expected_dx, rtol=1e-5)
   np.testing.assert_array_equal(dkernel, expected_dkernel)
+
+
+def test_narrow_images_have_second_derivatives():
+  x, kernel = image(42, batch=4, size=(1, 128), channels=32), image(43, size=(3, 3), channels=32 * 32)
+
+  def second(convolve):
+    def squares(x, kernel):
+      return jnp.sum(convolve(x, kernel) ** 2)
+
+    kernels = kernel.reshape(3, 3, 32, 32)
+    return jax.grad(lambda kernel: jnp.sum(jax.grad(squares)(x, kernel) ** 2))(kernels)
+
+  with target_platform('cpu'):
+    got = second(conv2d)
+  expected = second(xla_conv)
+  np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4 * float(jnp.abs(expected).max()))
 
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
