@@ -25,7 +25,7 @@ if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
 
-_COLUMNS, _PANEL_INCHES, _FONT = 2, (4.8, 3.2), 8
+_COLUMNS, _PANEL_INCHES, _FONT = 2, (4.8, 3.6), 8
 
 
 class Measured(NamedTuple):
@@ -139,7 +139,7 @@ def _draw_set(axes, stages, names, line):
     )
   if line:
     ends = np.array([min(s.pixels[0] for s in stages), 3 * max(s.pixels[-1] for s in stages)])
-    text = f'fit: {line[1]:+.2f} dB for ten times the pixels'
+    text = f'fit: {line[1]:+.2f} dB for ten times as many'
     fitted = line[0] + line[1] * np.log10(ends)
     axes.plot(ends / 1e6, fitted, color='0.6', linestyle='--', linewidth=1, label=text)
   axes.set(xscale='log', xlabel='millions of pixels seen in training', ylabel='PSNR, dB')
@@ -149,7 +149,8 @@ def _draw_set(axes, stages, names, line):
   axes.xaxis.set_minor_formatter(NullFormatter())
   axes.grid(color='0.9', linewidth=0.6)
   axes.tick_params(labelsize=_FONT)
-  axes.legend(fontsize=_FONT, frameon=False)
+  # Below the axes, where no line is.
+  axes.legend(fontsize=_FONT, frameon=False, loc='upper center', bbox_to_anchor=(0.5, -0.2), ncols=2)
 
 
 def _read(source):
