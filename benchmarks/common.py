@@ -42,11 +42,6 @@ from sadnet_jax.ops.deform_conv import deform_conv2d
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def usable_cores() -> int:
-  """Cores that this process may run on; all of them where the system does not say."""
-  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-
-
 # The deformable convolutions of the paper's network.
 DEFORMABLE_GROUPS = 8
 TAPS = 9

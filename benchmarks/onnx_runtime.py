@@ -27,6 +27,7 @@ import numpy as np
 
 from sadnet_jax import Denoiser
 from sadnet_jax.denoise.onnx_graph import INPUT, onnx_denoiser
+from sadnet_jax.machine import usable_cores
 from sadnet_jax.nn.sadnet import SADNet
 
 MODEL = 'color'
@@ -39,7 +40,7 @@ SIZES = ((480, 320), (960, 640))
 def onnx_session(model: SADNet, params: dict) -> onnxruntime.InferenceSession:
   """The network as an ONNX graph, loaded on the CPU with one thread for each core this process may run on."""
   options = onnxruntime.SessionOptions()
-  options.intra_op_num_threads = common.usable_cores()
+  options.intra_op_num_threads = usable_cores()
   # Otherwise its threads wait for more work for some 40 ms after a call, in what is timed next.
   options.add_session_config_entry('session.force_spinning_stop', '1')
   graph = onnx_denoiser(model, params).SerializeToString()
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   jax.config.update('jax_platforms', 'cpu')
   results = common.describe('onnx_runtime.py', common.options_of(arguments), ('flax', 'onnx', 'onnxruntime'))
   results |= {
-    'threads': common.usable_cores(),
+    'threads': usable_cores(),
     'model': MODEL,
     'rows': measure(Denoiser.from_pretrained(MODEL), SIZES, arguments.runs),
   }

@@ -32,7 +32,7 @@ def on_config(config):
 def on_files(files, config):
   """Adds the pages whose text is outside docs/."""
   for source, page in PAGES.items():
-    files.append(File.generated(config, page, content=(ROOT / source).read_text()))
+    files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding='utf-8')))
   return files
 
 

@@ -32,6 +32,24 @@ def local_path(path: str | Path) -> Path:
   return Path(os.path.expanduser(text))
 
 
+def user_cache_folder() -> Path:
+  """Returns this package's folder in the user's cache folder; it need not exist.
+
+  Raises:
+    ValueError: The system does not know the user's home folder, as in some containers and services.
+  """
+  from platformdirs import user_cache_dir
+
+  try:
+    folder = Path(user_cache_dir('sadnet-jax'))
+  except RuntimeError:
+    folder = None
+  # Older versions of platformdirs return a path that begins with ~.
+  if folder is None or not folder.is_absolute():
+    raise ValueError('the home folder is unknown; set XDG_CACHE_HOME to the path of a folder for caches')
+  return folder
+
+
 def print_any_name() -> None:
   """Lets stdout and stderr escape what they cannot encode, since names of files need not be UTF-8."""
   for stream in (sys.stdout, sys.stderr):

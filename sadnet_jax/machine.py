@@ -113,6 +113,11 @@ def _allocator_is_set_up():
   return any(name.startswith(_ALLOCATOR_VARIABLES) for name in os.environ)
 
 
+def usable_cores() -> int:
+  """Cores that this process may run on; all of them where the system does not say."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
 def free_host_bytes() -> int | None:
   """Memory this process may still allocate, None where the system does not say."""
   found = [free for free in (_free_in_system(), free_in_container()) if free is not None]
@@ -197,9 +202,8 @@ def _processor():
 def _git(*arguments):
   """The output of git in this file's folder; None where it fails, as outside a clone."""
   try:
-    done = subprocess.run(
-      ['git', *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(['git', *arguments], cwd=Path(__file__).parent, capture_output=True, check=False)
   except OSError:
     return None
-  return done.stdout.strip() if done.returncode == 0 else None
+  # Names of files need not be text.
+  return os.fsdecode(done.stdout).strip() if done.returncode == 0 else None

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from sadnet_jax.files import local_path, one_line, replacing, write_text
+from sadnet_jax.files import local_path, one_line, replacing, user_cache_folder, write_text
 from tests.support.command import finish, start
 
 
@@ -144,6 +144,22 @@ def test_paths_of_users(monkeypatch):
   for url in ('gs://bucket/run', Path('s3://bucket/run'), 'https://host/a', 'file:///a'):
     with pytest.raises(ValueError, match=r'is a URL, but only local paths are supported here; copy'):
       local_path(url)
+
+
+@pytest.mark.parametrize('found', [RuntimeError('no home'), '~/.cache/sadnet-jax', '/caches/sadnet-jax'])
+def test_the_cache_folder_needs_a_home(monkeypatch, found):
+  def user_cache_dir(name):
+    # Versions of platformdirs differ where the home is unknown.
+    if isinstance(found, Exception):
+      raise found
+    return found
+
+  monkeypatch.setattr('platformdirs.user_cache_dir', user_cache_dir)
+  if found == '/caches/sadnet-jax':
+    assert user_cache_folder() == Path(found)
+  else:
+    with pytest.raises(ValueError, match='the home folder is unknown; set XDG_CACHE_HOME'):
+      user_cache_folder()
 
 
 def test_any_name_can_be_printed():

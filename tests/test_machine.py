@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.util
+import os
 import sys
 import types
 
@@ -10,6 +11,14 @@ import pytest
 
 from sadnet_jax import machine
 from tests.support.command import finish, start
+
+
+def test_only_cores_that_the_process_may_use_count(monkeypatch):
+  assert 1 <= machine.usable_cores() <= os.cpu_count()
+  monkeypatch.setattr('os.sched_getaffinity', lambda process: {3, 5}, raising=False)
+  assert machine.usable_cores() == 2
+  monkeypatch.delattr('os.sched_getaffinity')
+  assert machine.usable_cores() == os.cpu_count()
 
 
 def test_free_memory_is_plausible():

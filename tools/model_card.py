@@ -64,7 +64,7 @@ def read_facts(path: str | Path) -> dict[str, str]:
     ValueError: The file cannot be read or is not TOML, or a text is missing, unknown, empty or not a text.
   """
   try:
-    facts = tomllib.loads(Path(path).read_text())
+    facts = tomllib.loads(Path(path).read_text(encoding='utf-8'))
   except (OSError, ValueError) as error:
     raise ValueError(f'{path}: cannot be read as a TOML file of texts ({error})') from error
   missing, unknown = sorted(set(REQUIRED) - set(facts)), sorted(set(facts) - {*REQUIRED, *OPTIONAL})

@@ -20,7 +20,8 @@ import time
 from typing import TYPE_CHECKING
 import warnings
 
-from sadnet_jax.files import replacing
+from sadnet_jax.files import replacing, user_cache_folder
+from sadnet_jax.machine import usable_cores
 
 if TYPE_CHECKING:
   import jax
@@ -51,14 +52,15 @@ def enable(folder: str | Path | None = None) -> Path | None:
       in the user's cache folder.
 
   Returns:
-    The cache folder; None if the user has a cache, or if the folder cannot be written to, in which case
-    nothing is cached.
+    The cache folder. None, and nothing is cached, if the user has a cache, if the user's folder is unknown,
+    or if the cache folder cannot be written to or other users may write to it: a stored program can do
+    anything when it is loaded.
   """
   import jax
 
   if _users_cache():
     return None
-  prepared = _prepared(folder or _user_folder('jax'))
+  prepared = _prepared(folder, 'jax')
   if prepared is not None:
     jax.config.update('jax_compilation_cache_dir', str(prepared))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', _MIN_COMPILE_SECONDS)
@@ -70,8 +72,7 @@ def keeping_programs(folder: str | Path | None = None) -> Iterator[Path | None]:
   """`compiled` keeps programs while the context is open.
 
   Not if the user has a cache (``JAX_COMPILATION_CACHE_DIR``) or turned caching off
-  (``JAX_ENABLE_COMPILATION_CACHE=false``), nor in a folder that other users may write to: a stored program
-  can do anything when it is loaded.
+  (``JAX_ENABLE_COMPILATION_CACHE=false``), nor where `enable` would not.
 
   Args:
     folder: As `enable` takes it.
@@ -88,8 +89,7 @@ def keeping_programs(folder: str | Path | None = None) -> Iterator[Path | None]:
 
     # A cache that was on before still answers after it was turned off, with programs that cannot be stored.
     cache_of_jax.reset_cache()
-    prepared = _prepared(folder or _user_folder('programs'))
-    _folder = prepared if prepared is not None and _is_private(prepared) else None
+    _folder = _prepared(folder, 'programs')
   try:
     yield _folder
   finally:
@@ -129,9 +129,11 @@ def _key(arguments, device, about):
   import jaxlib
 
   shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), arguments)
-  settings = sorted(item for item in os.environ.items() if item[0].startswith(('JAX_', 'XLA_')))
+  # XLA divides its loops among the cores that it may use.
+  names = ('JAX_', 'XLA_', 'NPROC', 'PJRT_NPROC')
+  settings = sorted(item for item in os.environ.items() if item[0].startswith(names))
   versions = [jax.__version__, jaxlib.__version__, flax.__version__, *_accelerator_versions(device)]
-  place = [str(device), device.device_kind, device.client.platform_version, os.cpu_count()]
+  place = [str(device), device.device_kind, device.client.platform_version, usable_cores()]
   text = repr((about, shapes, settings, versions, place, _sources_sha256()))
   return hashlib.sha256(text.encode()).hexdigest()
 
@@ -174,17 +176,19 @@ def _users_cache():
   return getattr(jax.config, 'jax_compilation_cache_dir', None)
 
 
-def _prepared(parent):
-  """The folder of this processor's programs; None if it cannot be written to."""
+def _prepared(parent, name):
+  """The folder of this processor's programs; None if it cannot be written to, or by others too."""
   # CPU programs use the instructions of one processor, but JAX's keys do not name it: machines that share
   # a home folder must not share programs.
-  folder = Path(parent, _processor())
   try:
+    folder = Path(parent or user_cache_folder() / name, _processor())
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not _is_private(folder):
+      return None
     with tempfile.TemporaryFile(dir=folder):
       pass
     _shrink(folder)
-  except OSError:
+  except (OSError, ValueError):
     return None
   return folder
 
@@ -244,12 +248,6 @@ def clear(folder: Path) -> None:
   """Removes all cached programs: JAX neither replaces a damaged one nor names it."""
   for path in folder.glob(f'*{_SUFFIX}'):
     path.unlink(missing_ok=True)
-
-
-def _user_folder(name):
-  from platformdirs import user_cache_dir
-
-  return Path(user_cache_dir('sadnet-jax'), name)
 
 
 def _shrink(folder):

@@ -237,16 +237,18 @@ def _format_of_brand(brand):
 
 @contextlib.contextmanager
 def encodable_name(path: Path) -> Iterator[str]:
-  """A name for a file that OpenImageIO can open: it takes UTF-8 only."""
+  """A name for a file that OpenImageIO can open: it takes UTF-8 only, and gives that to the system."""
   try:
-    str(path).encode()
+    same = str(path).encode() == os.fsencode(path)
   except UnicodeEncodeError:
+    same = False
+  if same:
+    yield str(path)
+  else:
     with tempfile.TemporaryDirectory() as folder:
       link = Path(folder, f'image{path.suffix}')
       link.symlink_to(path.absolute())
       yield str(link)
-  else:
-    yield str(path)
 
 
 @contextlib.contextmanager

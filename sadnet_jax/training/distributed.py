@@ -152,7 +152,9 @@ class StopSignal:
     # Python lets only the main thread handle signals.
     if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
       for number in (signal.SIGTERM, signal.SIGINT):
-        self._previous[number] = signal.signal(number, self._note)
+        # Ignored signals stay ignored, as for commands that a script starts in the background.
+        if signal.getsignal(number) != signal.SIG_IGN:
+          self._previous[number] = signal.signal(number, self._note)
     return self
 
   def _note(self, number: int, frame: FrameType | None) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 import concurrent.futures
 import dataclasses
 import itertools
-import os
 
 import jax
 import ml_collections
@@ -133,7 +132,7 @@ def _separated(examples, channels, patch_px):
       return str(error)
     return None
 
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+  with concurrent.futures.ThreadPoolExecutor() as pool:
     problems = list(pool.map(problem, examples))
   good = [example for example, text in zip(examples, problems, strict=True) if text is None]
   return good, [text for text in problems if text is not None]

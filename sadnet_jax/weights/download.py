@@ -54,9 +54,9 @@ def fetch(
       another hash; or the folder is not writable. A file cached earlier stays.
   """
   path = folder / _cached_name(url)
-  if path.is_file() and sha256 in (None, file_sha256(path)):
-    return path
   try:
+    if path.is_file() and sha256 in (None, file_sha256(path)):
+      return path
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
       with temporary.open('wb') as file:
@@ -64,7 +64,7 @@ def fetch(
       _check_content(url, temporary, sha256)
   except OSError as error:
     raise ValueError(
-      f'{folder}: the cache folder is not writable or its disk is full ({one_line(error)}); set '
+      f'{folder}: the cache folder cannot be used or its disk is full ({one_line(error)}); set '
       'XDG_CACHE_HOME to another one, or download the file yourself and give its path'
     ) from error
   return path

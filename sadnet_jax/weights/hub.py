@@ -1,5 +1,6 @@
 """Weights on the Hugging Face Hub, named like ``hf://owner/name``. Needs the extra `hub`."""
 
+import errno
 import logging
 from pathlib import Path
 import re
@@ -16,6 +17,7 @@ _LOGGER = logging.getLogger(__name__)
 SCHEME = 'hf://'
 _FORM = 'hf://OWNER/NAME, hf://OWNER/NAME@REVISION or either followed by /FILE'
 _TIMEOUT_SECONDS = 30.0
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def fetch(source: str, *, progress: 'Progress | None' = None, max_bytes: int) -> Path:
@@ -89,12 +91,12 @@ def fetch(source: str, *, progress: 'Progress | None' = None, max_bytes: int) ->
       f'{source}: its owner asks for consent; accept the conditions on the page of {repository}, and log in '
       'with: hf auth login'
     ) from error
-  except PermissionError as error:
-    raise ValueError(
-      f'{source}: {error.filename or "the cache of the Hub"} cannot be written; set HF_HOME to a folder that '
-      'can, or give the path of a file'
-    ) from error
   except Exception as error:
+    if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
+      raise ValueError(
+        f'{source}: {error.filename or "the cache of the Hub"} cannot be written; set HF_HOME to a folder '
+        'that can, or give the path of a file'
+      ) from error
     raise ValueError(
       f'{source}: the download of {file} failed ({one_line(error, 300)}); check the network and the free '
       'disk space, and try again'

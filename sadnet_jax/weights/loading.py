@@ -11,6 +11,7 @@ from pathlib import Path
 import re
 from typing import TYPE_CHECKING, Any
 
+from sadnet_jax.files import user_cache_folder
 from sadnet_jax.weights import hub, index
 from sadnet_jax.weights.adapting import adapt
 from sadnet_jax.weights.index import available, file_sha256
@@ -201,9 +202,11 @@ def _from_url(source, progress):
     if sha256 is not None and path.is_file() and (actual := file_sha256(path)) != sha256:
       raise ValueError(f'{source}: the SHA-256 of the file is {actual} instead of {sha256}')
     return path
-  from platformdirs import user_cache_dir
-
-  return download.fetch(url, Path(user_cache_dir('sadnet-jax')) / 'weights', sha256=sha256, progress=progress)
+  try:
+    folder = user_cache_folder() / 'weights'
+  except ValueError as error:
+    raise ValueError(f'{source}: {error}, or download the file yourself and give its path') from error
+  return download.fetch(url, folder, sha256=sha256, progress=progress)
 
 
 def _load_run(path):

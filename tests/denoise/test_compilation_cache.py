@@ -96,12 +96,15 @@ def test_another_network_size_device_or_setting_is_compiled_anew(tmp_path, monke
     monkeypatch.setenv('XLA_FLAGS', f'{os.environ.get("XLA_FLAGS", "")} --xla_cpu_enable_fast_math=false')
     _network()(image())
     assert len(list(folder.iterdir())) == 5
+    monkeypatch.setattr('os.sched_getaffinity', lambda process: {0}, raising=False)
+    _network()(image())
+    assert len(list(folder.iterdir())) == 6
     # A program that was read runs on its own device.
     wanted = _network(device=1)(image())
-    assert len(list(folder.iterdir())) == 6
+    assert len(list(folder.iterdir())) == 7
     again = _network(device=1)
     np.testing.assert_array_equal(again(image()), wanted)
-    assert len(list(folder.iterdir())) == 6
+    assert len(list(folder.iterdir())) == 7
     (program,) = again.programs.values()
     assert jax.tree.leaves(program.input_shardings)[0].device_set == {jax.local_devices()[1]}
 
@@ -151,8 +154,24 @@ def test_programs_are_not_kept_where_others_may_write(tmp_path):
     assert folder.stat().st_mode & 0o777 == 0o700
   for mode, private in ((0o755, True), (0o775, False), (0o777, False)):
     folder.chmod(mode)
+    wanted = folder if private else None
     with compilation_cache.keeping_programs(tmp_path) as found:
-      assert found == (folder if private else None)
+      assert found == wanted
+    assert compilation_cache.enable(tmp_path) == wanted
+    assert jax.config.jax_compilation_cache_dir == (wanted and str(wanted))
+    jax.config.update('jax_compilation_cache_dir', None)
+
+
+@pytest.mark.usefixtures('no_cache')
+def test_without_a_home_nothing_is_kept(tmp_path, monkeypatch):
+  monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+  monkeypatch.delenv('HOME')
+  monkeypatch.setattr('pwd.getpwuid', lambda number: {}[number])
+  monkeypatch.chdir(tmp_path)
+  assert compilation_cache.enable() is None
+  with compilation_cache.keeping_programs() as folder:
+    assert folder is None
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures('no_cache')

@@ -1,10 +1,12 @@
 """Pixels of photographs, in all formats."""
 
 import dataclasses
+import os
 import struct
 import zlib
 
 import numpy as np
+import OpenImageIO
 from PIL import Image
 import pytest
 import tifffile
@@ -30,6 +32,26 @@ def _independently(path):
 @pytest.fixture(scope='module')
 def sound():
   return sound_images(np.random.default_rng(0))
+
+
+# Not UTF-8, and one for a locale that writes it in another way than OpenImageIO.
+@pytest.mark.parametrize('name', [os.fsdecode(b'caf\xe9.png'), 'café.png'])
+def test_names_in_other_encodings_than_utf8(tmp_path, monkeypatch, name):
+  path, photograph, opened_as = tmp_path / name, random_photograph(7, 9), []
+  open_image = OpenImageIO.ImageInput.open
+
+  def watch(name, *options):
+    opened_as.append(name)
+    return open_image(name, *options)
+
+  with monkeypatch.context() as patched:
+    patched.setattr(os, 'fsencode', lambda path: str(path).encode('latin-1', 'surrogateescape'))
+    patched.setattr(OpenImageIO.ImageInput, 'open', watch)
+    write_photograph(path, photograph)
+    assert_same_pixels(read_photograph(path), photograph)
+  assert opened_as
+  assert ''.join(opened_as).isascii()
+  assert_same_pixels(read_photograph(path), photograph)
 
 
 @pytest.mark.parametrize('size', [(1, 1), (1, 7), (31, 17)])

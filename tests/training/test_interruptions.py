@@ -158,6 +158,19 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(folder
   _assert_equal(weights, expected)
 
 
+def test_ignored_signals_stay_ignored():
+  before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+  try:
+    with StopSignal() as stop:
+      os.kill(os.getpid(), signal.SIGINT)
+      assert not stop.received
+      os.kill(os.getpid(), signal.SIGTERM)
+      assert stop.received
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+  finally:
+    signal.signal(signal.SIGINT, before)
+
+
 def test_after_one_signal_the_other_ends_the_process_too():
   before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
   with StopSignal() as stop:

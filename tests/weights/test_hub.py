@@ -1,5 +1,6 @@
 """Weights from the Hugging Face Hub, of which a server on this machine plays the part."""
 
+import errno
 import hashlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import json
@@ -9,6 +10,7 @@ import re
 import subprocess
 import sys
 import threading
+import types
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -215,6 +217,20 @@ def test_other_files_are_refused():
     ValueError, match=r'the file must have one of the extensions \.safetensors, \.pth, \.pt'
   ):
     pretrained.locate('hf://owner/name/a.bin')
+
+
+@pytest.mark.parametrize('code', [errno.EROFS, errno.EACCES])
+def test_a_cache_that_cannot_be_written_is_named(monkeypatch, code):
+  import huggingface_hub
+
+  def download(*_, **__):
+    raise OSError(code, os.strerror(code), '/caches')
+
+  info = types.SimpleNamespace(siblings=[types.SimpleNamespace(rfilename='a.safetensors', size=1)])
+  monkeypatch.setattr(huggingface_hub.HfApi, 'model_info', lambda *_, **__: info)
+  monkeypatch.setattr(huggingface_hub, 'hf_hub_download', download)
+  with pytest.raises(ValueError, match='/caches cannot be written; set HF_HOME to a folder that can'):
+    pretrained.locate('hf://owner/name')
 
 
 def test_a_missing_extra_is_named(monkeypatch):

@@ -1,10 +1,12 @@
 """Published weights by name, and weights from files, runs and URLs."""
 
 import contextlib
+import errno
 import hashlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import io
 import json
+import os
 from pathlib import Path
 import shutil
 import socket
@@ -485,10 +487,30 @@ def test_other_urls_are_refused(source, match, tmp_path, monkeypatch):
 def test_a_cache_that_is_not_writable_is_reported(server, tmp_path):
   (tmp_path / 'cache').write_text('A file where the folder would be.')
   with pytest.raises(
-    ValueError, match=r'the cache folder is not writable or its disk is full .*set XDG_CACHE_HOME'
+    ValueError, match=r'the cache folder cannot be used or its disk is full .*set XDG_CACHE_HOME'
   ):
     pretrained.locate(f'{server.url}/a.safetensors')
   assert server.asked == []
+
+
+def test_a_cache_of_another_user_is_reported(server, tmp_path, monkeypatch):
+  def is_file(path):
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+  with monkeypatch.context() as patched:
+    patched.setattr(Path, 'is_file', is_file)
+    with pytest.raises(
+      ValueError, match=r'the cache folder cannot be used .*Permission denied.*XDG_CACHE_HOME'
+    ):
+      download.fetch(f'{server.url}/a.safetensors', tmp_path)
+
+
+def test_without_a_home_a_download_has_no_place(server, monkeypatch):
+  monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+  monkeypatch.delenv('HOME')
+  monkeypatch.setattr('pwd.getpwuid', lambda number: {}[number])
+  with pytest.raises(ValueError, match=r'a\.safetensors: the home folder is unknown; set XDG_CACHE_HOME'):
+    pretrained.locate(f'{server.url}/a.safetensors')
 
 
 def test_a_pth_from_a_url(server, tmp_path):
