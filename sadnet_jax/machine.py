@@ -27,7 +27,7 @@ def environment(packages: Sequence[str]) -> dict[str, object]:
 
   Returns:
     Processor, cores and load, JAX's devices and precision of products, versions, and the commit (None outside
-    a clone).
+    a clone) and whether code was changed or added since.
   """
   # Here, because reading free memory must not load JAX.
   import jax
@@ -43,7 +43,7 @@ def environment(packages: Sequence[str]) -> dict[str, object]:
     'python': platform.python_version(),
     'versions': {name: version(name) for name in ('jax', 'jaxlib', *packages)},
     'commit': _git('rev-parse', 'HEAD') if in_clone else None,
-    'uncommitted_changes': bool(_git('status', '--porcelain', '--untracked-files=no')) if in_clone else None,
+    'uncommitted_changes': bool(_uncommitted()) if in_clone else None,
   }
 
 
@@ -197,6 +197,16 @@ def _processor():
   lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
   models = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
   return models[0] if models else platform.processor() or platform.machine()
+
+
+# Where a file that git does not know can change a result; others of the user's cannot.
+_CODE = (':/configs/*.py', ':/sadnet_jax/*.py')
+
+
+def _uncommitted():
+  """The changed files of this clone, and its new files of code."""
+  changed = _git('status', '--porcelain', '--untracked-files=no')
+  return changed or _git('ls-files', '--others', '--exclude-standard', '--full-name', '--', *_CODE)
 
 
 def _git(*arguments):

@@ -3,6 +3,7 @@
 import ctypes
 import importlib.util
 import os
+import subprocess
 import sys
 import types
 
@@ -110,6 +111,29 @@ def test_the_environment_names_versions_and_devices():
   assert found['versions']['numpy'] == machine.version('numpy')
   assert found['versions']['no-such-distribution'] is None
   assert found['devices'] == 8
+
+
+def test_code_that_was_changed_or_added_is_not_committed(tmp_path, monkeypatch):
+  def git(*arguments):
+    who = ('-c', 'user.name=A', '-c', 'user.email=a@b')
+    subprocess.run(['git', *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+  for name in ('sadnet_jax/machine.py', 'configs/a.py', 'README.md'):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+  git('init')
+  git('add', '.')
+  git('commit', '-m', 'all')
+  monkeypatch.setattr(machine, '__file__', str(tmp_path / 'sadnet_jax/machine.py'))
+  (tmp_path / 'notes.py').touch()
+  assert machine.is_committed(machine.environment([]))
+  # A name that is no text in UTF-8, as git prints it with this setting.
+  git('config', 'core.quotePath', 'false')
+  for name in ('configs/mine.py', os.fsdecode(b'configs/\xe9.py'), 'README.md'):
+    (tmp_path / name).write_text('changed')
+    assert not machine.is_committed(machine.environment([]))
+    git('stash', '--include-untracked')
+    assert machine.is_committed(machine.environment([]))
 
 
 @pytest.mark.skipif(
