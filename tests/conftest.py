@@ -56,6 +56,15 @@ def weights(tmp_path_factory) -> Path:
   return write_weights(tmp_path_factory.mktemp('weights') / 'tiny.safetensors')
 
 
+@pytest.fixture(scope='module')
+def quick_to_compile():
+  """Compiles without optimisations, for tests whose time is mostly that."""
+  before = jax.config.read('jax_disable_most_optimizations')
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', before)
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
   """The working folder, empty."""

@@ -2,12 +2,13 @@
 
 import json
 
-import jax
 import numpy as np
 from PIL import Image
 import pytest
 
 from benchmarks import bfloat16
+
+pytestmark = pytest.mark.usefixtures('quick_to_compile')
 
 
 @pytest.fixture
@@ -33,10 +34,6 @@ def tiny(monkeypatch):
 
   monkeypatch.setattr(bfloat16, 'run_config', small)
   monkeypatch.setattr(bfloat16, 'AVERAGED_STEPS', 2)
-  before = jax.config.read('jax_disable_most_optimizations')
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', before)
 
 
 def test_both_dtypes_train_alike(images, tiny, tmp_path, capsys):

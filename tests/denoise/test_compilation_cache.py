@@ -17,6 +17,8 @@ from tests.support.command import ROOT, finish, start
 from tests.support.denoise_command import picture, write_weights
 from tests.support.small_networks import SMALL, image, random_variables
 
+pytestmark = pytest.mark.usefixtures('quick_to_compile')
+
 
 @pytest.fixture
 def no_cache():

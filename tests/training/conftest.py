@@ -13,15 +13,6 @@ from sadnet_jax.training.state import create_train_state, model_from_config, sta
 
 
 @pytest.fixture(scope='module')
-def quick_to_compile():
-  """Compiles without optimisations."""
-  before = jax.config.read('jax_disable_most_optimizations')
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', before)
-
-
-@pytest.fixture(scope='module')
 def compiled_once(quick_to_compile):
   """Runs whose compiled programs are equal share their step and their first weights.
 
