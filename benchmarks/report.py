@@ -108,8 +108,9 @@ class Benchmark:
     heading = [f'### {self.title}: {DEVICES[device]}', '']
     if content is None:
       reason = 'no GPU was available' if device == 'gpu' else self.why_not_on_cpu
-      command = f'python benchmarks/{self.script or self.name + ".py"} --json /tmp/{self.name}_{device}.json'
-      return [*heading, f'Not measured: {reason}. To measure: `{command}`']
+      then = 'see [Contributing](../CONTRIBUTING.md#figures)'
+      command = f'python benchmarks/{self.script or self.name + ".py"} --json ../{self.name}_{device}.json'
+      return [*heading, f'Not measured: {reason}. To measure: `{command}`; then {then}.']
     rates = [
       f'Rates measured in the same run, {precision}: {figure(found["flops_per_second"] / 1e9)} GFLOP/s in '
       f'matrix products, {figure(found["bytes_per_second"] / 1e9)} GB/s read and written.'
@@ -216,10 +217,12 @@ def performance_page(notes: str) -> str:
   """docs/performance.md.
 
   Args:
-    notes: The text of benchmarks/performance_notes.md.
+    notes: The text of benchmarks/performance_notes.md. Its first paragraph opens the page; the others before
+      the first heading are about the targets.
   """
   opening, heading, rest = notes.partition('\n## ')
-  lines = ['# Performance', '', WRITTEN_BY, '', opening.strip(), '', '## Targets', '', *_targets()]
+  first, _, about_targets = opening.strip().partition('\n\n')
+  lines = ['# Performance', '', WRITTEN_BY, '', first, '', '## Targets', '', *_targets(), '', about_targets]
   for benchmark in BENCHMARKS:
     lines += ['', f'## {benchmark.title}', '', benchmark.text]
     for device in benchmark.devices:
@@ -359,7 +362,7 @@ def readme_results_table(contents: Mapping[str, Mapping[str, Any]]) -> list[str]
     mean, published = result['mean'], _published(result)
     paper = '' if published is None else f'{published["psnr"]:.2f}'
     if published is not None and published['differs']:
-      paper = f'({paper}; {", ".join(published["differs"])})'
+      paper = f'({paper})'
     rows.append((images, noise, f'`{name}`', f'{mean["psnr_noisy"]:.2f}', f'{mean["psnr"]:.2f}', paper))
   return markdown_table(('images', 'noise', 'weights', 'noisy', 'PSNR', 'the paper'), rows, 3)
 
@@ -383,7 +386,7 @@ def readme_weights_table() -> list[str]:
   for entry in read_index(PRETRAINED).values():
     config = safetensors.load_with_model(PRETRAINED / entry.file)[2]['config']
     rows.append((_linked(entry), entry.task, entry.measured, f'`{config}`'))
-  return markdown_table(('weights', 'trained on', 'measured', 'config'), rows, 4)
+  return markdown_table(('weights', 'trained on', 'measured', "config, with the card's options"), rows, 4)
 
 
 def _linked(entry: Entry, up: str = '') -> str:

@@ -410,7 +410,7 @@ def degrees_of_freedom(content: Mapping[str, Any]) -> int:
   return len(ROWS) * (len(complete_seeds(content)) - 1)
 
 
-def noise_bound(content: Mapping[str, Any]) -> float | None:
+def chance_bound(content: Mapping[str, Any]) -> float | None:
   """The bound in dB that the difference of two equally good rows stays below in 95% of cases (Student's t).
 
   None with a single seed.
@@ -420,13 +420,13 @@ def noise_bound(content: Mapping[str, Any]) -> float | None:
 
 
 def ablation_tables(content: Mapping[str, Any]) -> list[str]:
-  """Both tables and how far they are above the noise, as lines of Markdown."""
+  """Both tables and which differences are above chance, as lines of Markdown."""
   seeds = {seed for row in ROWS for seed in content['rows'][row]['seeds']}
   excluded = sorted(seeds - set(complete_seeds(content)), key=int)
   note = (
     f' Excluded, because not all rows are trained yet: seed {" and ".join(excluded)}.' if excluded else ''
   )
-  return [*_rows_table(content), '', *_additions_table(content), '', _noise(content) + note]
+  return [*_rows_table(content), '', *_additions_table(content), '', _variation(content) + note]
 
 
 def _rows_table(content):
@@ -455,7 +455,7 @@ def _rows_table(content):
 
 def _additions_table(content):
   """One line per pair of rows that differ in one part."""
-  bound = noise_bound(content)
+  bound = chance_bound(content)
   cells = []
   for part, without, with_it in additions():
     found = differences(content, without, with_it)
@@ -470,18 +470,18 @@ def _additions_table(content):
         f'{PAPER_PSNR[with_it] - PAPER_PSNR[without]:+.2f}',
       )
     )
-  return markdown_table(('added part', 'to', 'ours', 'range over seeds', 'above noise', 'paper'), cells, 2)
+  return markdown_table(('added part', 'to', 'ours', 'range over seeds', 'above chance', 'paper'), cells, 2)
 
 
-def _noise(content):
-  """Which of the differences can be distinguished from the noise between runs."""
+def _variation(content):
+  """Which of the differences can be distinguished from the variation between runs."""
   seeds, error, pairs = complete_seeds(content), standard_error(content), additions()
   if error is None:
     return (
       f'Each row was trained once, with seed {seeds[0]}. The spread between seeds is not known, so none of '
-      'these differences can be distinguished from noise.'
+      'these differences can be distinguished from chance.'
     )
-  bound = noise_bound(content)
+  bound = chance_bound(content)
   spread = {row: statistics.stdev(psnr_by_seed(content, row)) for row in ROWS}
   least, most = (
     f'{spread[row]:.3f} (`{row}`)' for row in sorted(ROWS, key=lambda row: spread[row])[:: len(ROWS) - 1]
@@ -492,13 +492,13 @@ def _noise(content):
   same_sign = sum(a * b > 0 for a, b in zip(ours, paper, strict=True))
   small = sum(abs(value) <= bound for value in paper)
   return (
-    f'Noise between runs: the standard deviation over {len(seeds)} seeds, pooled over all rows, is '
+    f'Variation between runs: the standard deviation over {len(seeds)} seeds, pooled over all rows, is '
     f'{error * math.sqrt(len(seeds) / 2):.3f} dB (single rows: from {least} to {most}), and the standard '
     f'error of the difference of two means of {len(seeds)} runs is {error:.3f} dB. Chance alone stays below '
     f"{bound:.3f} dB in 95% of cases (Student's t with {degrees_of_freedom(content)} degrees of freedom). Of "
     f'the {len(pairs)} differences that a part makes, {above} exceed this bound and {len(pairs) - above} '
-    f"cannot be distinguished from noise; {same_sign} have the sign of the paper's. Among {len(pairs)} "
+    f"cannot be distinguished from chance; {same_sign} have the sign of the paper's. Among {len(pairs)} "
     'differences, one or another may exceed the bound by chance. That rows of one seed share their patches '
-    f'is not used. The paper does not state its noise: {small} of its {len(pairs)} differences would be too '
-    'small to be visible here.'
+    f'is not used. The paper does not state the variation between its runs: {small} of its {len(pairs)} '
+    'differences would be too small to be visible here.'
   )

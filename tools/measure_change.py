@@ -4,7 +4,7 @@
 
 Of pictures without noise, the mean absolute change says how much is lost; of noisy ones, the change of
 the mean says how far brightness and colours shift. Both are in levels of 255, after rounding to 8 bits. The
-folder may be relative to SADNET_DATA. Needs ``pip install 'sadnet-jax[evaluate]'``.
+folder may be relative to SADNET_DATA. Needs ``pip install '.[evaluate]'``.
 """
 
 from collections.abc import Sequence

@@ -6,7 +6,7 @@ Measured is noisy minus clean on the flattest blocks of each picture, so that de
 correlation at a distance of 1 to 4 pixels, that between the channels, and the standard deviation. The presets
 of sadnet_jax/data/camera_noise.py are applied to the clean pictures of the same pairs. Lines are means over
 the pictures, bands hold 80% of them; ``noise.json`` beside the picture has their numbers.
-Needs ``pip install 'sadnet-jax[evaluate,plot]'``.
+Needs ``pip install '.[evaluate,plot]'``.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -8,7 +8,7 @@ from the weights of another given curve or stage counts their pixels too; ``--be
 whose start is in no curve. Pixels are steps * batch_size * patch_px**2. ``--fit=RUN,RUN`` fits a line to the
 last PSNR of finished stages of one task against the logarithm of their pixels, on the first set; ``--target``
 prints where it reaches a PSNR, which is an extrapolation.
-Needs ``pip install 'sadnet-jax[train,plot]'``.
+Needs ``pip install '.[train,plot]'``.
 """
 
 from collections.abc import Mapping, Sequence

@@ -6,7 +6,7 @@
 Each ``--pixel`` is a row and a column of the image, counted from 0 at the top left. First, the noise of the
 config is added to the image (as floats, not clipped); ``--sigma_255`` sets another level, 0 for an image that
 is already noisy. The network runs on the whole image at once. Needs ``pip install
-'sadnet-jax[evaluate,plot]'``.
+'.[evaluate,plot]'``.
 
 Coordinates are (row, column) in pixels of the image; integers are the centres of pixels. A cell of scale s is
 a square with sides of 2**(s - 1) pixels: cell i has its centre at (i + 0.5) * 2**(s - 1) - 0.5, and pixel r
@@ -154,7 +154,7 @@ def plot_sampling(
   try:
     from matplotlib.figure import Figure
   except ImportError as error:
-    raise ValueError("Matplotlib is missing; install it: pip install 'sadnet-jax[plot]'") from error
+    raise ValueError("Matplotlib is missing; from the clone: pip install '.[plot]'") from error
   body = max(len(pixels) * (_PANEL + _GAP), _PANEL + _LEGEND)
   figure = Figure(figsize=(_WIDTH, _TITLE + body + _GAP), dpi=100)
   distances = {s: sampling.positions - np.asarray(pixels)[:, None, None] for s, sampling in samplings.items()}

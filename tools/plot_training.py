@@ -7,7 +7,7 @@
 A run is drawn up to its newest checkpoint, or with ``RUN/checkpoints/STEP`` up to that one. In the second
 line, each run started from the weights of the previous one (``config.init_from``): they are the stages of one
 training. The third line draws a curve again whose data `publish_weights` has stored; the runs may be gone.
-Needs ``pip install 'sadnet-jax[train,plot]'``.
+Needs ``pip install '.[train,plot]'``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -374,7 +374,7 @@ def new_figure(width: float, height: float) -> 'Figure':
   try:
     from matplotlib.figure import Figure
   except ImportError as error:
-    raise ValueError("Matplotlib is missing; install it: pip install 'sadnet-jax[plot]'") from error
+    raise ValueError("Matplotlib is missing; from the clone: pip install '.[plot]'") from error
   return Figure((width, height), dpi=_DPI, layout='constrained')
 
 

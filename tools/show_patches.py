@@ -3,7 +3,7 @@
   python -m tools.show_patches --config=configs/photo.py --config.data.train.clean=FOLDER --output=patches.png
 
 The patches are those of the first steps of a run with this config, with its images, shares and seed. Needs
-``pip install 'sadnet-jax[train]'``.
+``pip install '.[train]'``.
 """
 
 from sadnet_jax.extras import required

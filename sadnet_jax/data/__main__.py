@@ -23,7 +23,7 @@ def main() -> None:
   try:
     from sadnet_jax.data import tiles
   except ModuleNotFoundError as error:
-    raise SystemExit(f"{error.name} is missing; install it: pip install 'sadnet-jax[train]'") from error
+    raise SystemExit(f"{error.name} is missing; from the clone: pip install '.[train]'") from error
 
   parser = argparse.ArgumentParser(
     prog='python -m sadnet_jax.data', description='Cuts a training set into tiles.'

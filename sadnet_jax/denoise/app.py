@@ -262,7 +262,7 @@ def _gradio():
   try:
     import gradio
   except ImportError as error:
-    raise ImportError(f"the page needs Gradio ({error}): pip install 'sadnet-jax[app]'") from error
+    raise ImportError(f"the page needs Gradio ({error}); from the clone: pip install '.[app]'") from error
   return gradio
 
 

@@ -326,7 +326,7 @@ def _parser() -> argparse.ArgumentParser:
     action='store_true',
     help='also write NAME.compare.png, with noisy and denoised side by side',
   )
-  _add_writing_options(files)
+  _add_writing_options(files, 'format of the pictures written to a folder')
   _add_reading_options(files)
   _add_denoising_options(parser)
   _add_device_options(parser)
@@ -357,19 +357,18 @@ def _app_parser() -> argparse.ArgumentParser:
     help='address to listen on (default: 127.0.0.1, for this machine only; 0.0.0.0: for everyone)',
   )
   page.add_argument('--port', type=_port, help='port to listen on (default: the first free one from 7860)')
-  _add_writing_options(page)
+  _add_writing_options(page, 'format of the results, as the page opens')
   _add_reading_options(page)
   _add_denoising_options(parser)
   _add_device_options(parser)
   return parser
 
 
-def _add_writing_options(group):
+def _add_writing_options(group, what):
   group.add_argument(
     '--format',
     choices=_FORMATS,
-    help='format of the pictures written to a folder (default: that of each input; PNG for HEIC, TIFF for '
-    'camera raw)',
+    help=f'{what} (default: that of each input; PNG for HEIC, TIFF for camera raw)',
   )
   group.add_argument(
     '--jpeg-quality',

@@ -45,7 +45,7 @@ def onnx_denoiser(
     import onnx
   except ImportError as error:
     raise ImportError(
-      f"writing ONNX needs the package onnx ({error}): pip install 'sadnet-jax[onnx]'"
+      f"writing ONNX needs the package onnx ({error}); from the clone: pip install '.[onnx]'"
     ) from error
 
   graph = _Graph(onnx, params)

@@ -162,7 +162,7 @@ class BM3D(SingleImageMethod):
       import bm3d
     except ImportError as error:
       raise ValueError(
-        f"--methods: bm3d needs a package that is missing ({error}); pip install 'sadnet-jax[bm3d]'"
+        f"--methods: bm3d needs a package that is missing ({error}); from the clone: pip install '.[bm3d]'"
       ) from error
     except OSError as error:
       raise ValueError(

@@ -35,7 +35,7 @@ def _pillow_heif():
   try:
     import pillow_heif
   except ImportError as error:
-    raise ValueError("HEIC files need pillow-heif: pip install 'sadnet-jax[heic]'") from error
+    raise ValueError("HEIC files need pillow-heif; from the clone: pip install '.[heic]'") from error
   return pillow_heif
 
 
@@ -114,7 +114,7 @@ def read_raw(path: Path) -> Photograph:
   try:
     import rawpy
   except ImportError as error:
-    raise ValueError("camera raw files need rawpy: pip install 'sadnet-jax[raw]'") from error
+    raise ValueError("camera raw files need rawpy; from the clone: pip install '.[raw]'") from error
   try:
     with _SilentLibraries(), path.open('rb') as file, rawpy.imread(file) as raw:
       check_size(raw.sizes.width, raw.sizes.height, 14)

@@ -50,8 +50,8 @@ def fetch(source: str, *, progress: 'Progress | None' = None, max_bytes: int) ->
     import huggingface_hub
   except ImportError as error:
     raise ValueError(
-      f'{source}: weights on the Hugging Face Hub need the package huggingface_hub ({error}): '
-      "pip install 'sadnet-jax[hub]'"
+      f'{source}: weights on the Hugging Face Hub need the package huggingface_hub ({error}); '
+      "from the clone: pip install '.[hub]'"
     ) from error
   from huggingface_hub import errors
 

@@ -49,7 +49,7 @@ class Noise:
       'pairs': 'real pairs',
       'camera': 'camera noise',
       'gaussian': f'Gaussian noise of sigma {sigma} ({clipped})',
-      'grain': 'Gaussian grain',
+      'grain': 'correlated Gaussian noise',
       'none': 'no noise',
     }
     return ', '.join(f'{share:.0%} {words[kind]}' for kind, share in self.shares.items())
@@ -89,9 +89,13 @@ class Entry:
 
   @property
   def default(self) -> str:
-    """Like 'default for color, gray'; empty if they are no default."""
-    tasks = ('color with --quality fast' if task == 'fast' else task for task in self.default_for)
-    return f'default for {", ".join(tasks)}' if self.default_for else ''
+    """Like 'default for colour pictures'; empty if they are no default."""
+    words = {
+      'color': 'colour pictures',
+      'gray': 'grey pictures',
+      'fast': 'colour pictures with --quality fast',
+    }
+    return f'default for {", ".join(words[task] for task in self.default_for)}' if self.default_for else ''
 
   def __str__(self) -> str:
     """One line: name, channels, noise, size, summary, result."""

@@ -214,7 +214,8 @@ def _load_run(path):
     from sadnet_jax.weights import checkpoints
   except ImportError as error:
     raise ValueError(
-      f"{path}: reading a training run needs more packages ({error}): pip install 'sadnet-jax[evaluate]'"
+      f'{path}: reading a training run needs more packages ({error}); from the clone: '
+      "pip install '.[evaluate]'"
     ) from error
   model, params, step, config = checkpoints.load_run(path)
   return model, params, {'step': str(step), 'model': json.dumps(config['model'])}

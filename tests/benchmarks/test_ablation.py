@@ -233,7 +233,7 @@ def test_noise_is_the_spread_between_seeds():
   assert tables.standard_error(content) == pytest.approx(0.1)
   assert tables.degrees_of_freedom(content) == 6
   # Student's t for 97.5% and 6 degrees of freedom.
-  assert tables.noise_bound(content) == pytest.approx(2.447 * 0.1, rel=1e-3)
+  assert tables.chance_bound(content) == pytest.approx(2.447 * 0.1, rel=1e-3)
   *_, text = tables.ablation_tables(content)
   assert 'over 2 seeds, pooled over all rows, is 0.100 dB' in text
   assert 'two means of 2 runs is 0.100 dB' in text

@@ -342,7 +342,7 @@ def test_a_missing_extra_is_named(monkeypatch, capsys):
   monkeypatch.setitem(sys.modules, 'gradio', None)
   status, lines = run('--app', capsys=capsys)
   assert status == 2
-  assert lines[-1].endswith("pip install 'sadnet-jax[app]'")
+  assert lines[-1].endswith("from the clone: pip install '.[app]'")
 
 
 @pytest.mark.parametrize(

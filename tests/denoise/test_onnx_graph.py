@@ -116,5 +116,5 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
     return _import(name, *arguments)
 
   monkeypatch.setattr(builtins, '__import__', without_onnx)
-  with pytest.raises(SystemExit, match=r"needs the package onnx .*: pip install 'sadnet-jax\[onnx\]'"):
+  with pytest.raises(SystemExit, match=r"needs the package onnx .*: pip install '\.\[onnx\]'"):
     main(['--weights', 'color', '--output', str(tmp_path / 'a.onnx')])

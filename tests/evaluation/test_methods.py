@@ -147,7 +147,8 @@ def test_bm3d_refuses_what_it_cannot_denoise():
 def test_a_missing_or_broken_bm3d_package_is_reported(monkeypatch, tmp_path):
   monkeypatch.setitem(sys.modules, 'bm3d', None)
   with pytest.raises(
-    ValueError, match=r"--methods: bm3d needs a package that is missing.*sadnet-jax\[bm3d\]'"
+    ValueError,
+    match=r"--methods: bm3d needs a package that is missing.*from the clone: pip install '\.\[bm3d\]'",
   ):
     BM3D()
   (tmp_path / 'bm3d.py').write_text("raise OSError('libbm4d.so: wrong ELF class')")

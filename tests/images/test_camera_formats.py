@@ -455,7 +455,7 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch, module, extra):
     write_dng(path)
   else:
     write_file(path, b'\0\0\0\x18ftypheic' + bytes(100))
-  with pytest.raises(ValueError, match=rf"need \S+: pip install 'sadnet-jax\[{extra}\]'"):
+  with pytest.raises(ValueError, match=rf"need \S+; from the clone: pip install '\.\[{extra}\]'"):
     read_photograph(path)
 
 

@@ -190,7 +190,7 @@ def test_rows_are_pixels_and_columns_are_scales():
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch):
   monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
-  with pytest.raises(ValueError, match=r"Matplotlib is missing; .* 'sadnet-jax\[plot\]'"):
+  with pytest.raises(ValueError, match=r"Matplotlib is missing; .* '\.\[plot\]'"):
     plot_sampling(image()[0], [(1, 1)], _samplings([(1, 1)]))
 
 

@@ -321,7 +321,7 @@ def test_the_picture_is_small_and_reproducible(tmp_path):
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch):
   monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
-  with pytest.raises(ValueError, match=r"Matplotlib is missing; .* 'sadnet-jax\[plot\]'"):
+  with pytest.raises(ValueError, match=r"Matplotlib is missing; .* '\.\[plot\]'"):
     draw(_two_stages())
 
 

@@ -412,7 +412,7 @@ def test_the_index_and_the_card_state_the_shares_of_mixed_noise(request_):
   assert index.read_index(request_.folder)['small'].noise == noise
   assert (
     '| colour images, 50% real pairs, 25% camera noise, 15% Gaussian noise of sigma 0 to 75 (clipped), '
-    '5% Gaussian grain, 5% no noise |'
+    '5% correlated Gaussian noise, 5% no noise |'
   ) in (request_.folder / 'small.md').read_text()
 
 

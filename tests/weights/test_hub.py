@@ -235,5 +235,5 @@ def test_a_cache_that_cannot_be_written_is_named(monkeypatch, code):
 
 def test_a_missing_extra_is_named(monkeypatch):
   monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
-  with pytest.raises(ValueError, match=r"huggingface_hub .*: pip install 'sadnet-jax\[hub\]'"):
+  with pytest.raises(ValueError, match=r"huggingface_hub .*: pip install '\.\[hub\]'"):
     pretrained.locate('hf://owner/name')

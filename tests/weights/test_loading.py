@@ -231,7 +231,7 @@ def test_a_run_without_orbax_says_what_to_install(run, monkeypatch):
   monkeypatch.delitem(sys.modules, 'sadnet_jax.weights.checkpoints')
   monkeypatch.delattr('sadnet_jax.weights.checkpoints')
   with pytest.raises(
-    ValueError, match=r"reading a training run needs more packages .*: pip install 'sadnet-jax\[evaluate\]'"
+    ValueError, match=r"reading a training run needs more packages .*: pip install '\.\[evaluate\]'"
   ):
     pretrained.load(run)
 
