@@ -106,6 +106,67 @@ def test_variance_follows_the_signal(level, fields, variance):
   assert abs(residual.mean()) < 0.1 * expected
 
 
+# The residuals of 24 pictures of middle grey, each [64, 64, 3], by each preset.
+_KEYS = jax.random.split(jax.random.key(0), 24)
+_MIDDLE = 128 / 255
+
+
+def _residuals(noise):
+  add = fast_jit(jax.vmap(lambda key: add_camera_noise(key, _flat(_MIDDLE, 64), noise)))
+  return np.asarray(add(_KEYS)) - np.float32(_MIDDLE)
+
+
+@pytest.mark.parametrize('name', PRESETS)
+def test_the_variance_of_each_preset_is_that_of_its_levels_through_the_pipeline(name):
+  noise = dataclasses.replace(PRESETS[name], mosaic=0.0, grain=0.0, jpeg=0.0)
+
+  def expected(key):
+    """To first order: the variances of the raw channels, which are independent, through the derivative."""
+    camera_key, levels_key, *_ = jax.random.split(key, 6)
+    camera = camera_noise.draw_camera(camera_key, noise.gains)
+    raw = camera_noise.unprocess(jnp.full(3, _MIDDLE), camera)
+    slopes = jax.jacobian(lambda x: camera_noise.process(x, camera))(raw)
+    return jnp.sqrt(slopes**2 @ camera_noise.draw_levels(levels_key, noise).variance(raw))
+
+  wanted = np.asarray(fast_jit(jax.vmap(expected))(_KEYS))
+  # Rounding to 8 bits hides weaker noise; the curves bend within stronger noise.
+  usable = (wanted > 1 / 255) & (wanted < 12 / 255)
+  assert usable.sum() >= 6
+  found = _residuals(noise).std(axis=(1, 2))
+  # The standard error of 4,096 samples is 1.1%.
+  np.testing.assert_allclose(found[usable], wanted[usable], rtol=0.06)
+
+
+@pytest.mark.parametrize(
+  ('name', 'red', 'green', 'red_to_green', 'blue_to_green'),
+  [
+    # Correlations at one pixel's distance, least and greatest; ratios of deviations, on average.
+    ('brooks', (0.55, 0.70), (0.35, 0.50), 1.5, 1.2),
+    ('cycleisp_sidd', (0.55, 0.70), (0.35, 0.50), 1.5, 1.2),
+    # A fifth of the pictures without a mosaic; each channel with noise of its own.
+    ('cbdnet', (-0.05, 0.72), (-0.05, 0.50), 1.0, 1.0),
+    # Some with grain, up to that of PolyU.
+    ('photo', (0.50, 0.95), (0.35, 0.95), 1.5, 1.15),
+  ],
+)
+def test_correlations_and_channels_of_each_preset(name, red, green, red_to_green, blue_to_green):
+  residuals = _residuals(dataclasses.replace(PRESETS[name], jpeg=0.0))
+  deviations = residuals.std(axis=(1, 2))
+  visible = deviations.min(axis=1) > 1 / 255
+  assert visible.sum() >= 18
+  found = np.array([_correlation(residual) for residual in residuals[visible]])
+  for channel, (least, greatest) in ((0, red), (1, green), (2, red)):
+    assert least < found[:, channel].min()
+    assert found[:, channel].max() < greatest
+  if name in ('cbdnet', 'photo'):
+    # The whole of the range is drawn.
+    assert np.ptp(found[:, 1]) > 0.35
+  ratios = np.log(deviations[visible][:, ::2] / deviations[visible][:, 1:2])
+  # `cbdnet` draws its channels apart, by factors of two and more: the mean of 24 is less certain.
+  spread = 0.5 if name == 'cbdnet' else 0.15
+  np.testing.assert_allclose(ratios.mean(axis=0), np.log([red_to_green, blue_to_green]), atol=spread)
+
+
 def test_noise_without_a_mosaic_is_white_and_a_mosaic_correlates_it():
   clean = _flat(0.5)
   white = _correlation(_noisy(PLAIN, clean) - np.asarray(clean))

@@ -100,7 +100,8 @@ def config(tmp_path):
   config.model.update(PLAIN)
   config.data.train.clean, config.data.train.pairs = str(tmp_path / 'clean'), str(tmp_path / 'pairs')
   config.data.update(reader='memory', patch_px=16, pairs_share=0.5)
-  config.noise.update(sigma_255_range=(0.0, 50.0), clean_share=0.3)
+  config.noise.update(sigma_255_range=(0.0, 50.0), clip=0.5, grain_share=0.3)
+  config.noise.update(camera='brooks', camera_share=0.4, clean_share=0.2)
   config.update(batch_size=4, steps=4, checkpoint_every=2, log_every=2)
   config.validation.every = 0
   return config
