@@ -339,8 +339,79 @@ README_ROWS = {
   ('color', 'cbsd68', 50.0, 'clipped8'): 'CBSD68',
   ('color', 'cbsd68', 50.0, 'unclipped'): 'CBSD68',
   ('color', 'cbsd68', 25.0, 'unclipped'): 'CBSD68',
+  ('color', 'kodak24', 50.0, 'clipped8'): 'Kodak24',
+  ('gray', 'bsd68', 50.0, 'clipped8'): 'BSD68, grey',
   ('gray', 'bsd68', 25.0, 'unclipped'): 'BSD68, grey',
 }
+
+
+# PSNR that the published weights aim at: weights, data set, sigma, protocol -> dB.
+PSNR_TARGETS = {
+  ('color', 'cbsd68', 50.0, 'unclipped'): 28.20,
+  ('color', 'cbsd68', 50.0, 'clipped8'): 28.10,
+  ('color', 'cbsd68', 25.0, 'unclipped'): 31.30,
+  ('color', 'kodak24', 50.0, 'unclipped'): 29.20,
+  ('gray', 'bsd68', 15.0, 'unclipped'): 31.65,
+  ('gray', 'bsd68', 25.0, 'unclipped'): 29.20,
+  ('gray', 'bsd68', 50.0, 'unclipped'): 26.30,
+  ('photo', 'polyu_held_out', None, 'rounded'): 39.10,
+  ('photo', 'nam', None, 'rounded'): 43.20,
+  ('photo', 'folder:RENOIR_held_out', None, 'rounded'): 37.50,
+  ('photo', 'cbsd68', 25.0, 'clipped8'): 30.60,
+}
+# Most that `photo_fast` is to be below `photo`, in dB, on these sets.
+MOST_BELOW_PHOTO = 0.5
+PHOTO_SETS = (
+  ('polyu_held_out', None, 'rounded'),
+  ('nam', None, 'rounded'),
+  ('folder:RENOIR_held_out', None, 'rounded'),
+  ('cbsd68', 25.0, 'clipped8'),
+  ('cbsd68', 50.0, 'clipped8'),
+)
+# What ten times the pixels in training give, by the line in docs/images/pixels.png: dB on CBSD68, sigma 50.
+DB_FOR_TEN_TIMES_THE_PIXELS = 0.16
+
+
+def psnr_targets_table(contents: Mapping[str, Mapping[str, Any]]) -> list[str]:
+  """What the published weights aim at, what they reach, and what the rest would take, for docs/weights.md.
+
+  Args:
+    contents: As from `evaluations`.
+  """
+  found = _sadnet_results(contents)
+
+  def psnr(*key):
+    return found[key]['mean']['psnr']
+
+  targets = [*PSNR_TARGETS.items()]
+  targets += [(('photo_fast', *key), psnr('photo', *key) - MOST_BELOW_PHOTO) for key in PHOTO_SETS]
+  rows = []
+  for (name, *key), target in targets:
+    result, missing = found[name, *key], target - psnr(name, *key)
+    is_on_line = name in ('color', 'gray') and missing > 0
+    times = f'{10 ** (missing / DB_FOR_TEN_TIMES_THE_PIXELS):.1f}' if is_on_line else ''
+    rows.append(
+      (
+        f'`{name}`',
+        result['title'],
+        'real' if result['sigma_255'] is None else f'{result["sigma_255"]:g}, {result["protocol"]}',
+        f'{target:.2f}',
+        f'{psnr(name, *key):.2f}',
+        'reached' if missing <= 0 else f'{missing:.2f}',
+        times,
+      )
+    )
+  head = ('weights', 'images', 'sigma', 'target', 'measured', 'missing', 'times the pixels, by the line')
+  return markdown_table(head, rows, 3)
+
+
+def _sadnet_results(contents):
+  return {
+    (name, r['dataset'], r['sigma_255'], r['protocol']): r
+    for name, content in contents.items()
+    for r in content['results']
+    if r['method']['name'] == 'sadnet'
+  }
 
 
 def readme_results_table(contents: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -349,12 +420,7 @@ def readme_results_table(contents: Mapping[str, Mapping[str, Any]]) -> list[str]
   Args:
     contents: As from `evaluations`.
   """
-  found = {
-    (name, r['dataset'], r['sigma_255'], r['protocol']): r
-    for name, content in contents.items()
-    for r in content['results']
-    if r['method']['name'] == 'sadnet'
-  }
+  found = _sadnet_results(contents)
   rows = []
   for (name, dataset, sigma_255, protocol), images in README_ROWS.items():
     result = found[name, dataset, sigma_255, protocol]
@@ -506,7 +572,10 @@ def pages() -> dict[Path, str]:
       'speed': '\n'.join(wrapped([speed()])),
     },
     'docs/results.md': {'results': '\n'.join(results_table(evaluated))},
-    'docs/weights.md': {'weights': '\n'.join(weights_table())},
+    'docs/weights.md': {
+      'weights': '\n'.join(weights_table()),
+      'targets': '\n'.join(psnr_targets_table(evaluated)),
+    },
     'docs/network.md': {'network': '\n'.join(network_table())},
   }
   found = {
