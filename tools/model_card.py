@@ -130,6 +130,7 @@ def card(
   curve: str | None = None,
   *,
   load_as: str,
+  pixels: int | None = None,
 ) -> str:
   """The text of the card, which begins with the metadata that the Hugging Face Hub reads.
 
@@ -140,6 +141,7 @@ def card(
     content: The content of a results.json that `check_results` accepts.
     curve: Path of the picture of the training curve, relative to the card's folder, if there is one.
     load_as: What loads the weights: a published name, or their file.
+    pixels: Pixels that the runs of the curve have seen.
   """
   # The facts may give the seeds of all stages, and the file that of the last one.
   known = {**{name: stored.metadata[name] for name in OPTIONAL if name in stored.metadata}, **facts}
@@ -149,6 +151,7 @@ def card(
     'task': f'{"colour" if entry.channels == 3 else "grey"} images, {entry.noise}',
     'training images': known['data'],
     'training': known['training'],
+    **({'pixels seen': f'{pixels / 1e6:,.0f} million, in the runs of the training curve'} if pixels else {}),
     'step': stored.metadata['step'],
     **_average(stored.metadata.get(safetensors.AVERAGE_OF)),
     'seed': known.get('seed', UNKNOWN),

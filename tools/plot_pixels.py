@@ -77,7 +77,7 @@ def measured_stages(curves: Sequence[Curve], label: str, before: Mapping[str, in
           f'{stage.run}: started from {start}, which is in no curve before it; pass its curve first, or the '
           f'pixels seen before this stage with --before={stage.run}:PIXELS'
         )
-      each = stage.settings['batch_size'] * stage.settings['patch_px'] ** 2
+      each = stage.pixels_per_step
       ends[stage.run] = ends[curve.name] = seen + stage.steps * each
       for name, values in stage.validation.items():
         labels.add(set_label(name, stage))

@@ -87,6 +87,11 @@ class Stage:
   training: Mapping[str, Sequence[float]]
   validation: Mapping[str, Mapping[str, Sequence[float]]]
 
+  @property
+  def pixels_per_step(self) -> int:
+    """Pixels of the patches of a step; 0 without settings."""
+    return self.settings['batch_size'] * self.settings['patch_px'] ** 2 if self.settings else 0
+
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
@@ -274,6 +279,13 @@ def link(folder: str | Path, name: str) -> str | None:
   """Path of the picture relative to the card's folder, or None if there is no picture."""
   _, picture = paths(folder, name)
   return Path(os.path.relpath(picture, Path(folder).resolve())).as_posix() if picture.exists() else None
+
+
+def pixels_seen(folder: str | Path, name: str) -> int | None:
+  """Pixels that the runs of a curve have seen in training; None without a curve or without their settings."""
+  numbers, _ = paths(folder, name)
+  seen = [s.steps * s.pixels_per_step for s in read_curve(numbers).stages] if numbers.exists() else []
+  return sum(seen) if all(seen) and seen else None
 
 
 def check_existing(folder: str | Path, name: str, params_sha256: str) -> None:

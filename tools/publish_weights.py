@@ -144,9 +144,9 @@ def publish(request: Request) -> Entry:
   # Only weights in the package's own folder are found by name.
   load_as = request.name if request.folder.resolve() == FOLDER.resolve() else path.name
   stored = model_card.read_stored(path)
-  write_text(
-    path.with_suffix('.md'), model_card.card(entry, stored, facts, content, picture, load_as=load_as)
-  )
+  pixels = plot_training.pixels_seen(request.folder, request.name)
+  text = model_card.card(entry, stored, facts, content, picture, load_as=load_as, pixels=pixels)
+  write_text(path.with_suffix('.md'), text)
   # A task has one default.
   others = {
     name: dataclasses.replace(e, default_for=tuple(d for d in e.default_for if d not in entry.default_for))

@@ -107,8 +107,11 @@ def test_the_card_is_what_files_and_results_give(weights):
     model_card.read_stored(path.with_suffix('.safetensors')),
   )
   plot_training.check_existing(FOLDER, weights, stored.params_sha256)
-  picture = plot_training.link(FOLDER, weights)
-  card = model_card.card(ENTRIES[weights], stored, facts, _results(weights), picture, load_as=weights)
+  picture, pixels = plot_training.link(FOLDER, weights), plot_training.pixels_seen(FOLDER, weights)
+  assert pixels
+  card = model_card.card(
+    ENTRIES[weights], stored, facts, _results(weights), picture, load_as=weights, pixels=pixels
+  )
   assert card == path.read_text(), 'run python -m tools.publish_weights'
 
 
