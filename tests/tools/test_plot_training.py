@@ -12,10 +12,11 @@ import pytest
 
 from sadnet_jax.nn.sadnet import SADNet
 from sadnet_jax.training.run_folder import read_metrics
+from sadnet_jax.weights.index import FOLDER
 from tests.support.command import ROOT, finish, start
 from tests.support.logged_runs import losses, save_checkpoint, small_config, write_log
 from tests.support.small_networks import SMALL, random_variables
-from tools.plot_training import Curve, Stage, curve_of_runs, draw, png, read_curve, smoothed
+from tools.plot_training import Curve, Stage, curve_of_runs, draw, pixels_seen, png, read_curve, smoothed
 
 PARAMS = random_variables(SADNet(**SMALL))['params']
 
@@ -26,6 +27,12 @@ def _column(lines, name):
 
 def _curve(*runs):
   return curve_of_runs(runs, 'small', {})[0]
+
+
+def test_pixels_are_those_of_all_stages():
+  # 6,000 steps of four patches of 96x96, then 3,400 of four of 128x128.
+  assert pixels_seen(FOLDER, 'color_50') == 6000 * 4 * 96**2 + 3400 * 4 * 128**2
+  assert pixels_seen(FOLDER, 'unknown') is None
 
 
 def test_the_data_is_that_of_the_log(tmp_path):

@@ -274,11 +274,8 @@ def test_the_curve_is_stored_and_shown_in_the_card(request_, stages):
   assert '| seed | 1 and 2 |' in (request_.folder / 'small.md').read_text().splitlines()
   _write_facts(request_.facts, FACTS)
   publish(dataclasses.replace(request_, curve=stages, overwrite=True))
-  curve = json.loads(plot_training.paths(request_.folder, 'small')[0].read_text())
-  seen = sum(
-    s['steps'] * s['settings']['batch_size'] * s['settings']['patch_px'] ** 2 for s in curve['stages']
-  )
-  assert plot_training.pixels_seen(request_.folder, 'small') == seen > 0
+  # The settings of a stage without a checkpoint are unknown.
+  assert plot_training.pixels_seen(request_.folder, 'small') is None
 
   # A new card of the same weights keeps the curve.
   before = _published(request_.folder)
