@@ -188,7 +188,8 @@ BENCHMARKS = (
     'Training in bfloat16',
     'Two training runs that differ only in the dtype of the computation.',
     tables.bfloat16_table,
-    why_not_on_cpu='it is meant for GPUs, which are faster in bfloat16; it would take hours on two cores',
+    why_not_on_cpu='it is meant for GPUs, which are faster in bfloat16; it would take hours on two cores. '
+    'Products in bfloat16 on a CPU were tried, see [What did not help](#what-did-not-help)',
   ),
   Benchmark(
     'command',
