@@ -34,6 +34,8 @@ from sadnet_jax.nn.sadnet import SADNet, param_shapes
 from sadnet_jax.weights import safetensors
 from sadnet_jax.weights.index import Entry, read_index
 from tools.model_card import read_facts
+from tools.plot_pixels import fitted_line, measured_stages
+from tools.plot_training import read_curve
 
 ROOT = common.ROOT
 RESULTS = ROOT / 'benchmarks' / 'results'
@@ -346,6 +348,34 @@ README_ROWS = {
 }
 
 
+def readme_results_table(contents: Mapping[str, Mapping[str, Any]]) -> list[str]:
+  """The results of `README_ROWS`.
+
+  Args:
+    contents: As from `evaluations`.
+  """
+  found = _sadnet_results(contents)
+  rows = []
+  for (name, dataset, sigma_255, protocol), images in README_ROWS.items():
+    result = found[name, dataset, sigma_255, protocol]
+    noise = 'real' if sigma_255 is None else f'sigma {sigma_255:g}, {protocol}'
+    mean, published = result['mean'], _published(result)
+    paper = '' if published is None else f'{published["psnr"]:.2f}'
+    if published is not None and published['differs']:
+      paper = f'({paper})'
+    rows.append((images, noise, f'`{name}`', f'{mean["psnr_noisy"]:.2f}', f'{mean["psnr"]:.2f}', paper))
+  return markdown_table(('images', 'noise', 'weights', 'noisy', 'PSNR', 'the paper'), rows, 3)
+
+
+def _sadnet_results(contents):
+  return {
+    (name, r['dataset'], r['sigma_255'], r['protocol']): r
+    for name, content in contents.items()
+    for r in content['results']
+    if r['method']['name'] == 'sadnet'
+  }
+
+
 # PSNR that the published weights aim at: weights, data set, sigma, protocol -> dB.
 PSNR_TARGETS = {
   ('color', 'cbsd68', 50.0, 'unclipped'): 28.20,
@@ -369,8 +399,10 @@ PHOTO_SETS = (
   ('cbsd68', 25.0, 'clipped8'),
   ('cbsd68', 50.0, 'clipped8'),
 )
-# What ten times the pixels in training give, by the line in docs/images/pixels.png: dB on CBSD68, sigma 50.
-DB_FOR_TEN_TIMES_THE_PIXELS = 0.16
+# The line in docs/images/pixels.png: its curve, its set, and the pixels seen before its first run.
+LINE = (ROOT / 'docs' / 'curves' / 'color_50.json', 'CBSD68, 8 images, sigma 50, unclipped')
+LINE_BEFORE = {'color50_a': 85_196_800}
+LINE_RUNS = ('color50_a', 'color50_b')
 
 
 def psnr_targets_table(contents: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -384,13 +416,15 @@ def psnr_targets_table(contents: Mapping[str, Mapping[str, Any]]) -> list[str]:
   def psnr(*key):
     return found[key]['mean']['psnr']
 
+  curve, label = LINE
+  _, db_for_ten_times = fitted_line(measured_stages([read_curve(curve)], label, LINE_BEFORE), LINE_RUNS)
   targets = [*PSNR_TARGETS.items()]
   targets += [(('photo_fast', *key), psnr('photo', *key) - MOST_BELOW_PHOTO) for key in PHOTO_SETS]
   rows = []
   for (name, *key), target in targets:
     result, missing = found[name, *key], target - psnr(name, *key)
     is_on_line = name in ('color', 'gray') and missing > 0
-    times = f'{10 ** (missing / DB_FOR_TEN_TIMES_THE_PIXELS):.1f}' if is_on_line else ''
+    times = f'{10 ** (missing / db_for_ten_times):.1f}' if is_on_line else ''
     rows.append(
       (
         f'`{name}`',
@@ -404,34 +438,6 @@ def psnr_targets_table(contents: Mapping[str, Mapping[str, Any]]) -> list[str]:
     )
   head = ('weights', 'images', 'sigma', 'target', 'measured', 'missing', 'times the pixels, by the line')
   return markdown_table(head, rows, 3)
-
-
-def _sadnet_results(contents):
-  return {
-    (name, r['dataset'], r['sigma_255'], r['protocol']): r
-    for name, content in contents.items()
-    for r in content['results']
-    if r['method']['name'] == 'sadnet'
-  }
-
-
-def readme_results_table(contents: Mapping[str, Mapping[str, Any]]) -> list[str]:
-  """The results of `README_ROWS`.
-
-  Args:
-    contents: As from `evaluations`.
-  """
-  found = _sadnet_results(contents)
-  rows = []
-  for (name, dataset, sigma_255, protocol), images in README_ROWS.items():
-    result = found[name, dataset, sigma_255, protocol]
-    noise = 'real' if sigma_255 is None else f'sigma {sigma_255:g}, {protocol}'
-    mean, published = result['mean'], _published(result)
-    paper = '' if published is None else f'{published["psnr"]:.2f}'
-    if published is not None and published['differs']:
-      paper = f'({paper})'
-    rows.append((images, noise, f'`{name}`', f'{mean["psnr_noisy"]:.2f}', f'{mean["psnr"]:.2f}', paper))
-  return markdown_table(('images', 'noise', 'weights', 'noisy', 'PSNR', 'the paper'), rows, 3)
 
 
 # Published weights and the network.

@@ -66,6 +66,14 @@ def quick_to_compile():
 
 
 @pytest.fixture
+def no_home(monkeypatch):
+  """Nobody knows the user's home folder, as in some containers."""
+  for name in ('XDG_CACHE_HOME', 'HOME'):
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setattr('pwd.getpwuid', lambda number: {}[number])
+
+
+@pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
   """The working folder, empty."""
   monkeypatch.chdir(tmp_path)

@@ -164,11 +164,8 @@ def test_programs_are_not_kept_where_others_may_write(tmp_path):
     jax.config.update('jax_compilation_cache_dir', None)
 
 
-@pytest.mark.usefixtures('no_cache')
+@pytest.mark.usefixtures('no_cache', 'no_home')
 def test_without_a_home_nothing_is_kept(tmp_path, monkeypatch):
-  monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
-  monkeypatch.delenv('HOME')
-  monkeypatch.setattr('pwd.getpwuid', lambda number: {}[number])
   monkeypatch.chdir(tmp_path)
   assert compilation_cache.enable() is None
   with compilation_cache.keeping_programs() as folder:

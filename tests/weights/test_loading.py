@@ -505,10 +505,7 @@ def test_a_cache_of_another_user_is_reported(server, tmp_path, monkeypatch):
       download.fetch(f'{server.url}/a.safetensors', tmp_path)
 
 
-def test_without_a_home_a_download_has_no_place(server, monkeypatch):
-  monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
-  monkeypatch.delenv('HOME')
-  monkeypatch.setattr('pwd.getpwuid', lambda number: {}[number])
+def test_without_a_home_a_download_has_no_place(server, no_home):
   with pytest.raises(ValueError, match=r'a\.safetensors: the home folder is unknown; set XDG_CACHE_HOME'):
     pretrained.locate(f'{server.url}/a.safetensors')
 
